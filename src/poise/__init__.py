@@ -1,0 +1,25 @@
+"""poise finds out why something that learns is unstable, fixes it, and proves that the fix works."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("poise")
+
+# `poise.watch` and the rooms load on first use, so that `poise --help` and the launcher start fast.
+_FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
+_ROOMS = ("data", "doctor", "evidence", "losses", "nn", "optim", "preflight", "report", "store", "studies")
+
+__all__ = ["Report", "__version__", *_ROOMS, "watch"]  # noqa: PLE0604, F822
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FRONT_DOORS:
+        return getattr(import_module(_FRONT_DOORS[name]), name)
+    if name in _ROOMS:
+        return import_module(f"poise.{name}")
+    raise AttributeError(f"module 'poise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

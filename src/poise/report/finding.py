@@ -1,0 +1,93 @@
+"""A finding: one cause of instability that was found, with its evidence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Severity = Literal["info", "warning", "error"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One measured number that speaks for a finding.
+
+    Args:
+        signal: name of the signal, for example ``"attention_logit_max[blocks.1.attn]"``.
+        value: the number that was measured.
+        threshold: the number it was compared with; ``None`` where the rule is exact.
+        baseline: what the same signal was in the healthy part of this run; ``None`` where there is none.
+        step: optimizer step at which ``value`` was measured.
+    """
+
+    signal: str
+    value: float
+    threshold: float | None = None
+    baseline: float | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A cause that was found in a run.
+
+    Args:
+        cause: identifier of the cause, for example ``"attention_logit_growth"``.
+        severity: ``"info"``, ``"warning"`` or ``"error"``.
+        probability: how sure the rule is, in [0, 1].
+        summary: one plain sentence that names what happened, where and when.
+        where: names of the layers, parameters or optimizers concerned, worst first.
+        onset_step: step at which the cause began; ``None`` where it has no time (a bug in the script, say).
+        detected_step: first step at which the record sufficed to say so.
+        event_step: step of the spike, divergence or stall that followed; ``None`` if none did.
+        evidence: the numbers.
+        remedies: names of remedies, the most promising first.
+
+    Raises:
+        ValueError: if ``severity`` is unknown or ``probability`` is outside [0, 1].
+    """
+
+    cause: str
+    severity: Severity
+    probability: float
+    summary: str
+    where: tuple[str, ...] = ()
+    onset_step: int | None = None
+    detected_step: int | None = None
+    event_step: int | None = None
+    evidence: tuple[Evidence, ...] = ()
+    remedies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"severity must be one of {SEVERITIES}, got {self.severity!r}")
+        if not 0.0 <= self.probability <= 1.0 or math.isnan(self.probability):
+            raise ValueError(f"probability must lie in [0, 1], got {self.probability!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; infinities and NaN of the evidence become strings."""
+        out = asdict(self)
+        out["where"], out["remedies"] = list(self.where), list(self.remedies)
+        out["evidence"] = [
+            {k: _json_number(v) if isinstance(v, float) else v for k, v in asdict(e).items()} for e in self.evidence
+        ]
+        return out
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Finding:
+        """Rebuild a finding from :meth:`to_dict`."""
+        evidence = tuple(
+            Evidence(**{k: float(v) if k in _NUMBERS and v is not None else v for k, v in e.items()})
+            for e in data["evidence"]
+        )
+        return cls(**{**data, "where": tuple(data["where"]), "remedies": tuple(data["remedies"]), "evidence": evidence})
+
+
+_NUMBERS = ("value", "threshold", "baseline")
+
+
+def _json_number(value: float) -> float | str:
+    # JSON has no NaN or infinity; float("nan"), float("inf") read the strings back.
+    return value if math.isfinite(value) else str(value)

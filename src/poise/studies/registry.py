@@ -1,0 +1,30 @@
+"""The list of studies. A new study is one file beside this one and one line here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from poise.studies.study import Study
+
+# Titles stand here as well so that a listing imports no study (and with it no torch).
+STUDIES: dict[str, str] = {
+    "fair-coins": "Do fair coins land on the side they started from?",
+    "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
+}
+
+
+def load_study(slug: str) -> Study:
+    """Return the study named ``slug``, importing its file.
+
+    Args:
+        slug: name of a study, for example ``"fair-coins"``.
+
+    Raises:
+        ValueError: if there is no such study; the nearest names are offered.
+    """
+    if slug not in STUDIES:
+        near = get_close_matches(slug, STUDIES, n=3, cutoff=0.3) or list(STUDIES)
+        raise ValueError(f"slug must name a study, got {slug!r}; did you mean {' or '.join(near)}?")
+    study: Study = import_module(f"poise.studies.{slug.replace('-', '_')}").STUDY
+    return study

@@ -1,0 +1,11 @@
+"""What can go wrong with a run file."""
+
+from __future__ import annotations
+
+
+class StoreError(OSError):
+    """A run file could not be created or written."""
+
+
+class RunFileError(StoreError):
+    """A run file could not be read: not there, empty, not ours, of a newer format, or corrupt."""

@@ -45,8 +45,8 @@ def train_validation_split(
 
 
 def standardize(
-    train: Float[Tensor, samples * shape], *others: Float[Tensor, _ * shape]
-) -> tuple[Float[Tensor, _ * shape], ...]:
+    train: Float[Tensor, "samples ..."], *others: Float[Tensor, "_ ..."]
+) -> tuple[Float[Tensor, "_ ..."], ...]:
     """Shift and scale columns so that ``train`` has mean 0 and standard deviation 1 in each.
 
     Args:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from poise.store.buffer import Chunk
+from poise.store.buffer import CHUNK_BYTES, Chunk
 from poise.store.schema import STEPS_DTYPE, VALUES_DTYPE
 
 # A block stops growing here: small enough to write in a millisecond, large enough that a long run has few.
 BLOCK_BYTES = 1 << 20
+CHUNKS_AT_ONCE = BLOCK_BYTES // CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +62,11 @@ class BlockLog:
 
     def write(self, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
         """Add waiting rows, inside the caller's transaction."""
+        # In portions: handing a long blob to SQLite holds the interpreter's lock while it is copied.
+        for first in range(0, len(chunks), CHUNKS_AT_ONCE):
+            self._add(connection, chunks[first : first + CHUNKS_AT_ONCE])
+
+    def _add(self, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
         block = Block.of_chunks(self._rows, chunks)
         self._rows = block.end
         while self._growing and self._growing[-1].rows <= block.rows and self._fits(block):

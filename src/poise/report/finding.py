@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -28,6 +29,12 @@ class Evidence:
     baseline: float | None = None
     step: int | None = None
 
+    def __post_init__(self) -> None:
+        # NumPy's scalars are welcome, but JSON knows only Python's.
+        for name in _NUMBERS:
+            _set_as(self, name, float)
+        _set_as(self, "step", _whole)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -46,6 +53,7 @@ class Finding:
         remedies: names of remedies, the most promising first.
 
     Raises:
+        TypeError: if ``where`` or ``remedies`` is one text instead of a tuple of texts.
         ValueError: if ``severity`` is unknown or ``probability`` is outside [0, 1].
     """
 
@@ -61,10 +69,18 @@ class Finding:
     remedies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("where", "remedies"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a tuple of names, got the text {getattr(self, name)!r}")
         if self.severity not in SEVERITIES:
             raise ValueError(f"severity must be one of {SEVERITIES}, got {self.severity!r}")
         if not 0.0 <= self.probability <= 1.0 or math.isnan(self.probability):
             raise ValueError(f"probability must lie in [0, 1], got {self.probability!r}")
+        _set_as(self, "probability", float)
+        for name in ("onset_step", "detected_step", "event_step"):
+            _set_as(self, name, _whole)
+        for name in ("where", "evidence", "remedies"):
+            _set_as(self, name, tuple)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; infinities and NaN of the evidence become strings."""
@@ -78,11 +94,20 @@ class Finding:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Finding:
         """Rebuild a finding from :meth:`to_dict`."""
-        evidence = tuple(
-            Evidence(**{k: float(v) if k in _NUMBERS and v is not None else v for k, v in e.items()})
-            for e in data["evidence"]
-        )
+        evidence = tuple(Evidence(**item) for item in data["evidence"])
         return cls(**{**data, "where": tuple(data["where"]), "remedies": tuple(data["remedies"]), "evidence": evidence})
+
+
+def _set_as(record: Evidence | Finding, name: str, kind: Callable[[Any], Any]) -> None:
+    value = getattr(record, name)
+    if value is not None:
+        object.__setattr__(record, name, kind(value))
+
+
+def _whole(step: Any) -> int:
+    if step != int(step):
+        raise ValueError(f"a step must be a whole number, got {step!r}")
+    return int(step)
 
 
 _NUMBERS = ("value", "threshold", "baseline")

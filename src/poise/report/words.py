@@ -1,0 +1,71 @@
+"""How numbers and names are written for a reader, the same on a page and in a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+Tone = Literal["good", "warning", "bad", "neutral"]
+
+# What a verdict of the package may say, from the rooms `evidence` and `studies`.
+_TONES: dict[str, Tone] = {
+    "proved": "good",
+    "reproduced": "good",
+    "helps, not proved": "warning",
+    "partly": "warning",
+    "hurts": "bad",
+    "refuted": "bad",
+}
+
+
+def number(value: float) -> str:
+    """Write a number with four significant digits; exponents only where zeros would not be readable."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    sign, size = ("−" if value < 0 else ""), abs(value)
+    if isinstance(value, int):
+        return f"{sign}{size:,}" if size >= 10_000 else f"{sign}{size}"
+    if size == 0:
+        return "0"
+    if not 1e-3 <= size < 1e6:
+        return f"{sign}{size:.3e}".replace("e-0", "e-").replace("e+0", "e")
+    digits = max(0, 3 - math.floor(math.log10(size)))
+    text = f"{size:,.{digits}f}"
+    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
+
+
+def cell(value: Any) -> str:
+    """Write one cell of a table; a missing value is a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, (int, float)) else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a cell holds a number (a bool is a word, not a number)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def percent(probability: float) -> str:
+    """Write a probability as a percentage that never rounds to a certainty it does not have."""
+    if 0 < probability < 0.01:
+        return "<1 %"
+    if 0.99 < probability < 1:
+        return ">99 %"
+    return f"{100 * probability:.0f} %"
+
+
+def name_of(identifier: str) -> str:
+    """Return ``"attention_logit_growth"`` as ``"Attention logit growth"``."""
+    text = identifier.replace("_", " ").replace("-", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def tone_of(verdict: str) -> Tone:
+    """Return the colour family of a verdict; words outside the vocabulary are neutral."""
+    text = verdict.casefold()
+    return next((tone for word, tone in _TONES.items() if text.startswith(word)), "neutral")

@@ -1,0 +1,63 @@
+"""Fixtures for every room."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@dataclass
+class PageLog:
+    """What a page said and asked for while a test looked at it."""
+
+    errors: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+# Per module: Playwright keeps an event loop running, in which a test of another module could not start its own.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser on this machine (looked for {', '.join(_BROWSERS)})")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=list(_FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def browser_page(browser: Browser) -> Iterator[Page]:
+    """A fresh page of a headless Chromium, 1280 x 800, light."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def page_log(browser_page: Page) -> PageLog:
+    """Console errors, uncaught exceptions and requests of ``browser_page``."""
+    log = PageLog()
+    browser_page.on("console", lambda message: message.type == "error" and log.errors.append(message.text))
+    browser_page.on("pageerror", lambda error: log.errors.append(str(error)))
+    browser_page.on("request", lambda request: log.requests.append(request.url))
+    return log

@@ -136,7 +136,7 @@ def _require_coefficient(coef: float) -> None:
 
 
 def _warn_if_probabilities(logits: Tensor, dim: int) -> None:
-    """Look at one row, and only if that row is suspicious at all of them.
+    """Look at the sum of one row, and only if that is suspicious at all of them.
 
     An accelerator is asked once per process: the question waits for the device.
     """
@@ -147,7 +147,8 @@ def _warn_if_probabilities(logits: Tensor, dim: int) -> None:
             return
         _warned_devices.add(logits.device)
     rows = logits.detach().movedim(dim, -1).reshape(-1, logits.shape[dim])
-    if _are_distributions(rows[:1]) and _are_distributions(rows):
+    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
+    if abs(float(rows[0].sum()) - 1) < tolerance and _are_distributions(rows, tolerance):
         warnings.warn(
             "these look like probabilities, not logits (every row lies in [0, 1] and sums to 1): "
             "pass the scores before softmax",
@@ -156,7 +157,6 @@ def _warn_if_probabilities(logits: Tensor, dim: int) -> None:
         )
 
 
-def _are_distributions(rows: Tensor) -> bool:
-    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
+def _are_distributions(rows: Tensor, tolerance: float) -> bool:
     inside = (rows >= 0).all() & (rows <= 1).all()
     return bool(inside & ((rows.float().sum(-1) - 1).abs() < tolerance).all())

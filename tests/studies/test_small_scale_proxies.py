@@ -1,0 +1,172 @@
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from poise.studies import load_study
+from poise.studies import small_scale_proxies as study
+
+SHORT = study.Setting(qk_norm=False, width=16, steps=12, warm_up=3, probe_step=6)
+
+
+def model(qk_norm, width=32, seed=0):
+    return study.CharacterGPT(width, 64, qk_norm, torch.Generator().manual_seed(seed))
+
+
+def ids(batch=3, seed=0):
+    return torch.randint(64, (batch, study.CONTEXT), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_model_is_causal(qk_norm):
+    net, x = model(qk_norm), ids()
+    y = x.clone()
+    y[:, 20:] = (y[:, 20:] + 1) % 64
+    torch.testing.assert_close(net(x)[:, :20], net(y)[:, :20])
+    assert not torch.allclose(net(x)[:, 20:], net(y)[:, 20:])
+
+
+def test_measured_logits_are_those_that_attention_uses():
+    net, x = model(False), ids()
+    hidden = net.tokens(x) + net.positions.weight
+    q, k, v = net.blocks[0].heads(hidden)
+    logits = torch.einsum("bhqd,bhkd->bhqk", q, k) / math.sqrt(study.HEAD_DIM)
+    hide = torch.ones(32, 32, dtype=torch.bool).triu(1)
+    mixed = logits.masked_fill(hide, -math.inf).softmax(-1) @ v
+    torch.testing.assert_close(mixed, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    first = logits.masked_fill(hide, 0).abs().max().item()
+    net.blocks[1].qkv.weight.data.zero_()  # then the largest logit is the first block's
+    assert study.attention_signals(net, x)[0] == pytest.approx(first, rel=1e-5)
+
+
+def test_entropy_is_one_for_even_attention_and_goes_to_zero_for_sharp_attention():
+    net = model(False)
+    for block in net.blocks:
+        block.qkv.weight.data.zero_()
+    assert study.attention_signals(net, ids()) == (0.0, pytest.approx(1.0, abs=1e-5))
+    net = model(False)
+    for block in net.blocks:
+        block.qkv.weight.data[:64].mul_(100)
+    logit_max, entropy = study.attention_signals(net, ids())
+    assert logit_max > 1e3
+    assert entropy < 0.05
+
+
+def test_qk_norm_bounds_the_measured_logits():
+    net = model(True)
+    for block in net.blocks:
+        block.qkv.weight.data.mul_(1000)
+    bound = max(block.qk_norm.logit_bound() for block in net.blocks)
+    assert study.attention_signals(net, ids())[0] <= bound * (1 + 1e-5)
+
+
+def test_initialisation_is_the_papers():
+    net = model(False, width=128)
+    assert net.tokens.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    down = net.blocks[0].down.weight
+    assert down.abs().max().item() <= 2 * 512**-0.5
+    assert not any(name.endswith("bias") for name, _ in net.named_parameters())
+
+
+def test_schedule_warms_up_to_one_and_ends_at_the_final_rate():
+    setting = replace(SHORT, steps=200, warm_up=20)
+    shape = [study._shape(t, 0.1, setting) for t in range(201)]
+    assert shape[0] == pytest.approx(1 / 20)
+    assert max(shape) == shape[19] == shape[20] == 1
+    assert all(a > b for a, b in pairwise(shape[20:]))
+    assert 0.1 * shape[200] == pytest.approx(study.FINAL_LR)
+
+
+def test_windows_come_from_the_last_tenth_and_are_never_trained_on():
+    text, whole = study.corpus(), study.load_text().ids
+    assert text.windows.shape == (32, study.CONTEXT + 1)
+    assert len(text.train) == pytest.approx(0.9 * len(whole), abs=1)
+    assert torch.equal(text.windows[0], whole[len(text.train) :][: study.CONTEXT + 1])
+    assert torch.equal(text.windows[-1], whole[-study.CONTEXT - 1 :])
+
+
+def test_same_seed_same_run_and_the_callers_state_is_untouched():
+    torch.manual_seed(5)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    first, second = (study.train(SHORT, lr=0.01, seed=1) for _ in range(2))
+    assert first == second != study.train(SHORT, lr=0.01, seed=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_size_is_the_width_and_a_run_can_stop_at_the_probe():
+    wide = study.train(replace(SHORT, width=32), lr=0.01, seed=0)
+    assert study.train(SHORT, lr=0.01, seed=0, size=32) == wide
+    stopped = study.train(replace(SHORT, last_step=6), lr=0.01, seed=0, size=32)
+    assert stopped["logit_max_early"] == stopped["logit_max_end"] == wide["logit_max_early"]
+
+
+def test_training_learns_and_qk_norm_keeps_logits_small_at_a_high_rate():
+    setting = replace(SHORT, steps=40)
+    plain, normed = (study.train(replace(setting, qk_norm=q), lr=0.1, seed=0) for q in (False, True))
+    assert max(plain["loss"], normed["loss"]) < plain["init_loss"] - 0.5
+    assert plain["logit_max_end"] > 5 * normed["logit_max_end"]
+
+
+def test_large_epsilon_shrinks_updates():
+    usual, large = (study.train(replace(SHORT, eps=eps), lr=0.01, seed=0) for eps in (1e-8, 1e-3))
+    assert large["eps_shrink_end"] < 0.8 < 0.99 < usual["eps_shrink_end"] <= 1
+
+
+def test_bigrams_beat_unigrams():
+    text = study.corpus()
+    share = torch.bincount(text.train, minlength=text.classes).double() / len(text.train)
+    unigram = -share.log()[text.windows[:, 1:]].mean().item()
+    assert 1 < study.bigram_loss() < unigram
+
+
+CASES = [
+    ("sensitivity", {"ratio": 2.0, "p_better": 0.99}, "reproduced"),
+    ("sensitivity", {"ratio": 2.0, "p_better": 0.9}, "partly"),
+    ("sensitivity", {"ratio": 1.3, "p_better": 0.99}, "partly"),
+    ("sensitivity", {"ratio": 1.0, "p_better": 0.5}, "refuted"),
+    ("high-lr", {"gap": 0.2, "p_better": 0.99}, "reproduced"),
+    ("high-lr", {"gap": 0.1, "p_better": 0.99}, "partly"),
+    ("high-lr", {"gap": -0.1, "p_better": 0.01}, "refuted"),
+    ("logit-growth", {"logit_plain": 2e3, "entropy_plain": 0.01, "logit_normed": 9.0}, "reproduced"),
+    ("logit-growth", {"logit_plain": 2e3, "entropy_plain": 0.5, "logit_normed": 9.0}, "partly"),
+    ("logit-growth", {"logit_plain": 5.0, "entropy_plain": 0.5, "logit_normed": 5.0}, "refuted"),
+    ("logit-limit", {"runs": 3, "diverged": 3, "worse_than_bigrams": 3}, "reproduced"),
+    ("logit-limit", {"runs": 3, "diverged": 0, "worse_than_bigrams": 3}, "partly"),
+    ("logit-limit", {"runs": 3, "diverged": 0, "worse_than_bigrams": 2}, "refuted"),
+    ("logit-limit", {}, "not tested"),
+    ("forecast", {"decades": 0.3}, "reproduced"),
+    ("forecast", {"decades": 0.5}, "partly"),
+    ("forecast", {"decades": 1.5}, "refuted"),
+    ("gradient-rms", {"over_lr": -0.1, "over_size": -0.2}, "reproduced"),
+    ("gradient-rms", {"over_lr": 0.1, "over_size": -0.2}, "partly"),
+    ("gradient-rms", {"over_lr": 0.1, "over_size": 0.2}, "refuted"),
+    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.3, "harm": 0.1, "p_worse": 0.99}, "reproduced"),
+    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.3, "harm": -0.1, "p_worse": 0.01}, "partly"),
+    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.9, "harm": 0.1, "p_worse": 0.6}, "refuted"),
+    ("output-drift", {"mean_logit": -50.0, "log_z_without": 40.0, "log_z_with": 0.5}, "reproduced"),
+    ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 0.5}, "partly"),
+    ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 4.0}, "refuted"),
+]
+
+
+@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
+def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
+    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
+    assert (judge(numbers) if numbers else "not tested") == verdict
+
+
+@pytest.mark.slow
+def test_the_tiny_study_runs_and_reports():
+    shares = []
+    outcome = load_study("small-scale-proxies").run("tiny", progress=lambda share, words: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert {r.claim.id for r in outcome.results if r.verdict == "not tested"} <= {"logit-limit"}
+    report = outcome.report()
+    assert report.verdict == outcome.verdict
+    html = report.to_html()
+    assert "Validation loss over learning rate" in html

@@ -126,6 +126,7 @@ def test_the_other_arguments_of_the_softmax_are_handed_on():
     remedy = parse_remedy("logit_soft_cap=5")
     logits = torch.randn(2, 4, 4, dtype=torch.float32)
     assert remedy.attention_softmax(F.softmax, logits, -1, dtype=torch.float64).dtype == torch.float64
+    assert remedy.attention_softmax(torch.softmax, logits, -1, torch.float64).dtype == torch.float64
 
 
 def test_traces_without_a_graph_break_and_agrees():

@@ -62,9 +62,11 @@ class LogitSoftCap(Remedy):
         """Compute the attention with capped logits; same arguments as ``scaled_dot_product_attention``."""
         return soft_capped_attention(query, key, value, self.value, **kwargs)
 
-    def attention_softmax(self, call: Callable[..., Tensor], logits: Tensor, dim: int, **kwargs: Any) -> Tensor:
+    def attention_softmax(
+        self, call: Callable[..., Tensor], logits: Tensor, dim: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Cap the logits that are not masked, then call the script's own softmax."""
-        return call(torch.where(logits <= MASKED_BELOW, logits, self._cap(logits)), dim, **kwargs)
+        return call(torch.where(logits <= MASKED_BELOW, logits, self._cap(logits)), dim, *args, **kwargs)
 
     def _cap(self, logits: Tensor) -> Tensor:
         return self.value * torch.tanh(logits / self.value)

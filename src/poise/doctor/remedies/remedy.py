@@ -101,9 +101,11 @@ class Remedy:
         """Stand around ``torch.nn.functional.scaled_dot_product_attention``."""
         return call(query, key, value, **kwargs)
 
-    def attention_softmax(self, call: Callable[..., Tensor], logits: Tensor, dim: int, **kwargs: Any) -> Tensor:
+    def attention_softmax(
+        self, call: Callable[..., Tensor], logits: Tensor, dim: int, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Stand around a softmax of attention logits that a script wrote by hand; masked entries are already in."""
-        return call(logits, dim, **kwargs)
+        return call(logits, dim, *args, **kwargs)
 
     def note(self, text: str) -> None:
         """Keep a remark for the report, once."""

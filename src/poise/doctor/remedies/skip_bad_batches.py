@@ -75,6 +75,7 @@ class SkipBadBatches(Remedy):
                 past.append(current)
         if bad:
             self.skipped += 1
+            self.notes = [f"skip_bad_batches left out {self.skipped} step{'s' * (self.skipped > 1)}"]
             self._hidden[optimizer] = _hide_gradients(optimizer)
 
     def _stands_out(self, loss: float, past: Iterable[float]) -> bool:

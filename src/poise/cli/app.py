@@ -1,0 +1,57 @@
+"""The commands of `poise`, one file each, and how their errors look."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from poise.cli.explain import explain
+from poise.cli.report import report
+from poise.cli.run import run
+from poise.cli.runs import runs
+from poise.cli.studies import studies, study
+from poise.cli.trial import trial
+
+app = typer.Typer(
+    name="poise",
+    help="Find out why something that learns is unstable, fix it, and prove that the fix works.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+# What comes after the script belongs to the script, options included.
+_OPEN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+app.command(context_settings=_OPEN)(run)
+app.command(context_settings=_OPEN)(trial)
+app.command()(runs)
+app.command()(report)
+app.command()(explain)
+app.command()(studies)
+app.command()(study)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and end.", is_eager=True),
+) -> None:
+    if version:
+        from poise import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is said in one line, without a stack trace."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"poise: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("poise: interrupted", file=sys.stderr)
+        sys.exit(130)

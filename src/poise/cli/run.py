@@ -1,0 +1,95 @@
+"""`poise run`: execute a script under the watch and say what went wrong in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from poise.doctor import Script, Session, Settings
+
+_ERROR_FOUND = 3
+
+
+def run(
+    context: typer.Context,
+    script: Annotated[str, typer.Argument(help="The script, followed by its own arguments.", metavar="SCRIPT [ARGS]")],
+    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is a module, as for `python -m`.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
+    remedy: Annotated[list[str] | None, typer.Option(help="Apply NAME[=VALUE] to the live run; repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Add this to every seed that the script sets.")] = None,
+    overhead: Annotated[float, typer.Option(help="Share of the run's time that watching may take.")] = 0.03,
+    select: Annotated[list[str] | None, typer.Option(help="Look for this cause only; repeatable.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
+    stop_on: Annotated[str | None, typer.Option(help="End the run once something of this severity is found.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 if an error was found.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but faults.")] = False,
+) -> None:
+    """Run a training script, unchanged, and name what makes it unstable.
+
+    The exit code is the script's own; with `--check` it is 3 if the script succeeded and an error was found.
+    """
+    from poise.doctor import Script, Settings, launch, parse_remedy
+    from poise.doctor.diagnose import choose_causes
+    from poise.report import SEVERITIES
+
+    if stop_on is not None and stop_on not in SEVERITIES:
+        raise ValueError(f"--stop-on must be one of {', '.join(SEVERITIES)}, got {stop_on!r}")
+    choose_causes(select or (), ignore or ())
+    program = Script(script, context.args, module)
+    remedies = [parse_remedy(spec) for spec in remedy or ()]
+    meta = {"script": script, "args": list(context.args), "module": module, "seed": seed, "started": time.time()}
+    settings = Settings(overhead, select or (), ignore or (), stop_on, remedies, meta)  # type: ignore[arg-type]
+    session = _open(out, program, settings)
+    ending = launch(program, session, seed)
+    if session.recording and not quiet:
+        _say(session, as_json)
+    worst = any(f.severity == "error" for f in session.findings)
+    _leave(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)
+
+
+def _open(out: Path | None, script: Script, settings: Settings) -> Session:
+    from poise.doctor import Session
+
+    # Of a distributed run the first process records; the others apply the remedies.
+    recording = os.environ.get("RANK", "0") == "0"
+    try:
+        return Session(out or _new_folder(script), settings, recording)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix="poise-"))
+        print(f"poise: {error}; recording to {folder} instead", file=sys.stderr)
+        return Session(folder, settings, recording)
+
+
+def _new_folder(script: Script) -> Path:
+    stem = Path("runs") / f"{script.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number, folder = 1, stem
+    while folder.exists():
+        number, folder = number + 1, stem.with_name(f"{stem.name}-{number}")
+    return folder
+
+
+def _say(session: Session, as_json: bool) -> None:
+    sys.stdout.flush()
+    if as_json:
+        print(json.dumps([f.to_dict() for f in session.findings]), file=sys.stderr)
+        return
+    from poise.cli.summary import print_summary
+
+    print_summary(session, Console(stderr=True))
+
+
+def _leave(code: int) -> None:
+    # Not typer.Exit: the script's own exit code is passed on as it is.
+    sys.exit(code)

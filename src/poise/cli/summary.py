@@ -1,0 +1,72 @@
+"""What `poise run` prints when the script has ended."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from poise.doctor import Session
+    from poise.report import Finding
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "blue"}
+_OTHER_FRAMEWORKS = {"jax": "JAX", "tensorflow": "TensorFlow", "mxnet": "MXNet"}
+
+
+def print_summary(session: Session, console: Console) -> None:
+    """Print the findings of a run, each with its evidence in a line, and where the report is."""
+    console.print()
+    if not session.tap.timelines:
+        console.print(_plain(nothing_seen(session), "yellow"))
+        return
+    serious = [f for f in session.findings if f.severity != "info"]
+    notes = len(session.findings) - len(serious)
+    console.print(_headline(session, serious))
+    for finding in serious[:4]:
+        _print_finding(finding, console)
+    if notes:
+        console.print(_plain(f"and {notes} more to know in the report", "dim"))
+    console.print(_plain(f"report  {session.out / 'report.html'}", ""))
+
+
+def nothing_seen(session: Session) -> str:
+    """Say that no training was seen, and what was."""
+    counts = session.tap.counts
+    others = [name for module, name in _OTHER_FRAMEWORKS.items() if module in sys.modules]
+    seen = [f"{counts['backward']} backward passes", f"{counts['forward']} forward passes"]
+    hint = f" The script has imported {' and '.join(others)}, which poise cannot watch." if others else ""
+    if counts["backward"]:
+        hint += " Gradients were computed but no torch.optim optimizer stepped: parameters updated by hand, or in"
+        hint += " another process or a compiled function, are out of sight."
+    return f"poise: no optimizer step seen; seen were {', '.join(seen)}.{hint}"
+
+
+def _headline(session: Session, serious: list[Finding]) -> Text:
+    budget, steps = session.tap.budget, session.tap.counts["step"]
+    found = f"{len(serious)} finding{'s' if len(serious) != 1 else ''}" if serious else "nothing wrong found"
+    style = _STYLES[serious[0].severity] if serious else "bold green"
+    cost = f"watching took {budget.share:.1%} of the run's time, and {budget.setup:.2f} s to find the model"
+    return Text.assemble(("poise  ", "bold"), (found, style), (f"  in {steps} steps; {cost}", "dim"))
+
+
+def _print_finding(finding: Finding, console: Console) -> None:
+    console.print()
+    name = finding.cause.replace("_", " ")
+    sure = f"  {finding.probability:.0%} sure"
+    console.print(Text.assemble((finding.severity, _STYLES[finding.severity]), ("  " + name, "bold"), (sure, "dim")))
+    console.print(Text("  " + finding.summary, overflow="fold"))
+    if finding.where:
+        console.print(_plain(f"  where     {', '.join(finding.where[:4])}", "dim"))
+    if finding.onset_step is not None:
+        event = "" if finding.event_step is None else f", event at step {finding.event_step}"
+        console.print(_plain(f"  onset     step {finding.onset_step}{event}", "dim"))
+    if finding.remedies:
+        console.print(_plain(f"  try       --remedy {' or --remedy '.join(finding.remedies[:3])}", "dim"))
+    console.print(_plain(f"  more      poise explain {finding.cause.replace('_', '-')}", "dim"))
+
+
+def _plain(text: str, style: str) -> Text:
+    return Text(text, style=style, overflow="fold")

@@ -1,0 +1,51 @@
+"""The batch that the model is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from poise.doctor.probes.probe import Probe
+
+if TYPE_CHECKING:
+    from poise.doctor.tap.tap import Tap
+
+_ELEMENTS = 1 << 18
+
+
+class BatchProbe(Probe):
+    """A fingerprint of the first tensor that a root module is called with.
+
+    Of numbers: ``input_mean``, ``input_std``, ``input_absmax`` and ``input_nonfinite`` (a count). Of token ids:
+    ``token_entropy`` in nats, and ``token_repeats``, the share of tokens equal to the one before.
+    """
+
+    def model_inputs(self, tap: Tap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Measure the batch."""
+        batch = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        if batch is None or batch.numel() == 0 or not tap.first_look("batch", None):
+            return
+        batch = batch.detach()
+        if batch.is_floating_point():
+            self._numbers(tap, batch)
+        elif batch.dtype in (torch.int64, torch.int32) and batch.dim() >= 2:
+            self._tokens(tap, batch)
+
+    def _numbers(self, tap: Tap, batch: Tensor) -> None:
+        flat = batch.reshape(-1)[:_ELEMENTS].float()
+        finite = torch.isfinite(flat)
+        tap.observe("input_nonfinite", (~finite).sum())
+        values = torch.where(finite, flat, 0.0)
+        tap.observe("input_mean", values.mean())
+        tap.observe("input_std", values.std(correction=0))
+        tap.observe("input_absmax", values.abs().amax())
+
+    def _tokens(self, tap: Tap, batch: Tensor) -> None:
+        tokens = batch.reshape(-1)[:_ELEMENTS]
+        _, counts = torch.unique(tokens, return_counts=True) if tokens.device.type == "cpu" else (None, None)
+        if counts is not None:  # on a device the number of distinct tokens would have to be waited for
+            shares = counts / counts.sum()
+            tap.observe("token_entropy", -(shares * shares.log()).sum())
+        tap.observe("token_repeats", (batch[..., 1:] == batch[..., :-1]).float().mean())

@@ -1,0 +1,72 @@
+"""What cross-entropy is given: logits and labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from poise.doctor.probes.probe import Probe
+
+if TYPE_CHECKING:
+    from poise.doctor.tap.tap import Tap
+
+_ROWS = 1024
+_CLASSES = 256  # beyond that the table of predictions against labels is not kept
+_MEMORY = 0.8  # share of the table that a further sampled step keeps
+
+
+class LogitProbe(Probe):
+    """Scale of the output logits, and whether labels still mean what they meant.
+
+    ``logit_lse`` (mean log-sum-exp), ``logit_mean``, ``logit_max`` (largest absolute value);
+    ``logits_are_probabilities``: 1 if every row lies in [0, 1] and sums to 1. ``label_entropy`` of the batch in nats,
+    ``label_ignored`` (share), ``classes``; from a decaying table of predictions against labels ``label_agreement``
+    (accuracy) and ``label_purity`` (how well a prediction determines the label, whichever it is): labels that were
+    permuted halfway keep their purity and lose their agreement.
+    """
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+
+    def loss_inputs(self, tap: Tap, logits: Tensor, target: Tensor, ignore_index: int) -> None:
+        """Measure up to 1024 rows."""
+        if logits.dim() == 1:
+            logits, target = logits.unsqueeze(0), target.unsqueeze(0)
+        if logits.numel() == 0:
+            return
+        rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])[:_ROWS].float()
+        self._scale(tap, rows)
+        if not target.is_floating_point():
+            self._labels(tap, rows, target.reshape(-1)[:_ROWS], ignore_index)
+
+    def _scale(self, tap: Tap, rows: Float[Tensor, "row cls"]) -> None:
+        tap.observe("classes", float(rows.shape[1]))
+        tap.observe("logit_lse", torch.logsumexp(rows, dim=-1).mean())
+        tap.observe("logit_mean", rows.mean())
+        tap.observe("logit_max", rows.abs().amax())
+        like = (rows >= 0).all() & (rows <= 1).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()
+        tap.observe("logits_are_probabilities", like.float())
+
+    def _labels(self, tap: Tap, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:
+        classes = rows.shape[1]
+        used = (labels != ignore_index) & (labels >= 0) & (labels < classes)
+        tap.observe("label_ignored", (labels == ignore_index).float().mean())
+        weights = used.float()
+        counts = torch.zeros(classes, device=rows.device).index_add_(0, labels.clamp(0, classes - 1), weights)
+        shares = counts / counts.sum().clamp_min(1)
+        tap.observe("label_entropy", -torch.xlogy(shares, shares).sum())
+        if classes <= _CLASSES:
+            self._agreement(tap, rows.argmax(-1), labels.clamp(0, classes - 1), weights, classes)
+
+    def _agreement(self, tap: Tap, predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> None:
+        table = self._table
+        if table is None or table.shape[0] != classes or table.device != predicted.device:
+            table = torch.zeros(classes, classes, device=predicted.device)
+        table.mul_(_MEMORY).view(-1).index_add_(0, predicted * classes + labels, weights)
+        self._table = table
+        total = table.sum().clamp_min(1e-12)
+        tap.observe("label_agreement", table.diagonal().sum() / total)
+        tap.observe("label_purity", table.amax(1).sum() / total)

@@ -1,0 +1,48 @@
+"""Parameters that nobody trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poise.doctor.probes.probe import Probe
+
+if TYPE_CHECKING:
+    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.timeline import Timeline
+
+_PATIENCE = 10  # steps after which a parameter without a gradient is believed to stay without
+
+
+class OrphanProbe(Probe):
+    """Event ``orphans``: parameters in no optimizer, without a gradient so far, or of no live module."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[int]] = {}
+        self._told: set[str] = set()
+
+    def before_step(self, tap: Tap, timeline: Timeline) -> None:
+        """Note which parameters get a gradient, and tell once."""
+        seen = self._seen.setdefault(timeline.prefix, set())
+        seen.update(timeline.with_gradient)
+        seen.update(i for i, p in enumerate(timeline.parameters) if p.grad is not None)
+        if timeline.step < _PATIENCE or timeline.prefix in self._told:
+            return
+        self._told.add(timeline.prefix)
+        named = tap.names.parameters
+        trained = [i for i, p in enumerate(timeline.parameters) if p.requires_grad]
+        lost = [i for i in trained if id(timeline.parameters[i]) not in named] if named else []
+        idle = [i for i in trained if i not in seen and i not in lost]
+        payload = {
+            "timeline": timeline.prefix,
+            "unoptimized": _unoptimized(tap),
+            "no_gradient": [timeline.names[i] for i in idle],
+            "replaced": [f"{timeline.names[i]} {tuple(timeline.parameters[i].shape)}" for i in lost],
+        }
+        if any(payload[k] for k in ("unoptimized", "no_gradient", "replaced")):
+            tap.event(timeline.step, "orphans", payload)
+
+
+def _unoptimized(tap: Tap) -> list[str]:
+    held = {id(p) for t in tap.timelines.values() for p in t.parameters}
+    trainable = [p for root in tap.names.roots for p in root.parameters() if p.requires_grad]
+    return [tap.names.parameters[id(p)] for p in trainable if id(p) not in held]

@@ -1,0 +1,176 @@
+"""One watched run from its first step to its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from poise.doctor.budget import Budget
+from poise.doctor.diagnose import diagnose
+from poise.doctor.probes import PROBES
+from poise.doctor.recorder import Recorder
+from poise.doctor.remedies.remedy import Remedy
+from poise.doctor.run_report import run_report
+from poise.doctor.tap.install import install
+from poise.doctor.tap.tap import Tap
+from poise.report import SEVERITIES, Finding, Report, Severity
+from poise.store import Record, RunWriter, read_run
+
+RUN_FILE, FINDINGS_FILE, REPORT_FILE = "run.db", "findings.json", "report.html"
+
+
+class StopRun(SystemExit):
+    """Ends a script because something as severe as asked for was found."""
+
+
+@dataclass
+class Settings:
+    """How a run is watched.
+
+    Args:
+        overhead: share of the run's own time that watching may cost; 0.03 is 3 %.
+        select: causes to look for; all if empty.
+        ignore: causes to leave out.
+        stop_on: end the run as soon as something of this severity is found; never if ``None``.
+        remedies: changes to apply to the live run.
+    """
+
+    overhead: float = 0.03
+    select: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    stop_on: Severity | None = None
+    remedies: Sequence[Remedy] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """Watches this process between :meth:`start` and :meth:`finish` and writes what it found into a folder.
+
+    Args:
+        out: folder for ``run.db``, ``findings.json`` and ``report.html``; made if it is not there.
+        settings: how to watch.
+        recording: ``False`` applies remedies only (ranks above 0 of a distributed run).
+        only: optimizers to watch; all of the process if ``None``.
+        roots: the models, if known.
+
+    Raises:
+        FileExistsError: if ``out`` already holds a run.
+        OSError: if ``out`` cannot be written.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Settings,
+        recording: bool = True,
+        only: Sequence[Optimizer] | None = None,
+        roots: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self.out = Path(out)
+        self.settings = settings
+        self.findings: list[Finding] = []
+        self.record: Record | None = None
+        self.recording = recording
+        self.seconds = 0.0
+        self._writer = self._open_run_file() if recording else None
+        self.tap = Tap(
+            Recorder(self._writer) if self._writer else None,
+            [probe() for probe in PROBES],
+            Budget(settings.overhead),
+            settings.remedies,
+            only,
+            roots,
+        )
+        self._stack = ExitStack()
+        self._next_look = 0.0
+
+    @property
+    def run_file(self) -> Path:
+        """Where the signals are."""
+        return self.out / RUN_FILE
+
+    def _open_run_file(self) -> RunWriter:
+        if self.run_file.exists():
+            raise FileExistsError(f"{self.out} already holds a run; choose another folder, or remove {self.run_file}")
+        self.out.mkdir(parents=True, exist_ok=True)
+        remedies = [remedy.spec for remedy in self.settings.remedies]
+        return RunWriter(self.run_file, meta={**self.settings.meta, "remedies": remedies})
+
+    def start(self) -> Session:
+        """Put the tap in place."""
+        self._started = time.perf_counter()
+        self._stack.enter_context(install(self.tap))
+        if self.settings.stop_on is not None and self._writer is not None:
+            self.tap.after_every_step = self._look
+        return self
+
+    def _look(self) -> None:
+        """Diagnose the run while it goes on, no more often than a twentieth of the time allows."""
+        start = time.perf_counter()
+        if start < self._next_look or self._writer is None:
+            return
+        self.tap.recorder.drain()  # type: ignore[union-attr]
+        self._writer.flush()
+        findings = diagnose(read_run(self.run_file), self.settings.select, self.settings.ignore)
+        self._next_look = time.perf_counter() + max(2.0, 20 * (time.perf_counter() - start))
+        wanted = SEVERITIES.index(self.settings.stop_on)  # type: ignore[arg-type]
+        severe = next((f for f in findings if SEVERITIES.index(f.severity) >= wanted), None)
+        if severe is not None:
+            print(f"poise: stopped the run: {severe.summary}", file=sys.stderr)
+            raise StopRun(3)
+
+    def finish(self, how: str = "finished", detail: str = "") -> list[Finding]:
+        """Take the tap out, diagnose, and write findings and report.
+
+        Args:
+            how: ``"finished"``, ``"exception"``, ``"interrupted"`` or ``"exit"``.
+            detail: the exception, or the exit code.
+        """
+        self.seconds = time.perf_counter() - self._started
+        self.tap.detach_module_hooks()
+        if self._writer is not None:
+            self._note_end(how, detail)
+        self._stack.close()
+        if self._writer is None:
+            return []
+        self.tap.recorder.close()  # type: ignore[union-attr]
+        self._writer = None
+        self.record = read_run(self.run_file)
+        self.findings = diagnose(self.record, self.settings.select, self.settings.ignore)
+        self._write(self.out / FINDINGS_FILE, json.dumps([f.to_dict() for f in self.findings], indent=1) + "\n")
+        self.report().save(self.out / REPORT_FILE)
+        return self.findings
+
+    def report(self) -> Report:
+        """Return the report of the finished run."""
+        if self.record is None:
+            raise RuntimeError("the run has no report before finish() was called")
+        return run_report(self.record, self.findings)
+
+    def _note_end(self, how: str, detail: str) -> None:
+        writer = self._writer
+        assert writer is not None
+        tap = self.tap
+        tap.event(tap.step, "script_end", {"how": how, "detail": detail})
+        writer.set_meta("seconds", self.seconds)
+        writer.set_meta("overhead", tap.budget.share if tap.timelines else 0.0)
+        writer.set_meta("overhead_allowed", tap.budget.overhead)
+        writer.set_meta("counts", tap.counts)
+        writer.set_meta("notes", [note for remedy in self.settings.remedies for note in remedy.notes])
+        if tap.fault:
+            writer.set_meta("fault", tap.fault)
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:  # the disk has filled up meanwhile: the findings are still printed
+            print(f"poise: could not write {path}: {error}", file=sys.stderr)

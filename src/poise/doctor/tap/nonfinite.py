@@ -1,0 +1,264 @@
+"""Find the operation that made the first NaN or infinity, and the line of the user's code it stands in."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from poise.doctor.tap.shadow import can_shadow, shadow
+
+if TYPE_CHECKING:
+    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.timeline import Timeline
+
+# These put infinities where a mask wants them: no fault of theirs.
+_MASKING = {
+    "masked_fill",
+    "masked_fill_",
+    "full",
+    "full_like",
+    "new_full",
+    "where",
+    "triu",
+    "tril",
+    "fill_",
+    "log_softmax",
+}
+_OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
+
+
+def explain_nonfinite_forward(tap: Tap, loss: Tensor) -> dict[str, Any]:
+    """Return where the first non-finite value of a forward pass came from, while its graph still exists."""
+    found = _search_model(tap)
+    if found is not None:
+        return {**found, "where": "model"}
+    found = _search_graph(loss)
+    if found is not None:
+        return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
+    return {"module": "", "op": "", "source": _line_calling("backward"), "where": "loss"}
+
+
+def explain_nonfinite_backward(tap: Tap, timeline: Timeline) -> dict[str, Any]:
+    """Return which parameters got non-finite gradients from a finite loss, and the operation that made the first."""
+    bad = [
+        timeline.names[i]
+        for i in timeline.with_gradient
+        if not bool(torch.isfinite(timeline.parameters[i].grad).all())  # type: ignore[arg-type]
+    ]
+    found = _search_backward(tap) or {"module": "", "op": "", "source": ""}
+    return {"parameters": bad[:20], "parameters_total": len(bad), **found}
+
+
+def _search_model(tap: Tap) -> dict[str, Any] | None:
+    call = tap.last_call
+    if call is None or not can_shadow(call):
+        return None
+    if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
+        return {"module": "", "op": "the input batch", "source": ""}
+    watcher = _FirstNonFinite(tap)
+    with shadow(call) as forward, tap.watched_modules(), watcher:
+        output = forward()
+    if all(bool(torch.isfinite(t).all()) for t in _floats(output)):
+        return None
+    return watcher.found()
+
+
+class _FirstNonFinite(TorchFunctionMode):
+    """Looks at what every operation of a forward pass takes and gives."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+        self._nan: dict[str, Any] | None = None
+        self._infinity: dict[str, Any] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if self._nan is None and name not in _MASKING and not name.startswith("__get"):
+            self._look(name, (args, kwargs), output)
+        return output
+
+    def _look(self, name: str, inputs: Any, output: Any) -> None:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            outputs = list(_floats(output))
+            if any(bool(torch.isnan(t).any()) for t in outputs):
+                self._nan = self._describe(name, inputs)
+            elif self._infinity is None and any(bool(torch.isinf(t).any()) for t in outputs):
+                self._infinity = self._describe(name, inputs)
+
+    def _describe(self, name: str, inputs: Any) -> dict[str, Any]:
+        given = [t for t in _floats(inputs) if t.numel()]
+        module = self._tap.module
+        low, high = _finite_range(given)
+        return {
+            "module": "" if module is None else self._tap.names.modules.get(id(module), type(module).__name__),
+            "op": name,
+            "source": user_line(),
+            "input_min": low,
+            "input_max": high,
+            "given_infinity": any(bool(torch.isinf(t).any()) for t in given),
+        }
+
+    def found(self) -> dict[str, Any] | None:
+        """Return the culprit: an infinity that was made before the first NaN, and fed it, comes first."""
+        nan, infinity = self._nan, self._infinity
+        culprit = infinity if nan is None or (nan["given_infinity"] and infinity is not None) else nan
+        return None if culprit is None else {k: v for k, v in culprit.items() if k != "given_infinity"}
+
+
+def _finite_range(tensors: list[Tensor]) -> tuple[float | None, float | None]:
+    finite = [t[torch.isfinite(t)] for t in tensors]
+    finite = [t for t in finite if t.numel()]
+    if not finite:
+        return None, None
+    return min(float(t.min()) for t in finite), max(float(t.max()) for t in finite)
+
+
+def _search_graph(loss: Tensor) -> dict[str, Any] | None:
+    """Walk the autograd graph from the loss to the operation nearest the leaves that saved or made a bad number."""
+    culprit = None
+    for node in _nodes(loss.grad_fn):
+        if _makes_nonfinite(node):
+            culprit = node  # breadth first: the last one found is the farthest from the loss
+    return None if culprit is None else {"op": _op_name(culprit)}
+
+
+def _nodes(start: Any, most: int = 400) -> Iterator[Any]:
+    queue, seen = [start], set()
+    while queue and len(seen) < most:
+        node = queue.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        queue.extend(parent for parent, _ in node.next_functions)
+
+
+def _op_name(node: Any) -> str:
+    name = type(node).__name__
+    return name.removesuffix("0").removesuffix("1").removesuffix("2").removesuffix("Backward").lower()
+
+
+def _makes_nonfinite(node: Any) -> bool:
+    """Recompute the operations that leave the reals from what their nodes saved."""
+    op = _op_name(node)
+    given = _saved(node, "_saved_self")
+    if op in ("log", "log2", "log10") and given is not None:
+        return bool((given <= 0).any())
+    if op == "log1p" and given is not None:
+        return bool((given <= -1).any())
+    if op in ("sqrt", "exp", "div", "pow", "rsqrt", "acos", "asin", "atanh"):
+        result = _saved(node, "_saved_result")
+        if result is not None:
+            return not bool(torch.isfinite(result).all())
+    divisor = _saved(node, "_saved_other")
+    return op == "div" and divisor is not None and bool((divisor == 0).any())
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    try:
+        value = getattr(node, name, None)
+    except RuntimeError:  # freed by an earlier backward, or changed in place since
+        return None
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _search_backward(tap: Tap) -> dict[str, Any] | None:
+    """Repeat forward and backward of the model, watching every operation's gradient; the parameters keep theirs."""
+    call = tap.last_call
+    if call is None or not can_shadow(call):
+        return None
+    lines = _GradientLines(tap)
+    with torch.enable_grad(), shadow(call) as forward, tap.watched_modules(), lines:
+        outputs = [t for t in _floats(forward()) if t.requires_grad]
+    if not outputs:
+        return None
+    culprits: list[Any] = []
+    for node, made in lines.made.items():
+        node.register_hook(_gradient_watcher(made, culprits))
+    leaves = [p for p in call.root.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
+    return culprits[0] if culprits else None
+
+
+def _gradient_watcher(made: dict[str, Any], culprits: list[Any]) -> Any:
+    def look(given_back: Any, given: Any) -> None:
+        if not culprits and _all_finite(given) and not _all_finite(given_back):
+            culprits.append(made)
+
+    return look
+
+
+def _all_finite(tensors: Any) -> bool:
+    return all(t is None or bool(torch.isfinite(t).all()) for t in tensors)
+
+
+class _GradientLines(TorchFunctionMode):
+    """Remembers, for every node of the graph, the module and the line of the user's code that made it."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+        self.made: dict[Any, dict[str, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        module = self._tap.module
+        for tensor in _floats(output):
+            node = tensor.grad_fn
+            if node is not None and node not in self.made:
+                self.made[node] = {
+                    "module": "" if module is None else self._tap.names.modules.get(id(module), type(module).__name__),
+                    "op": _op_name(node),
+                    "source": user_line(),
+                }
+        return output
+
+
+def _floats(tree: Any) -> Iterator[Tensor]:
+    return (t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def user_line() -> str:
+    """Return ``"file:line"`` of the innermost frame that is neither torch's nor ours."""
+    frame = _user_frame()
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _user_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((*_OWN_CODE, "<")):
+        frame = frame.f_back
+    return frame
+
+
+def _line_calling(function: str) -> str:
+    """Return the last line up to the current one, in the user's running function, that calls ``function``."""
+    frame = _user_frame()
+    if frame is None:
+        return ""
+    here = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    try:
+        lines, first = inspect.getsourcelines(frame.f_code)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError):  # no source at hand (a notebook cell, exec): the line of backward() is known
+        return here
+    first = max(first, 1)
+    calls = [n.lineno + first - 1 for n in ast.walk(tree) if isinstance(n, ast.Call) and _called(n) == function]
+    before = [line for line in calls if line <= frame.f_lineno]
+    return f"{frame.f_code.co_filename}:{max(before)}" if before else here
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")

@@ -1,0 +1,94 @@
+"""Run the model's forward pass once more, for the watch's own sake, and leave no trace of it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from poise.doctor.tap.discovery import unwrap
+
+
+@dataclass
+class RootCall:
+    """One call of a root module: what it was given, and under which autocast."""
+
+    root: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    autocast: tuple[tuple[str, torch.dtype], ...]
+
+    @classmethod
+    def capture(cls, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RootCall:
+        """Keep references to the inputs; nothing is copied."""
+        devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
+        return cls(root, args, kwargs, tuple((d, torch.get_autocast_dtype(d)) for d in devices))
+
+
+@contextlib.contextmanager
+def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
+    """Yield a function that repeats ``call`` eagerly.
+
+    Random states, buffers and attributes of the modules are put back afterwards, and what the forward pass prints is
+    swallowed. DDP wrappers are left out, so that no other process is waited for.
+    """
+    model = unwrap(call.root)
+
+    def forward() -> Any:
+        with contextlib.ExitStack() as stack:
+            for device, dtype in call.autocast:
+                stack.enter_context(torch.autocast(device, dtype=dtype))
+            return model(*call.args, **call.kwargs)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(), enabled=True))
+        stack.enter_context(_host_random_states())
+        stack.enter_context(_own_buffers(model))
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and asking would import it
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        yield forward
+
+
+def can_shadow(call: RootCall | None) -> bool:
+    """Return whether a forward pass can be repeated by this process alone."""
+    return call is not None and not any(isinstance(m, nn.SyncBatchNorm) for m in call.root.modules())
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+@contextlib.contextmanager
+def _host_random_states() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that scripts use
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _own_buffers(model: nn.Module) -> Iterator[None]:
+    """Let every module work on copies of its buffers, and undo whatever its forward assigns to attributes."""
+    before = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
+    for module, _, buffers in before:
+        for name, buffer in buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.detach().clone()
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)

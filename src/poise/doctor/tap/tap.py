@@ -1,0 +1,623 @@
+"""The tap: where numbers leave a live run without the script being changed."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from poise.doctor.budget import Budget
+from poise.doctor.probes.modes import MODAL
+from poise.doctor.probes.probe import Probe
+from poise.doctor.recorder import Recorder
+from poise.doctor.remedies.remedy import Remedy
+from poise.doctor.tap.discovery import Names, find_roots, name_model
+from poise.doctor.tap.nonfinite import explain_nonfinite_backward, explain_nonfinite_forward
+from poise.doctor.tap.shadow import RootCall, shadow
+from poise.doctor.tap.timeline import Interval, Timeline
+
+_MAX_TIMELINES = 8
+_BURST = 32  # steps seen densely after a trigger
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def guarded(method: Callable[Concatenate[Tap, P], R]) -> Callable[Concatenate[Tap, P], R | None]:
+    """Time the watch's own work, and let no fault of it reach the run."""
+
+    @functools.wraps(method)
+    def call(self: Tap, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        if self.off or self.busy:
+            return None
+        start = time.perf_counter()
+        self.busy = True
+        self.grad_enabled = torch.is_grad_enabled()
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        except Exception as error:  # whatever it is, the user's run goes on without the watch
+            self.fail(error)
+            return None
+        finally:
+            self.busy = False
+            # In a forward pass that the watch runs itself, the moment around it is on the clock already.
+            if not self.shadowing:
+                self.budget.charge(start)
+
+    return call
+
+
+class Tap:
+    """Follows optimizers, losses and models of the running process and hands what it sees to probes.
+
+    The tap itself changes nothing. Its moments (:meth:`before_backward`, :meth:`before_step`, ...) are called by the
+    hooks and wrappers that :func:`poise.doctor.tap.install.install` puts in place.
+
+    Args:
+        recorder: where the signals go; ``None`` for a process that only applies remedies (ranks above 0).
+        probes: what looks at a sampled step.
+        budget: how much of the run's time the watch may take.
+        remedies: changes that act on the live run.
+        only: optimizers to follow; all of the process if ``None``.
+        roots: the models, where the caller knows them; found from the optimizers' parameters if ``None``.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder | None,
+        probes: Sequence[Probe],
+        budget: Budget,
+        remedies: Sequence[Remedy] = (),
+        only: Sequence[Optimizer] | None = None,
+        roots: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self.recorder = recorder
+        self.probes = probes
+        self.budget = budget
+        self.remedies = remedies
+        self.only = None if only is None else {id(o) for o in only}
+        self.given_roots = roots
+        self.off = recorder is None
+        self.busy = False  # in a moment of our own: what we compute there must not be watched
+        self.shadowing = False  # in a forward pass that the watch runs itself
+        self.grad_enabled = True  # in the user's code, at the current moment
+        self.fault: str | None = None
+        self.sampling = not self.off
+        self.names = Names()
+        self.interval = Interval()
+        self.timelines: dict[int, Timeline] = {}
+        self.stack: list[tuple[nn.Module, list[str]]] = []
+        self.roots: list[nn.Module] = []
+        self.last_call: RootCall | None = None
+        self.compiled = False
+        self.in_backward = 0
+        self.counts = {"forward": 0, "backward": 0, "step": 0}
+        self.after_every_step: Callable[[], None] | None = None
+        # What `install` provides: hooks on modules come and go with sampling, root classes are patched once known.
+        self.attach_module_hooks: Callable[[], None] = lambda: None
+        self.detach_module_hooks: Callable[[], None] = lambda: None
+        self.patch_root_classes: Callable[[list[nn.Module]], None] = lambda roots: None
+        self.step_hooks: tuple[Callable[..., None], Callable[..., None]]
+        self._stepping: Timeline | None = None
+        self._to_see: set[int] = set()
+        self._last_sampled = 0
+        self._burst_left = 0
+        self._lent = 0
+        self._spent_before = 0.0
+        self._sample_seconds = 0.002
+        self._promoted = False  # this very step is to be looked at closely, though it was not planned
+        self._explained: set[str] = set()
+
+    # ---- what probes call ------------------------------------------------------------------------------------------
+
+    def observe(self, signal: str, value: float | Tensor, module: nn.Module | None = None, site: str = "") -> None:
+        """Keep a number for the optimizer step that comes next; ``site`` tells calls within one module apart."""
+        self.interval.observations.append((signal, module, site, value))
+
+    def emit(
+        self, timeline: Timeline, signal: str, layers: Sequence[str] | None, values: Tensor | Sequence[Any]
+    ) -> None:
+        """Record numbers of the current step: one per layer, or one in all where ``layers`` is ``None``."""
+        assert self.recorder is not None
+        prefix = timeline.prefix + signal
+        names = (prefix,) if layers is None else tuple(f"{prefix}[{layer}]" for layer in layers)
+        if names:
+            self.recorder.add(timeline.step, names, values)
+
+    def event(self, step: int, kind: str, payload: dict[str, Any]) -> None:
+        """Record something that happened."""
+        assert self.recorder is not None
+        self.recorder.event(step, kind, payload)
+
+    def first_look(self, what: str, module: nn.Module | None, site: str = "") -> bool:
+        """Return True the first time ``what`` is looked at in ``module`` since the last optimizer step."""
+        key = (what + site, id(module))
+        if key in self.interval.seen:
+            return False
+        self.interval.seen.add(key)
+        return True
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose forward runs right now."""
+        return self.stack[-1][0] if self.stack else None
+
+    def call_site(self, function: str) -> str:
+        """Name the calls of ``function`` within the running module: ``""``, ``"relu2"``, ``"relu3"``, ..."""
+        if not self.stack:
+            return ""
+        calls = self.stack[-1][1]
+        calls.append(function)
+        count = calls.count(function)
+        return "" if count == 1 else f"{function}{count}"
+
+    @property
+    def step(self) -> int:
+        """Step of the optimizer that steps most, for events that belong to no optimizer."""
+        return max((t.step for t in self.timelines.values()), default=0)
+
+    # ---- moments: forward ------------------------------------------------------------------------------------------
+
+    def sees_forward(self) -> bool:
+        """Return whether a forward operation that runs now should be looked at."""
+        if not self.sampling or self.busy or self.off:
+            return False
+        return self.shadowing or (torch.is_grad_enabled() and not self.compiled)
+
+    @guarded
+    def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A module's forward begins (sampled steps only)."""
+        if not self.stack and not self.roots and self.grad_enabled:
+            self._look_at_model_inputs(args, {})
+        self.stack.append((module, []))
+
+    @guarded
+    def leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A module's forward has ended (sampled steps only)."""
+        # Hooks may have come in the middle of an outer module's forward: then its end has no beginning.
+        if self.stack and self.stack[-1][0] is module:
+            self.stack.pop()
+        if (self.grad_enabled or self.shadowing) and self.first_look("forward", module):
+            for probe in self.probes:
+                probe.forward(self, module, args, output)
+
+    @guarded
+    def rectified(self, output: Tensor) -> None:
+        """A ReLU was computed."""
+        site = self.call_site("relu")
+        if self.first_look("relu", self.module, site):
+            for probe in self.probes:
+                probe.rectified(self, output, site)
+
+    @guarded
+    def call_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is called: keep the batch until the step is over, in case its step must be explained."""
+        self.counts["forward"] += 1
+        if not self.grad_enabled:
+            return
+        self.last_call = RootCall.capture(root, args, kwargs)
+        if self.sampling:
+            self._look_at_model_inputs(args, kwargs)
+
+    def _look_at_model_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for probe in self.probes:
+            probe.model_inputs(self, args, kwargs)
+
+    @guarded
+    def attention(self, logits: Callable[[], tuple[Tensor, Tensor | None]]) -> None:
+        """Attention is computed; ``logits`` makes the logits of one sample."""
+        if not self.first_look("attention", self.module):
+            return
+        with _no_autocast():
+            made, visible = logits()
+            for probe in self.probes:
+                probe.attention(self, made, visible)
+
+    @guarded
+    def loss_inputs(self, logits: Tensor, target: Tensor, ignore_index: int) -> None:
+        """Cross-entropy is computed from these logits."""
+        if not self.first_look("loss_inputs", None):
+            return
+        with _no_autocast():
+            for probe in self.probes:
+                probe.loss_inputs(self, logits.detach(), target.detach(), ignore_index)
+
+    def loss_computed(self, loss: Any) -> None:
+        """A loss function has returned (every step; costs an attribute write)."""
+        if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
+            self.interval.loss_output = loss.detach()
+        elif isinstance(loss, Tensor) and not torch.is_grad_enabled():
+            self._loss_without_gradient()
+
+    @guarded
+    def _loss_without_gradient(self) -> None:
+        """Somebody evaluates: then Dropout and BatchNorm should not be in training mode."""
+        if "eval_in_train_mode" in self._explained or not self.timelines:
+            return
+        careless = [
+            self.names.modules.get(id(m), type(m).__name__)
+            for root in self.names.roots
+            for m in root.modules()
+            if m.training and isinstance(m, MODAL)
+        ]
+        self._explained.add("eval_in_train_mode")
+        if careless:
+            self.event(self.step, "eval_in_train_mode", {"modules": careless[:20]})
+
+    # ---- moments: backward -----------------------------------------------------------------------------------------
+
+    @guarded
+    def before_backward(self, root: Any) -> None:
+        """``backward`` is called on ``root``."""
+        self.counts["backward"] += 1
+        interval = self.interval
+        interval.backwards += 1
+        for timeline in self.timelines.values():
+            self._check_gradients_reset(timeline)
+        if not isinstance(root, Tensor) or root.numel() != 1:
+            return
+        loss = root.detach()
+        if interval.scaled is not None and interval.scaled[0] == id(root):
+            loss = interval.scaled[1]
+        if loss.device.type != "cpu":
+            interval.losses.append(loss)
+            return
+        value = float(loss)
+        interval.losses.append(value)
+        if value != value or value in (float("inf"), float("-inf")):
+            self._explain("nonfinite_forward", lambda: explain_nonfinite_forward(self, root))
+        elif any(t.loss_spiked(value) for t in self.timelines.values()):
+            self._trigger()
+
+    def _check_gradients_reset(self, timeline: Timeline) -> None:
+        if timeline.gradients_reset or not timeline.parameters:
+            return
+        gradient = next((p.grad for p in timeline.parameters if p.grad is not None), None)
+        if gradient is None:
+            timeline.gradients_reset = True
+        elif self.sampling and self.first_look("stale_gradient", None) and not gradient.is_sparse:
+            # Zeroed in place is as good as dropped. The smallest gradient will do: one that was really accumulated
+            # would be exactly zero nowhere else.
+            smallest = min((p.grad for p in timeline.parameters if p.grad is not None), key=Tensor.numel)
+            self.observe("stale_gradient", (smallest != 0).any())
+
+    def zero_grad(self, owner: Any) -> None:
+        """``zero_grad`` is called on an optimizer or a module."""
+        for timeline in self.timelines.values():
+            if owner is timeline.optimizer or isinstance(owner, nn.Module):
+                timeline.gradients_reset = True
+
+    def clipped(self, norm: Any, max_norm: float) -> None:
+        """Gradients were clipped to ``max_norm``; ``norm`` is what they had before."""
+        self.interval.clip = (norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm))
+
+    def loss_scaled(self, scaled: Any, loss: Any) -> None:
+        """GradScaler has scaled a loss."""
+        if isinstance(scaled, Tensor) and isinstance(loss, Tensor):
+            self.interval.scaled = (id(scaled), loss.detach())
+
+    # ---- moments: checkpoints --------------------------------------------------------------------------------------
+
+    @guarded
+    def optimizer_loaded(self, optimizer: Any, _: Any) -> None:
+        """``load_state_dict`` was called on an optimizer."""
+        self.event(self.step, "load_state_dict", {"what": "optimizer", "class": type(optimizer).__name__})
+
+    @guarded
+    def model_loaded(self, model: Any, _: Any) -> None:
+        """``load_state_dict`` was called on a module."""
+        self.event(self.step, "load_state_dict", {"what": "model", "class": type(model).__name__})
+
+    @guarded
+    def file_loaded(self, content: Any) -> None:
+        """``torch.load`` has returned."""
+        self.event(self.step, "torch_load", {"has_optimizer_state": holds_optimizer_state(content)})
+
+    # ---- moments: optimizer ----------------------------------------------------------------------------------------
+
+    def follows(self, optimizer: Optimizer) -> bool:
+        """Return whether ``optimizer`` has, or may get, a timeline."""
+        if self.only is not None and id(optimizer) not in self.only:
+            return False
+        return id(optimizer) in self.timelines or len(self.timelines) < _MAX_TIMELINES
+
+    def steps_of(self, optimizer: Optimizer) -> int:
+        """Return how many steps of ``optimizer`` were seen."""
+        timeline = self.timelines.get(id(optimizer))
+        return 0 if timeline is None else timeline.step
+
+    @guarded
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer step begins; the gradients are final unless the optimizer takes a closure."""
+        if self._stepping is not None or not self.follows(optimizer):
+            return  # an optimizer inside another one (SAM, Lookahead): the outer step is the step
+        timeline = self.timelines.get(id(optimizer)) or self._new_timeline(optimizer)
+        self._stepping = timeline
+        timeline.sampled = self.sampling or self._promoted
+        self._measure_gradients(timeline)
+        timeline.sampled = timeline.sampled or self._promoted
+        if timeline.sampled:
+            if self.compiled and self.last_call is not None:
+                self._shadow_forward()
+            for probe in self.probes:
+                probe.before_step(self, timeline)
+
+    def treat_before(self, optimizer: Optimizer) -> None:
+        """Let the remedies act, then note the learning rate that the step will really use."""
+        if self.remedies:
+            loss = self.interval.loss()
+            loss = torch.tensor(loss) if isinstance(loss, float) else loss
+            for remedy in self.remedies:
+                remedy.before_step(optimizer, loss)
+        if self._stepping is not None and self._stepping.optimizer is optimizer:
+            self._stepping.lr = max((group.get("lr", 0.0) for group in optimizer.param_groups), default=0.0)
+
+    def treat_after(self, optimizer: Optimizer) -> None:
+        """Let the remedies undo what they must, last first."""
+        for remedy in reversed(self.remedies):
+            remedy.after_step(optimizer)
+
+    @guarded
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The optimizer step is done."""
+        timeline = self._stepping
+        if timeline is None or timeline.optimizer is not optimizer:
+            return
+        self._stepping = None
+        if timeline.grad_norm is None:  # the gradients were made by a closure, inside the step
+            self._measure_gradients(timeline)
+        if timeline.sampled:
+            for probe in self.probes:
+                probe.after_step(self, timeline)
+            self._flush_observations(timeline)
+        self._end_step(timeline, {})
+
+    @guarded
+    def step_skipped(self, optimizer: Optimizer, scale: float) -> None:
+        """A GradScaler found infinities and left the optimizer step out."""
+        if not self.follows(optimizer):
+            return
+        timeline = self.timelines.get(id(optimizer)) or self._new_timeline(optimizer)
+        timeline.sampled = self.sampling
+        timeline.grad_norm, timeline.with_gradient = None, []
+        if timeline.sampled:
+            self._flush_observations(timeline)
+        self._end_step(timeline, {"amp_scale": scale, "amp_skipped": 1.0})
+
+    @guarded
+    def step_scaled(self, optimizer: Optimizer, scale: float) -> None:
+        """A GradScaler let the optimizer step happen (it has just been recorded)."""
+        timeline = self.timelines.get(id(optimizer))
+        if timeline is not None and self.recorder is not None:
+            names = (timeline.prefix + "amp_scale", timeline.prefix + "amp_skipped")
+            self.recorder.add(timeline.step - 1, names, (scale, 0.0))
+
+    def _new_timeline(self, optimizer: Optimizer) -> Timeline:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.given_roots is not None:
+            if not self.roots:
+                self._adopt(list(self.given_roots))
+        elif any(id(p) not in self.names.parameters for p in parameters):
+            found = find_roots(parameters)
+            self._adopt([*self.roots, *(r for r in found if not any(r is known for known in self.roots))])
+        names = [self.names.parameters.get(id(p), f"parameter.{i}") for i, p in enumerate(parameters)]
+        index = len(self.timelines)
+        if not index:
+            self.budget.start()
+        timeline = Timeline(optimizer, f"opt{index}/" if index else "", parameters, names)
+        self.timelines[id(optimizer)] = timeline
+        self._to_see.add(id(optimizer))
+        return timeline
+
+    def _adopt(self, roots: list[nn.Module]) -> None:
+        self.roots = roots
+        self.names = name_model(roots)
+        if any(is_compiled(root) for root in roots):
+            self.use_shadow_forwards()
+        self.patch_root_classes(roots)
+
+    def use_shadow_forwards(self) -> None:
+        """Part of the model is compiled: no hook may touch its modules; sampled steps are repeated eagerly."""
+        if not self.compiled:
+            self.compiled = True
+            self.detach_module_hooks()
+            self.event(self.step, "compiled", {"mode": "shadow forward"})
+
+    def _measure_gradients(self, timeline: Timeline) -> None:
+        timeline.grad_norm, timeline.layer_norms = None, None
+        timeline.with_gradient = [
+            i for i, p in enumerate(timeline.parameters) if p.grad is not None and not p.grad.is_sparse
+        ]
+        due = timeline.sampled or timeline.step % timeline.norm_every == 0
+        if self.interval.backwards == 0 or not due or not timeline.with_gradient:
+            return
+        start = time.perf_counter()
+        gradients = [local(timeline.parameters[i].grad) for i in timeline.with_gradient]
+        scale = getattr(timeline.optimizer, "grad_scale", None)  # set where a fused kernel is to unscale by itself
+        norms = foreach_norm(gradients)
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        if scale is not None:
+            total = total / scale
+        timeline.layer_norms, timeline.norm_now = norms, total
+        clip = self.interval.clip
+        timeline.grad_norm = total if clip is None else clip[0]
+        if isinstance(timeline.grad_norm, Tensor) and timeline.grad_norm.device.type == "cpu":
+            timeline.grad_norm = float(timeline.grad_norm)
+        seconds = time.perf_counter() - start
+        timeline.norm_seconds = 0.8 * timeline.norm_seconds + 0.2 * seconds if timeline.norm_seconds else seconds
+        if isinstance(timeline.grad_norm, float):
+            self._watch_norm(timeline, timeline.grad_norm)
+
+    def _watch_norm(self, timeline: Timeline, norm: float) -> None:
+        if norm != norm or norm == float("inf"):
+            losses = [x for x in self.interval.losses if isinstance(x, float)]
+            if all(x == x and abs(x) != float("inf") for x in losses):
+                self._explain("nonfinite_backward", lambda: explain_nonfinite_backward(self, timeline))
+            return
+        if timeline.norm_spiked(norm):
+            self._trigger()
+        timeline.recent_norms.append(norm)
+
+    def _shadow_forward(self) -> None:
+        """Run the model once more, eagerly, for the probes' sake; nothing of the model changes by it."""
+        assert self.last_call is not None
+        with shadow(self.last_call) as call, self.watched_modules():
+            call()
+
+    def watched_modules(self) -> AbstractContextManager[None]:
+        """Look at every module and every attention of a forward pass that the watch itself runs."""
+        from poise.doctor.tap.install import inspecting
+
+        return inspecting(self)
+
+    def _flush_observations(self, timeline: Timeline) -> None:
+        by_signal: dict[str, tuple[list[str], list[Any]]] = {}
+        for signal, module, site, value in self.interval.observations:
+            if module is None:
+                self.emit(timeline, signal, None, [value])
+                continue
+            name = self.names.modules.get(id(module))
+            if name is not None:
+                layers, values = by_signal.setdefault(signal, ([], []))
+                layers.append(f"{name}.{site}" if site else name)
+                values.append(value)
+        for signal, (layers, values) in by_signal.items():
+            self.emit(timeline, signal, layers, values)
+
+    def _end_step(self, timeline: Timeline, extra: dict[str, float]) -> None:
+        now = time.perf_counter()
+        seconds = now - timeline.ended
+        timeline.ended = now
+        timeline.step_seconds = seconds if timeline.step < 2 else 0.9 * timeline.step_seconds + 0.1 * seconds
+        self._record_scalars(timeline, seconds, extra)
+        timeline.gradients_reset = False
+        self.interval = Interval()
+        self.last_call = None
+        self.counts["step"] += 1
+        timeline.step += 1
+        timeline.norm_every = self.budget.every(timeline.norm_seconds, timeline.step_seconds)
+        self._plan_sampling(timeline)
+        if self.recorder is not None:
+            self.recorder.drain()
+
+    def _record_scalars(self, timeline: Timeline, seconds: float, extra: dict[str, float]) -> None:
+        interval = self.interval
+        loss = interval.loss()
+        values: dict[str, Any] = {"lr": timeline.lr, "step_seconds": seconds, "backwards": interval.backwards, **extra}
+        if loss is not None:
+            values["loss"] = loss
+        if timeline.grad_norm is not None:
+            values["grad_norm"] = timeline.grad_norm
+        if interval.clip is not None:
+            values["clip_max"] = interval.clip[1]
+        assert self.recorder is not None
+        self.recorder.add(timeline.step, tuple(timeline.prefix + k for k in values), list(values.values()))
+        if isinstance(loss, float) and loss == loss:
+            timeline.recent_losses.append(loss)
+
+    # ---- when to look closely --------------------------------------------------------------------------------------
+
+    def _trigger(self) -> None:
+        """Something stands out: look at this step and at the next ones closely."""
+        if not self._burst_left and self._lent < 3:
+            self._lent += 1
+            self.budget.lend(0.1)
+        self._burst_left = _BURST
+        if not self.sampling and not self._promoted and self.last_call is not None:
+            self._look_at_model_inputs(self.last_call.args, self.last_call.kwargs)
+        self._promoted = True
+
+    def _plan_sampling(self, timeline: Timeline) -> None:
+        self._burst_left = max(0, self._burst_left - 1)
+        self._promoted = False
+        if self.sampling:
+            self._to_see.discard(id(timeline.optimizer))
+            if not self._to_see or timeline.step - self._last_sampled > 2 * len(self.timelines):
+                self._stop_sampling()
+        # Dense at first, then ever wider, up to every 50th step; the budget may widen it further.
+        wait = 1 if self._burst_left else min(50, max(1, timeline.step // 8))
+        if (
+            not self.sampling
+            and timeline.step - self._last_sampled >= wait
+            and self.budget.allows(self._sample_seconds)
+        ):
+            self._start_sampling(timeline)
+
+    def _start_sampling(self, timeline: Timeline) -> None:
+        self.sampling = True
+        self._last_sampled = timeline.step
+        self._to_see = set(self.timelines)
+        self._spent_before = self.budget.spent
+        if not self.compiled:
+            self.attach_module_hooks()
+
+    def _stop_sampling(self) -> None:
+        self.sampling = False
+        self.stack.clear()
+        self.detach_module_hooks()
+        seconds = self.budget.spent - self._spent_before
+        self._sample_seconds = 0.7 * self._sample_seconds + 0.3 * seconds
+
+    def _explain(self, kind: str, explanation: Callable[[], dict[str, Any]]) -> None:
+        """Find out where something non-finite came from, once per run and kind: it takes a forward pass."""
+        if kind not in self._explained:
+            self._explained.add(kind)
+            self.event(self.step, kind, explanation())
+            self._trigger()
+
+    def fail(self, error: Exception) -> None:
+        """Switch the watch off after a fault of its own, with one line on stderr."""
+        self.off = True
+        self.sampling = False
+        self.fault = f"{type(error).__name__}: {error}".replace("\n", " ")
+        print(f"poise: the watch switched itself off ({self.fault}); the run goes on", file=sys.stderr)
+        self.detach_module_hooks()
+
+
+def is_compiled(root: nn.Module) -> bool:
+    """Return whether ``root`` or a part of it is compiled by torch.compile or ``Module.compile``."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in root.modules())
+
+
+def local(tensor: Any) -> Tensor:
+    """Return this process's shard of a distributed tensor; any other tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the 2-norm of each tensor in float32, on the first one's device."""
+    device = tensors[0].device
+    if all(t.device == device and t.dtype == torch.float32 for t in tensors):
+        return list(torch._foreach_norm(tensors))
+    return [torch.linalg.vector_norm(t.detach(), dtype=_wide(t)).float().to(device) for t in tensors]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    if tensor.is_complex():
+        return torch.complex128 if tensor.dtype == torch.complex128 else torch.complex64
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _no_autocast() -> AbstractContextManager[Any]:
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            return torch.autocast(device, enabled=False)
+    return nullcontext()
+
+
+def holds_optimizer_state(content: Any, depth: int = 3) -> bool:
+    """Return whether a loaded checkpoint holds the state of an optimizer, however deep in its dictionaries."""
+    if not isinstance(content, dict) or depth == 0:
+        return False
+    if "param_groups" in content and content.get("state"):
+        return True
+    return any(holds_optimizer_state(value, depth - 1) for value in content.values())

@@ -36,9 +36,11 @@ class Quadrature:
     """How finely to integrate.
 
     Args:
-        outer: Gauss-Legendre nodes per shared parameter to begin with; they grow by half until the error of the log
-            marginal likelihood, extrapolated from its last two values, is below ``tolerance``.
-        inner: Gauss-Hermite nodes per group to begin with; they grow alike.
+        outer: Gauss-Legendre nodes per shared parameter to begin with (twice as many where fewer than three are
+            shared); they grow by half until the error of the log marginal likelihood, extrapolated from its last
+            values, is below ``tolerance``.
+        inner: Gauss-Hermite nodes per group to begin with; they grow by half until the log marginal likelihood moves
+            less than ``tolerance``.
         tolerance: largest accepted error of a log marginal likelihood, in nats.
         refinements: how often the nodes may grow.
 
@@ -239,19 +241,37 @@ def integrate(
     if not start:
         value = float(log_density([], quadrature.inner)[0])
         return Integral(value, [], np.ones(1), [], [], [], 0.0)
-    box = _find_box(log_density, list(start), list(support))
-    nodes, inner = quadrature.outer, quadrature.inner
-    last = _on_box(log_density, box, nodes, inner, math.inf)
+    box = _find_box(log_density, list(start), list(support), quadrature.inner)
+    # Where fewer than three parameters are shared, twice the nodes cost next to nothing.
+    nodes = quadrature.outer * (1 if len(start) > 2 else 2)
+    inner, last = _refine_inner(log_density, box, nodes, quadrature)
     for _ in range(quadrature.refinements):
-        nodes, inner = nodes + nodes // 2, inner + inner // 2
-        now = _on_box(log_density, box, nodes, inner, last.log_value)
-        # Gauss rules converge geometrically: half as many nodes again raise the error to the power 1.5.
-        if abs(now.change) ** 1.5 < quadrature.tolerance:
-            return now
-        last = now
+        nodes += nodes // 2
+        last = _on_box(log_density, box, nodes, inner, last.log_value)
+        # Gauss-Legendre converges geometrically: half as many nodes again raise the error to the power 1.5.
+        if abs(last.change) ** 1.5 < quadrature.tolerance:
+            return last
     raise QuadratureError(
-        f"the log marginal likelihood still moved by {last.change:.3g} at {nodes} nodes per parameter "
+        f"the log marginal likelihood still moved by {last.change:.3g} at {nodes} nodes per shared parameter "
         f"(tolerance {quadrature.tolerance:g}); raise outer or refinements of Quadrature"
+    )
+
+
+def _refine_inner(
+    log_density: LogDensity, box: list[tuple[float, float]], nodes: int, quadrature: Quadrature
+) -> tuple[int, Integral]:
+    """Find how many inner nodes are needed, where that is cheap: on the first outer grid."""
+    inner = quadrature.inner
+    last = _on_box(log_density, box, nodes, inner, math.inf)
+    for _ in range(2 * quadrature.refinements):
+        now = _on_box(log_density, box, nodes, inner + inner // 2, last.log_value)
+        # The power 1.5 would be too bold here: groups of successes only are far from normal and converge slowly.
+        if abs(now.change) < quadrature.tolerance:
+            return inner, last
+        inner, last = inner + inner // 2, now
+    raise QuadratureError(
+        f"the log marginal likelihood still moved by {last.change:.3g} at {inner} nodes per group "
+        f"(tolerance {quadrature.tolerance:g}); raise inner or refinements of Quadrature"
     )
 
 
@@ -270,7 +290,7 @@ def _on_box(log_density: LogDensity, box: list[tuple[float, float]], nodes: int,
 
 
 def _find_box(
-    log_density: LogDensity, box: list[tuple[float, float]], support: list[tuple[float, float]]
+    log_density: LogDensity, box: list[tuple[float, float]], support: list[tuple[float, float]], inner: int
 ) -> list[tuple[float, float]]:
     """Zoom in, or out, until the box just holds what is within ``_DROP`` of the top."""
     x, _ = special.roots_legendre(9)
@@ -278,7 +298,7 @@ def _find_box(
     for turn in range(80):
         axes = [low + (high - low) * (x + 1) / 2 for low, high in box]
         points = [p.ravel() for p in np.meshgrid(*axes, indexing="ij")]
-        density = log_density(points, 2).reshape([len(x)] * len(box))
+        density = log_density(points, inner).reshape([len(x)] * len(box))
         new = [_cut(axis, _profile(density, i), support[i]) for i, axis in enumerate(axes)]
         if turn > 12:  # from here on it only grows, so it settles
             new = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(box, new, strict=True)]

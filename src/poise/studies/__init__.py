@@ -1,7 +1,11 @@
 """Studies: the executable test of each paper's claims, and what came out."""
 
 from poise.studies.registry import STUDIES, load_study
+from poise.studies.results import RESULTS, read_results, record_result
+from poise.studies.runner import StudyListing, list_studies, run_study
 from poise.studies.study import (
+    BUDGETS,
+    CLAIM_VERDICTS,
     Budget,
     Claim,
     ClaimResult,
@@ -15,6 +19,9 @@ from poise.studies.study import (
 )
 
 __all__ = [
+    "BUDGETS",
+    "CLAIM_VERDICTS",
+    "RESULTS",
     "STUDIES",
     "Budget",
     "Claim",
@@ -26,5 +33,10 @@ __all__ = [
     "Paper",
     "Progress",
     "Study",
+    "StudyListing",
+    "list_studies",
     "load_study",
+    "read_results",
+    "record_result",
+    "run_study",
 ]

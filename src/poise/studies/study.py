@@ -208,7 +208,8 @@ class Study:
             progress: called with the share done and a few words.
 
         Raises:
-            ValueError: if ``budget`` is unknown, ``seeds`` is below 1, or the experiment left a claim out or measured NaN.
+            ValueError: if ``budget`` is unknown, ``seeds`` is below 1, or the experiment left a claim out or measured
+                NaN.
         """
         if budget not in BUDGETS:
             raise ValueError(f"budget must be one of {BUDGETS}, got {budget!r}")

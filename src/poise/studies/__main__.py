@@ -1,0 +1,51 @@
+"""``python -m poise.studies``: run all studies and rewrite their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from poise.studies.registry import STUDIES
+from poise.studies.results import RESULTS
+from poise.studies.runner import run_study
+from poise.studies.study import Budget
+
+
+def main(
+    slugs: Annotated[list[str] | None, typer.Argument(help="Studies to run; all by default.")] = None,
+    budget: Annotated[Budget, typer.Option(help="How much work to spend.")] = "default",
+    results: Annotated[Path, typer.Option(help="Results file to update.")] = RESULTS,
+    out: Annotated[Path | None, typer.Option(help="Folder for one report per study.")] = None,
+) -> None:
+    """Run studies and record what came out; a study that fails does not stop the others."""
+    console = Console()
+    failed = [slug for slug in slugs or STUDIES if not _run(slug, budget, results, out, console)]
+    if failed:
+        console.print(f"failed: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+def _run(slug: str, budget: Budget, results: Path, out: Path | None, console: Console) -> bool:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    try:
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(slug, total=1.0)
+
+            def progress(share: float, words: str) -> None:
+                bar.update(task, completed=share, description=f"{slug}: {words}")
+
+            folder = None if out is None else out / slug
+            report = run_study(slug, budget, out=folder, progress=progress, results=results)
+    except Exception:  # whatever it is, it is shown, the others still run, and the exit code tells
+        console.print_exception()
+        return False
+    console.print(f"{slug}: {report.verdict}")
+    return True
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.report import Table
@@ -19,6 +19,7 @@ cells = (
 )  # fmt: skip
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(cells, cells), max_size=8))
 def test_round_trip_through_strict_json(rows):
     table = Table("t", ["a", "b"], rows)

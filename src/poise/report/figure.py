@@ -55,9 +55,11 @@ class Figure:
             raise TypeError(f"figure must be a plotly.graph_objects.Figure, got {type(self.figure).__name__}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the Plotly figure as plain JSON types."""
+        """Return the Plotly figure as plain JSON types, without its template: the page has its own look."""
         # Named, because the default engine depends on what else is installed.
-        return json.loads(self.figure.to_json(engine="json"))
+        plot = json.loads(self.figure.to_json(engine="json"))
+        plot.get("layout", {}).pop("template", None)
+        return plot
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

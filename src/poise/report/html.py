@@ -134,8 +134,8 @@ def _highlighted(code: str, language: str) -> Markup:
 def _figure_json(figure: Figure) -> dict[str, Any]:
     plot = figure.to_json()
     layout = plot.get("layout", {})
-    # The page brings its own look, in light and dark, and its own width.
-    for name in ("template", "width", "autosize"):
+    # The page decides how wide a figure is.
+    for name in ("width", "autosize"):
         layout.pop(name, None)
     return {"data": plot["data"], "layout": layout}
 

@@ -99,7 +99,7 @@ def _grid(table: Table) -> RenderableType:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for i, (name, numeric) in enumerate(zip(table.columns, table.numeric_columns(), strict=True)):
         # Numbers and the names of rows are not broken; where a terminal is too narrow, an ellipsis says so.
-        whole = numeric or (i == 0 and max((len(words.cell(row[0])) for row in table.rows), default=0) <= 36)
+        whole = numeric or (i == 0 and max((len(words.cell(row[0])) for row in table.rows), default=0) <= 24)
         overflow: Literal["ellipsis", "fold"] = "ellipsis" if whole else "fold"
         grid.add_column(Line(name), justify="right" if numeric else "left", overflow=overflow, no_wrap=whole)
     for row in table.rows[:_MOST_ROWS]:

@@ -134,19 +134,18 @@ CASES = [
     ("logit-growth", {"logit_plain": 2e3, "entropy_plain": 0.01, "logit_normed": 9.0}, "reproduced"),
     ("logit-growth", {"logit_plain": 2e3, "entropy_plain": 0.5, "logit_normed": 9.0}, "partly"),
     ("logit-growth", {"logit_plain": 5.0, "entropy_plain": 0.5, "logit_normed": 5.0}, "refuted"),
-    ("logit-limit", {"runs": 3, "diverged": 3, "worse_than_bigrams": 3}, "reproduced"),
-    ("logit-limit", {"runs": 3, "diverged": 0, "worse_than_bigrams": 3}, "partly"),
-    ("logit-limit", {"runs": 3, "diverged": 0, "worse_than_bigrams": 2}, "refuted"),
-    ("logit-limit", {}, "not tested"),
+    ("logit-limit", {"runs": 3, "diverged": 3}, "reproduced"),
+    ("logit-limit", {"runs": 3, "diverged": 1}, "partly"),
+    ("logit-limit", {"runs": 3, "diverged": 0}, "refuted"),
     ("forecast", {"decades": 0.3}, "reproduced"),
     ("forecast", {"decades": 0.5}, "partly"),
     ("forecast", {"decades": 1.5}, "refuted"),
     ("gradient-rms", {"over_lr": -0.1, "over_size": -0.2}, "reproduced"),
     ("gradient-rms", {"over_lr": 0.1, "over_size": -0.2}, "partly"),
     ("gradient-rms", {"over_lr": 0.1, "over_size": 0.2}, "refuted"),
-    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.3, "harm": 0.1, "p_worse": 0.99}, "reproduced"),
-    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.3, "harm": -0.1, "p_worse": 0.01}, "partly"),
-    ("epsilon", {"shrink_small": 1.0, "shrink_large": 0.9, "harm": 0.1, "p_worse": 0.6}, "refuted"),
+    ("epsilon", {"shrink_usual": 1.0, "shrink_largest": 0.3, "harm": 0.1, "p_worse": 0.99}, "reproduced"),
+    ("epsilon", {"shrink_usual": 1.0, "shrink_largest": 0.3, "harm": -0.1, "p_worse": 0.01}, "partly"),
+    ("epsilon", {"shrink_usual": 1.0, "shrink_largest": 0.9, "harm": 0.1, "p_worse": 0.6}, "refuted"),
     ("output-drift", {"mean_logit": -50.0, "log_z_without": 40.0, "log_z_with": 0.5}, "reproduced"),
     ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 0.5}, "partly"),
     ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 4.0}, "refuted"),
@@ -156,7 +155,7 @@ CASES = [
 @pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
 def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
     judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert (judge(numbers) if numbers else "not tested") == verdict
+    assert judge(numbers) == verdict
 
 
 @pytest.mark.slow

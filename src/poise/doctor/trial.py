@@ -189,10 +189,15 @@ class TrialResult:
     notices: list[str] = field(default_factory=list)
 
     @property
+    def ranked(self) -> list[Comparison]:
+        """The comparisons, best first: the surest word, then the largest improvement; those without a verdict last."""
+        return sorted(self.comparisons, key=_rank)
+
+    @property
     def best(self) -> Comparison | None:
-        """The remedy that helps most: the surest word first, then the largest improvement; ``None`` if none helps."""
-        helping = [c for c in self.comparisons if c.verdict in VERDICTS[:2] and c.losses is not None]
-        return min(helping, key=_rank, default=None)
+        """The remedy that helps most; ``None`` if none helps."""
+        first = self.ranked[0]
+        return first if first.verdict in VERDICTS[:2] else None
 
     def runs(self, remedies: Sequence[str] = ()) -> list[ArmResult]:
         """Return the runs with these remedies, by seed; the untreated ones by default."""
@@ -285,8 +290,9 @@ def make_plan(
     if twice is not None:
         raise ValueError(f"remedies must be different and not empty, got {arm_name(twice)} more than once or nothing")
     path = _module_file(str(script)) if module else Path(script)
+    path = path / "__main__.py" if path.is_dir() else path  # Python runs folders in this way
     if not path.is_file():
-        raise FileNotFoundError(f"script must be a file, got {str(script)!r}")
+        raise FileNotFoundError(f"script must be a file, or a folder with a __main__.py, got {str(script)!r}")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Plan(str(script), tuple(map(str, args)), module, groups, seeds, steps, sha256)
 
@@ -303,6 +309,8 @@ def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Prog
         progress: called with (runs finished, runs in all, the run) after each.
     """
     arms = plan.arms
+    for arm in arms:
+        _require_ours(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
     # Threads suffice: each of them only waits for a process.
     parallel = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator_unordered")
@@ -356,7 +364,9 @@ def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[A
     # A run that a signal ended (out of memory, say) may go better the next time.
     if marker is not None and marker["key"] == key and marker["exit_code"] is not None and marker["exit_code"] >= 0:
         return arm, int(marker["exit_code"])
-    _clear(folder, ours=marker is not None)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     _write_marker(folder, key, None)
     exit_code = runner(arm, folder)
     _write_marker(folder, key, exit_code)
@@ -377,12 +387,10 @@ def _write_marker(folder: Path, key: dict[str, Any], exit_code: int | None) -> N
     draft.replace(folder / _MARKER)
 
 
-def _clear(folder: Path, ours: bool) -> None:
-    if ours:
-        shutil.rmtree(folder)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _require_ours(folder: Path) -> None:
+    foreign = folder.is_dir() and _read_marker(folder) is None and any(folder.iterdir())
+    if foreign or (folder.exists() and not folder.is_dir()):
         raise FileExistsError(f"out must be a folder for this trial alone, but {str(folder)!r} holds something else")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _run_script(children: _Children, plan: Plan, arm: Arm, folder: Path) -> int:
@@ -600,8 +608,8 @@ def _notices(arms: list[ArmResult], same: bool) -> list[str]:
 
 
 def _rank(comparison: Comparison) -> tuple[int, float]:
-    assert comparison.verdict is not None
-    assert comparison.losses is not None
+    if comparison.verdict is None or comparison.losses is None:
+        return len(VERDICTS), 0.0
     return VERDICTS.index(comparison.verdict), -comparison.losses.improvement
 
 

@@ -40,12 +40,13 @@ def trial_report(result: TrialResult, findings: Sequence[Finding] | None = None)
     for figure in (_loss_figure(result, remedies, markers), _attention_figure(result, remedies, markers)):
         if figure is not None:
             report.add(figure)
-    report.add(_verdict_table(result))
+    report.add(Table("Verdicts", _VERDICT_COLUMNS, [_verdict_row(c) for c in result.ranked], _settings(result)))
     if best is not None:
         report.add(Code(f"What makes {best.name} permanent", _permanent(best)))
     if result.notices:
         report.add(Text("\n".join(f"- {notice}" for notice in result.notices), title="To keep in mind"))
-    report.add(_runs_table(result))
+    report.add(Table("Differences", _DIFFERENCE_COLUMNS, [_difference_row(c) for c in result.ranked], _DIFFERENCE_NOTE))
+    report.add(Table("Runs", _RUN_COLUMNS, [_run_row(run) for run in result.arms], f"Files are in {result.folder}."))
     return report.add(Text(_METHOD, title="How it was compared"))
 
 
@@ -175,44 +176,45 @@ def over_seeds(curves: Sequence[Series]) -> Band:
     return steps, out[0], out[1], out[2]
 
 
-def _verdict_table(result: TrialResult) -> Table:
-    columns = ["remedy", "verdict", "loss untreated", "loss treated", "difference", "95 % interval", "P(better)"]
-    return Table(
-        "Verdicts",
-        [*columns, "diverged untreated", "diverged treated", "pairs", "steps"],
-        [_verdict_row(comparison) for comparison in result.comparisons],
-    )
+_VERDICT_COLUMNS = ["remedy", "verdict", "loss without", "loss with", "diverged"]
+_DIFFERENCE_COLUMNS = ["remedy", "difference", "95 % interval", "P(lower)", "P(fewer diverge)"]
+_RUN_COLUMNS = ["run", "seed", "steps", "last loss", "diverged at", "exit code"]
+_DIFFERENCE_NOTE = "Loss with the remedy minus loss without, over pairs of equal seed; Student t interval."
 
 
-def _verdict_row(comparison: Comparison) -> list[str | float | int | None]:
+def _settings(result: TrialResult) -> str | None:
+    steps = {comparison.steps for comparison in result.comparisons if comparison.verdict}
+    pairs = {comparison.losses.n for comparison in result.comparisons if comparison.losses is not None}
+    if not steps:
+        return None
+    return f"After {_span(steps)} steps, over {_span(pairs)} {'pair' if pairs == {1} else 'pairs'} of runs."
+
+
+def _span(numbers: set[int]) -> str:
+    return f"{min(numbers)}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
+
+
+def _verdict_row(comparison: Comparison) -> list[str | float | None]:
     losses, rates = comparison.losses, comparison.divergences
     if losses is None or rates is None:
-        return [comparison.name, f"not compared: {comparison.reason}", *[None] * 9]
+        return [comparison.name, f"not compared: {comparison.reason}", None, None, None]
+    diverged = f"{rates.events_a} → {rates.events_b} of {rates.n_a}"
+    return [comparison.name, comparison.verdict, losses.mean_control, losses.mean_treated, diverged]
+
+
+def _difference_row(comparison: Comparison) -> list[str | float | None]:
+    losses, rates = comparison.losses, comparison.divergences
+    if losses is None or rates is None:
+        return [comparison.name, None, None, None, None]
     low, high = losses.interval
-    return [
-        comparison.name,
-        comparison.verdict,
-        losses.mean_control,
-        losses.mean_treated,
-        losses.difference,
-        f"{low:.3g} to {high:.3g}" if np.isfinite(low) else None,
-        losses.p_better if losses.n > 1 else None,
-        f"{rates.events_a} of {rates.n_a}",
-        f"{rates.events_b} of {rates.n_b}",
-        losses.n,
-        comparison.steps,
-    ]
+    known = losses.n > 1  # one pair says nothing of the spread
+    interval = f"{low:.3g} to {high:.3g}" if known else None
+    return [comparison.name, losses.difference, interval, losses.p_better if known else None, rates.p_better]
 
 
-def _runs_table(result: TrialResult) -> Table:
-    rows = [[*_run_row(run)] for run in result.arms]
-    columns = ["run", "seed", "steps", "last loss", "diverged at step", "exit code", "folder"]
-    return Table("Runs", columns, rows)
-
-
-def _run_row(run: ArmResult) -> tuple[str | float | int | None, ...]:
+def _run_row(run: ArmResult) -> list[str | float | int | None]:
     loss = _loss(run)
     events = [] if run.record is None else find_events(run.record)
     diverged = next((event.step for event in events if event.kind == "divergence"), None)
     last = float(loss.values[-1]) if len(loss) else None
-    return run.arm.name, run.arm.seed, run.steps, last, diverged, run.exit_code, str(run.folder)
+    return [run.arm.name, run.arm.seed, run.steps, last, diverged, run.exit_code]

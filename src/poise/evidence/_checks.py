@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_HUGE = 1e100
+"""Scores beyond this have diverged: their squares and cubes would overflow."""
+
 
 def counts(name: str, values: Any) -> NDArray[np.float64]:
     """Return a flat float array of whole numbers that are not negative, or raise ValueError."""
@@ -45,15 +48,15 @@ def share(name: str, value: float) -> float:
 
 
 def scores(name: str, values: Any, diverged_as: float | None = None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return finite scores and which of them stand for a diverged run, or raise ValueError."""
+    """Return scores and which of them stand for a diverged run, or raise ValueError."""
     array = np.atleast_1d(np.asarray(values, dtype=np.float64))
     if array.ndim != 1 or not array.size:
         raise ValueError(f"{name} must be a one-dimensional sequence of at least one score, got shape {array.shape}")
-    diverged = ~np.isfinite(array)
+    diverged = ~(np.abs(array) <= _HUGE)
     if diverged.any() and diverged_as is None:
         first = int(np.flatnonzero(diverged)[0])
         raise ValueError(
-            f"{name} must be finite, got {array[first]} at position {first}; say with diverged_as what a diverged run "
+            f"{name} must be finite and below {_HUGE:g}, got {array[first]} at position {first}; say with diverged_as what a diverged run "
             "counts as, or compare divergences with compare_event_rates"
         )
     if diverged_as is not None and not math.isfinite(diverged_as):

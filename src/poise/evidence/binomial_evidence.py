@@ -80,7 +80,7 @@ class BinomialEvidence(BaseEstimator):
         estimate_: :class:`Estimate` of ``"effect"``, ``"bias"``, ``"sd"`` and ``"heterogeneity"`` (expit(sd) - 0.5)
             under the full model.
         group_effects_: :class:`GroupEffect` per group under the full model, in order of first appearance.
-        condition_levels_: the first and the second condition, in order of first appearance; ``None`` without.
+        condition_levels_: the first and the second condition; ``None`` without.
         quadrature_change_: largest change of a log marginal likelihood at the last refinement.
 
     Examples:
@@ -114,7 +114,7 @@ class BinomialEvidence(BaseEstimator):
             successes: successes per row.
             trials: trials per row.
             group: group label per row (a person, a data set, a user); each row is its own group by default.
-            condition: one of two labels per row; the one that appears first is the first condition.
+            condition: one of two labels per row. True, 1, or else the label that sorts first is the first condition.
 
         Raises:
             ValueError: if counts are not whole, negative, or successes exceed trials; if a group has no trials; if
@@ -132,7 +132,9 @@ class BinomialEvidence(BaseEstimator):
                 raise ValueError(f"condition must have 2 levels, got {len(levels)}: {levels[:5]}")
             if self.null != 0.5:
                 raise ValueError(f"null must be 0.5 where there are two conditions, got {self.null}")
-            self.condition_levels_, first = (levels[0], levels[1]), which == 0
+            # True and 1 before False and 0, other labels sorted: the order of rows must not turn the effect round.
+            one, two = sorted(levels, key=lambda level: (level != 1, level))
+            self.condition_levels_, first = (one, two), which == levels.index(one)
         table = np.zeros((len(groups), 4))
         for column, values in enumerate((x * first, n * first, x * ~first, n * ~first)):
             table[:, column] = np.bincount(member, values, len(groups))

@@ -1,0 +1,219 @@
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from poise.report import Table
+from poise.studies import (
+    BUDGETS,
+    CLAIM_VERDICTS,
+    STUDIES,
+    Claim,
+    Measured,
+    Measurement,
+    Paper,
+    Study,
+    list_studies,
+    load_study,
+    read_results,
+    record_result,
+    run_study,
+)
+from poise.studies.results import entry_of
+
+
+def judge(numbers):
+    return "reproduced" if numbers["gap"] > 0 else "refuted"
+
+
+CLAIMS = (
+    Claim("first", "A beats B", "gap 1.0", "reproduced if the gap is positive", judge),
+    Claim("second", "C beats D", "gap 2.0", "reproduced if the gap is positive", judge),
+)
+
+
+def study(first=1.0, second=1.0):
+    def measure(budget, seeds, progress):
+        progress(0.5, "half")
+        progress(1.0, f"{budget} {len(seeds)}")
+        claims = {
+            "first": Measured(f"gap {first}", {"gap": first}),
+            "second": Measured("no data") if second is None else Measured(f"gap {second}", {"gap": second}),
+        }
+        return Measurement(claims, "A was compared with B.", [Table("T", ["a"], [[1]])], go.Figure(go.Bar(y=[1])))
+
+    paper = Paper("On A", "Somebody", 2020, "2001.00001")
+    return Study("on-a", "Does A beat B?", "evidence", paper, CLAIMS, {"tiny": 1, "default": 3, "full": 5}, measure)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Make `fair-coins` load as the small study above, or whatever the test puts in its place."""
+    box = {"study": replace(study(), slug="fair-coins")}
+    monkeypatch.setattr("poise.studies.runner.load_study", lambda slug: box["study"])
+    return box
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        (1.0, 1.0, "reproduced"),
+        (-1.0, -1.0, "refuted"),
+        (1.0, -1.0, "partly"),
+        (1.0, None, "reproduced"),
+        (math.inf, -1.0, "partly"),
+    ],
+)
+def test_verdicts_come_from_the_numbers(first, second, verdict):
+    outcome = study(first, second).run("tiny")
+    assert [r.verdict for r in outcome.results] == [
+        "not tested" if v is None else ("reproduced" if v > 0 else "refuted") for v in (first, second)
+    ]
+    assert outcome.verdict == outcome.report().verdict == verdict
+
+
+def test_seeds_and_budget_reach_the_experiment():
+    told = []
+    outcome = study().run("default", seed=4, progress=lambda share, words: told.append((share, words)))
+    assert outcome.seeds == (4, 5, 6)
+    assert told == [(0.5, "half"), (1.0, "default 3")]
+    assert study().run("tiny", seeds=2).seeds == (0, 1)
+
+
+def test_what_cannot_be_judged_is_an_error():
+    with pytest.raises(ValueError, match=r"'first' cannot be judged: \['gap'\] are NaN"):
+        study(math.nan).run("tiny")
+    forgetful = replace(study(), claims=(*CLAIMS, replace(CLAIMS[0], id="third")))
+    with pytest.raises(ValueError, match="returned nothing for claim 'third'"):
+        forgetful.run("tiny")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"budget": "huge"}, "budget must be one of"), ({"seeds": 0}, "seeds must be at least 1")]
+)
+def test_bad_run_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        study().run(**options)
+
+
+def test_a_study_is_checked_when_it_is_made():
+    with pytest.raises(ValueError, match="claims must have distinct ids"):
+        replace(study(), claims=(CLAIMS[0], CLAIMS[0]))
+    with pytest.raises(ValueError, match="claims must have distinct ids"):
+        replace(study(), claims=())
+    with pytest.raises(ValueError, match="seeds must name every budget"):
+        replace(study(), seeds={"tiny": 1})
+
+
+def test_report_names_claims_paper_and_run():
+    report = study().run("tiny").report()
+    html = report.to_html()
+    for words in ("A beats B", "gap 1.0", "reproduced", "2001.00001", "A was compared with B."):
+        assert words in html
+    assert report.meta["budget"] == "tiny"
+    out = io.StringIO()
+    Console(file=out, width=120).print(report)
+    assert "A beats B" in out.getvalue()
+
+
+def test_entries_are_json_and_merge(tmp_path):
+    path = tmp_path / "R.json"
+    one = entry_of(study(math.inf).run("tiny"), 1.23)
+    other = {**one, "slug": "other"}
+    record_result(one, path)
+    record_result(other, path)
+    record_result({**one, "title": "New"}, path)
+    entries = read_results(path)
+    assert list(entries) == ["on-a", "other"]
+    assert (entries["on-a"]["title"], entries["other"]["title"]) == ("New", "Does A beat B?")
+    assert float(entries["other"]["claims"][0]["numbers"]["gap"]) == math.inf
+    assert [p.name for p in tmp_path.iterdir()] == ["R.json"]
+
+
+def test_provenance_says_where_a_result_comes_from():
+    provenance = entry_of(study().run("default"), 1.26)["provenance"]
+    assert (provenance["budget"], provenance["seeds"], provenance["seconds"]) == ("default", [0, 1, 2], 1.3)
+    assert {"python", "poise", "torch", "numpy", "scipy"} == set(provenance["versions"])
+    assert "cores" in provenance["platform"]
+    assert "/" not in provenance["platform"]
+
+
+def test_picture_of_an_entry_draws():
+    entry = entry_of(study().run("tiny"), 0.1)
+    picture = json.loads(json.dumps(entry["picture"]))
+    assert go.Figure(picture).data[0].type == "bar"
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"title": "no slug"}]'])
+def test_a_corrupt_results_file_is_named(tmp_path, text):
+    path = tmp_path / "R.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"path must be a results file.*R\.json"):
+        read_results(path)
+
+
+def test_running_writes_report_and_result(registered, tmp_path):
+    results = tmp_path / "R.json"
+    report = run_study("fair-coins", "tiny", out=tmp_path / "out", results=results)
+    assert "A beats B" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    entry = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert entry == read_results(results)["fair-coins"]
+    assert report.meta["versions"]["python"]
+    listing = {s.slug: s for s in list_studies(results)}
+    assert listing["fair-coins"].claims == {"first": "reproduced", "second": "reproduced"}
+    assert listing["small-scale-proxies"].verdict is None
+
+
+def test_one_failing_study_neither_hides_nor_stops_the_others(monkeypatch, tmp_path):
+    import typer
+
+    from poise.studies.__main__ import main
+
+    def load(slug):
+        return replace(study(math.nan if slug == "fair-coins" else 1.0), slug=slug)
+
+    monkeypatch.setattr("poise.studies.runner.load_study", load)
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--budget", "tiny", "--results", str(tmp_path / "R.json")])
+    assert done.exit_code == 1
+    assert "failed: fair-coins" in done.output
+    assert "cannot be judged" in done.output
+    assert list(read_results(tmp_path / "R.json")) == [slug for slug in sorted(STUDIES) if slug != "fair-coins"]
+    assert CliRunner().invoke(app, ["small-scale-proxies", "--results", str(tmp_path / "R.json")]).exit_code == 0
+
+
+def test_unknown_study_offers_the_nearest_names():
+    with pytest.raises(ValueError, match="'fair-coin'; did you mean fair-coins"):
+        load_study("fair-coin")
+    with pytest.raises(ValueError, match="slug must name a study"):
+        run_study("zzz")
+
+
+@pytest.mark.parametrize("slug", list(STUDIES))
+def test_every_registered_study_is_what_the_registry_says(slug):
+    loaded = load_study(slug)
+    assert (loaded.slug, loaded.title) == (slug, STUDIES[slug])
+    folder = Path(__file__).parents[2] / "src" / "poise"
+    assert (folder / loaded.room).is_dir()
+    assert set(loaded.seeds) == set(BUDGETS)
+    assert loaded.seeds["default"] >= 3
+    assert loaded.paper.arxiv in loaded.paper.url
+
+
+def test_recorded_results_are_of_claims_that_the_studies_make():
+    for slug, entry in read_results().items():
+        loaded = load_study(slug)
+        assert entry["title"] == loaded.title
+        assert [c["id"] for c in entry["claims"]] == [c.id for c in loaded.claims]
+        for result, claim in zip(entry["claims"], loaded.claims, strict=True):
+            numbers = {k: float(v) for k, v in result["numbers"].items()}
+            assert result["verdict"] in CLAIM_VERDICTS
+            # A recorded verdict is what today's test says of the recorded numbers.
+            assert result["verdict"] == (claim.judge(numbers) if numbers else "not tested")

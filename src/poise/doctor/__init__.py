@@ -1,36 +1,32 @@
 """The doctor: watches a training run, names the cause of an instability, applies remedies and tries them."""
 
-from importlib import import_module
-from typing import Any
+from poise.doctor.causes import CAUSES, Cause
+from poise.doctor.diagnose import diagnose
+from poise.doctor.explain import explain, list_causes
+from poise.doctor.launcher import Script, launch
+from poise.doctor.remedies import REMEDIES, Remedy, parse_remedy
+from poise.doctor.run_report import run_report
+from poise.doctor.session import Session, Settings
+from poise.doctor.trial import TrialResult, trial
+from poise.doctor.trial_report import trial_report
+from poise.doctor.watch import watch
 
-# Loaded on first use: `poise explain` needs no tap, `poise run` no trial.
-_PARTS = {
-    "CAUSES": "causes",
-    "Cause": "causes",
-    "Script": "launcher",
-    "launch": "launcher",
-    "diagnose": "diagnose",
-    "explain": "explain",
-    "list_causes": "explain",
-    "REMEDIES": "remedies",
-    "Remedy": "remedies",
-    "parse_remedy": "remedies",
-    "Session": "session",
-    "Settings": "session",
-    "run_report": "run_report",
-    "trial": "trial",
-    "TrialResult": "trial",
-    "trial_report": "trial_report",
-    "watch": "watch",
-}
-
-__all__ = list(_PARTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PARTS:
-        raise AttributeError(f"module 'poise.doctor' has no attribute {name!r}")
-    # A function and its file may share a name: fetch the attribute once, so that the name means the function.
-    value = getattr(import_module(f"poise.doctor.{_PARTS[name]}"), name)
-    globals()[name] = value
-    return value
+__all__ = [
+    "CAUSES",
+    "REMEDIES",
+    "Cause",
+    "Remedy",
+    "Script",
+    "Session",
+    "Settings",
+    "TrialResult",
+    "diagnose",
+    "explain",
+    "launch",
+    "list_causes",
+    "parse_remedy",
+    "run_report",
+    "trial",
+    "trial_report",
+    "watch",
+]

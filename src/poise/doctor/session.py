@@ -144,11 +144,18 @@ class Session:
             return []
         self.tap.recorder.close()  # type: ignore[union-attr]
         self._writer = None
+        try:
+            self._conclude()
+        except Exception as error:  # the script has ended as it did; what was recorded is kept
+            print(f"poise: no report ({type(error).__name__}: {error}); the run is in {self.run_file}", file=sys.stderr)
+        return self.findings
+
+    def _conclude(self) -> None:
         self.record = read_run(self.run_file)
         self.findings = diagnose(self.record, self.settings.select, self.settings.ignore)
-        self._write(self.out / FINDINGS_FILE, json.dumps([f.to_dict() for f in self.findings], indent=1) + "\n")
+        text = json.dumps([f.to_dict() for f in self.findings], indent=1) + "\n"
+        (self.out / FINDINGS_FILE).write_text(text, encoding="utf-8")
         self.report().save(self.out / REPORT_FILE)
-        return self.findings
 
     def report(self) -> Report:
         """Return the report of the finished run."""
@@ -168,9 +175,3 @@ class Session:
         writer.set_meta("notes", [note for remedy in self.settings.remedies for note in remedy.notes])
         if tap.fault:
             writer.set_meta("fault", tap.fault)
-
-    def _write(self, path: Path, text: str) -> None:
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:  # the disk has filled up meanwhile: the findings are still printed
-            print(f"poise: could not write {path}: {error}", file=sys.stderr)

@@ -17,16 +17,18 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from joblib import Parallel, delayed
 
 from poise.doctor.events import find_events
 from poise.doctor.remedies import parse_remedy
-from poise.evidence import VERDICTS, PairedComparison, RateComparison, Verdict, compare_event_rates, compare_paired
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
+
+if TYPE_CHECKING:
+    from poise.evidence import PairedComparison, RateComparison, Verdict
 
 SMALLEST_EFFECT = 0.01
 """A loss has to be lower by more than this share before it counts as better, or higher as worse."""
@@ -197,7 +199,7 @@ class TrialResult:
     def best(self) -> Comparison | None:
         """The remedy that helps most; ``None`` if none helps."""
         first = self.ranked[0]
-        return first if first.verdict in VERDICTS[:2] else None
+        return first if first.verdict in ("proved", "helps, not proved") else None
 
     def runs(self, remedies: Sequence[str] = ()) -> list[ArmResult]:
         """Return the runs with these remedies, by seed; the untreated ones by default."""
@@ -506,6 +508,8 @@ class _Pair:
 def _compare_remedy(
     remedies: tuple[str, ...], untreated: list[ArmResult], treated: list[ArmResult], steps: int | None
 ) -> Comparison:
+    from poise.evidence import compare_event_rates, compare_paired
+
     dropped = next((result.dropped for result in treated if result.dropped), "")
     if dropped:
         return Comparison(remedies, None, 0, None, None, f"the remedy could not be applied ({dropped})")
@@ -522,10 +526,17 @@ def _compare_remedy(
     )
 
 
+def _strength(verdict: Verdict) -> int:
+    # Imported here: the comparisons need scipy.stats, which takes a second that `poise run` would spend for nothing.
+    from poise.evidence import VERDICTS
+
+    return VERDICTS.index(verdict)
+
+
 def stronger(loss: Verdict, divergences: Verdict) -> Verdict:
     """Return the stronger of two words, unless one of them is *hurts*: harm in one respect is harm."""
     both = (loss, divergences)
-    return "hurts" if "hurts" in both else min(both, key=VERDICTS.index)
+    return "hurts" if "hurts" in both else min(both, key=_strength)
 
 
 def _pair(a: ArmResult, b: ArmResult, steps: int | None) -> _Pair | None:
@@ -609,8 +620,8 @@ def _notices(arms: list[ArmResult], same: bool) -> list[str]:
 
 def _rank(comparison: Comparison) -> tuple[int, float]:
     if comparison.verdict is None or comparison.losses is None:
-        return len(VERDICTS), 0.0
-    return VERDICTS.index(comparison.verdict), -comparison.losses.improvement
+        return sys.maxsize, 0.0
+    return _strength(comparison.verdict), -comparison.losses.improvement
 
 
 def _plain(value: Any) -> Any:

@@ -351,8 +351,8 @@ def _measure_sensitivity(curves: Mapping[str, LRCurve]) -> Measured:
     ratio = plain.value / normed.value if normed.value > 0 else math.inf
     low, high = (-end for end in reversed(paired.interval))
     ours = (
-        f"S is {plain.value:.3f} without and {normed.value:.3f} with qk-norm, a ratio of {ratio:.2f} "
-        f"(difference {plain.value - normed.value:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+        f"learning-rate sensitivity is {plain.value:.3f} without and {normed.value:.3f} with qk-norm, a ratio of "
+        f"{ratio:.2f} (difference {plain.value - normed.value:.3f}, 95 % interval {low:.3f} to {high:.3f})"
     )
     return Measured(ours, {"ratio": ratio, "p_better": paired.p_better})
 

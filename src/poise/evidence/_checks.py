@@ -56,7 +56,8 @@ def scores(name: str, values: Any, diverged_as: float | None = None) -> tuple[ND
     if diverged.any() and diverged_as is None:
         first = int(np.flatnonzero(diverged)[0])
         raise ValueError(
-            f"{name} must be finite and below {_HUGE:g}, got {array[first]} at position {first}; say with diverged_as what a diverged run "
+            f"{name} must be finite and below {_HUGE:g}, got {array[first]} at position {first}; "
+            "say with diverged_as what a diverged run "
             "counts as, or compare divergences with compare_event_rates"
         )
     if diverged_as is not None and not math.isfinite(diverged_as):

@@ -106,8 +106,8 @@ def compare_paired(
         lower_is_better: whether a lower score is better, as for a loss.
         seed: seed of the bootstrap.
         min_effect: smallest improvement that matters, relative to the absolute mean of ``control``.
-        diverged_as: score that a diverged run (NaN, infinite or beyond 1e100) counts as, for example the loss of guessing; by
-            default such a score is an error.
+        diverged_as: score that a diverged run (NaN, infinite or beyond 1e100) counts as, for example the loss of
+            guessing; by default such a score is an error.
 
     Raises:
         ValueError: if lengths differ or are 0, a score diverged and ``diverged_as`` is not given, or

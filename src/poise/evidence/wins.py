@@ -51,7 +51,8 @@ def paired_wins(
         seeds: seed of each pair; a seed may appear once per group, since the same run counted twice is no evidence.
         groups: group of each pair; one group by default.
         lower_is_better: whether a lower score wins, as for a loss.
-        diverged_as: score that a diverged run (NaN, infinite or beyond 1e100) counts as; by default such a score is an error.
+        diverged_as: score that a diverged run (NaN, infinite or beyond 1e100) counts as; by default such a score is an
+            error.
 
     Raises:
         ValueError: if lengths differ, a score diverged and ``diverged_as`` is not given, or a seed repeats in a

@@ -96,11 +96,11 @@ class _ModuleHooks:
         tap = self._tap
 
         def enter(module: nn.Module, args: Any) -> None:
-            if not is_compiling() and not torch.jit.is_tracing():
+            if not _is_transforming():
                 tap.enter_module(module, args)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if not is_compiling() and not torch.jit.is_tracing():
+            if not _is_transforming():
                 tap.leave_module(module, args, output)
 
         self._handles = [
@@ -142,13 +142,14 @@ def _treat(tap: Tap, act: Callable[[Optimizer], None], optimizer: Optimizer) -> 
         tap.event(tap.step, "remedy_failed", {"remedies": names, "error": str(error)})
 
 
+def _is_transforming() -> bool:
+    """Return whether the running code is being traced, or mapped and differentiated by torch.func: no numbers there."""
+    return is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def _plain(tensor: Any) -> bool:
-    """Return whether ``tensor`` holds numbers: not a stand-in of a tracer, a functorch wrapper or a nested tensor."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not tensor.is_nested
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
+    """Return whether ``tensor`` holds numbers: not a stand-in of a tracer, and not a nested tensor."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and not _is_transforming()
 
 
 def _overriding(remedies: Any, moment: str) -> list[Remedy]:
@@ -252,7 +253,7 @@ def _wrap_cross_entropy(tap: Tap, original: Callable[..., Tensor]) -> Callable[.
             if _plain(logits) and _plain(target):
                 tap.loss_inputs(logits, target, named.get("ignore_index", -100))
         loss = original(*args, **kwargs) if treated is original else treated(**named)
-        if not is_compiling():
+        if not _is_transforming():
             tap.loss_computed(loss)
         return loss
 
@@ -263,7 +264,7 @@ def _wrap_loss(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tenso
     @functools.wraps(original)
     def loss_function(*args: Any, **kwargs: Any) -> Tensor:
         loss = original(*args, **kwargs)
-        if not is_compiling():
+        if not _is_transforming():
             tap.loss_computed(loss)
         return loss
 
@@ -300,7 +301,7 @@ def _wrap_clip(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
         norm = original(*args, **kwargs)
-        if not is_compiling():
+        if not _is_transforming():
             tap.clipped(norm, args[1] if len(args) > 1 else kwargs["max_norm"])
         return norm
 
@@ -419,7 +420,7 @@ def _patch_root_classes(tap: Tap, patches: Patches, roots: list[nn.Module]) -> N
 def _wrap_root_call(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not is_compiling() and not tap.shadowing and any(self is root for root in tap.roots):
+        if not tap.shadowing and not _is_transforming() and any(self is root for root in tap.roots):
             tap.call_root(self, args, kwargs)
         return original(self, *args, **kwargs)
 

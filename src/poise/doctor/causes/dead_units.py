@@ -1,0 +1,78 @@
+"""Units are dead.
+
+## What it is
+Many units of a ReLU layer are zero for every input. Their gradient is zero too, so they never come back.
+
+## Why it hurts
+The layer has lost that part of its capacity; if all units are dead, nothing below it learns any more and the output
+is a constant.
+
+## How it is detected
+`dead_units[layer]`, the share of units that are zero over the whole batch, exceeds 0.5 in three consecutive samples.
+Units may be zero over a small batch without being dead, so that up to 0.9 this is only worth knowing, unless the loss
+stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
+
+## What cures it
+A lower learning rate or a warm-up (most units die in a few steps that are too large), biases that start at 0, scaled
+inputs, or an activation that is not flat (leaky ReLU, GELU).
+
+```python
+nn.init.constant_(layer.bias, -5.0)  # bad: below zero for all inputs of unit scale
+nn.init.zeros_(layer.bias)  # good
+```
+
+## References
+- Lu, Shin, Su and Karniadakis, *Dying ReLU and initialization: theory and numerical examples*, 2019, arXiv:1903.06733
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import confidence, extreme_after, first_crossing, listing, number, value_at
+from poise.doctor.events import find_events, following
+from poise.report.finding import Evidence, Finding, Severity
+from poise.store import Record
+
+THRESHOLD, MANY, ALL = 0.5, 0.9, 0.98
+
+
+def find(record: Record) -> list[Finding]:
+    """Find layers most of whose units are zero for every input."""
+    layers = record.by_layer("dead_units")
+    hit = first_crossing(layers, lambda series: np.asarray(series.values) > THRESHOLD, length=3)
+    if hit is None:
+        return []
+    layer, share = max(
+        ((name, extreme_after(layers[name], hit.step)[0]) for name in hit.where), key=lambda pair: pair[1]
+    )
+    steps = layers[hit.where[0]].steps
+    onset = int(steps[steps <= hit.step][-3:][0])
+    event = following([e for e in find_events(record) if e.kind != "spike"], onset)
+    severity: Severity = "error" if share >= ALL else "warning" if share > MANY or event else "info"
+    return [
+        CAUSE.finding(
+            severity,
+            # In doublings of the living share: 50 % alive is the threshold, 5 % alive is 10 times beyond it.
+            confidence(1 - THRESHOLD, max(1 - share, 1e-3)),
+            f"{number(100 * share)} % of the units of {listing(hit.where)} are zero for every input since step {onset}"
+            + (f"; {event.phrase}." if event else "."),
+            where=hit.where,
+            onset=onset,
+            detected=hit.step,
+            event=event.step if event else None,
+            evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
+        )
+    ]
+
+
+CAUSE = Cause(
+    id="dead_units",
+    title="Units are dead",
+    find=find,
+    exact=False,
+    doc=__doc__,
+    leads_to=("vanishing_gradients", "lr_too_small"),
+    remedies=("lr_scale", "warmup", "clip_grad_norm"),
+)

@@ -1,0 +1,66 @@
+"""Softmax is applied twice.
+
+## What it is
+Probabilities are passed to a loss that expects logits: softmax is applied twice.
+
+## Why it hurts
+The second softmax of numbers between 0 and 1 is nearly uniform. The loss cannot fall below `log(1 + (C - 1)/e)` (1.46
+for ten classes), gradients are small, and training is slow and ends early, without any error.
+
+## How it is detected
+A fact: every row of the input of `cross_entropy` lies in [0, 1] and sums to 1, in three consecutive samples.
+Log-probabilities are harmless (log-softmax of them changes nothing) and not reported.
+
+## What cures it
+```python
+loss = F.cross_entropy(model(x).softmax(-1), y)  # bad
+loss = F.cross_entropy(model(x), y)  # good
+```
+
+## References
+- PyTorch documentation, *torch.nn.CrossEntropyLoss*
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import EXACT, first_run, number
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+
+def find(record: Record) -> list[Finding]:
+    """Find a cross-entropy that is given probabilities."""
+    flags = record["logits_are_probabilities"]
+    index = first_run(np.asarray(flags.values) > 0.5, 3)
+    if index is None:
+        return []
+    classes = record["classes"].values
+    floor = ""
+    if len(classes) and classes[0] > 1:
+        best = math.log(1 + (classes[0] - 1) / math.e)
+        floor = f"; with {classes[0]:.0f} classes it cannot fall below {number(best)}"
+    return [
+        CAUSE.finding(
+            "error",
+            EXACT,
+            f"The cross-entropy loss is given probabilities, not logits: softmax is applied twice{floor}.",
+            onset=int(flags.steps[index - 2]),
+            detected=int(flags.steps[index]),
+            evidence=[Evidence("logits_are_probabilities", 1.0, None, 0.0, int(flags.steps[index]))],
+        )
+    ]
+
+
+CAUSE = Cause(
+    id="double_softmax",
+    title="Softmax is applied twice",
+    find=find,
+    exact=True,
+    doc=__doc__,
+    leads_to=("lr_too_small", "vanishing_gradients", "eps_dominates"),
+)

@@ -1,0 +1,165 @@
+"""The learning rate is too high.
+
+## What it is
+Every update changes the weights by so much that the next gradient no longer describes where they are: the learning
+rate is above what the curvature of the loss permits.
+
+## Why it hurts
+The loss rises instead of falling, oscillates, or runs off to infinity; units die; what was learned is lost.
+
+## How it is detected
+From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise
+in health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
+update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice
+where the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of
+half the weights: it mostly has another cause. Or the loss has stalled within 10 % of its start while updates are
+above 5 %. Where no updates were recorded, gradients ten times larger than at the start stand in for them. More
+specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
+away.
+
+A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.
+
+## What cures it
+A learning rate three to ten times lower, a longer warm-up, or gradient clipping.
+
+```python
+torch.optim.SGD(model.parameters(), lr=10.0)  # bad
+torch.optim.SGD(model.parameters(), lr=0.1)  # good
+```
+
+## References
+- LeCun et al., *Automatic learning rate maximization by on-line estimation of the Hessian's eigenvectors*, NIPS 1992
+- Cohen et al., *Gradient descent on neural networks typically occurs at the edge of stability*, ICLR 2021,
+  arXiv:2103.00065
+- Gilmer et al., *A loss curvature perspective on training instability in deep learning*, ICLR 2022, arXiv:2110.04369
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import confidence, number, own_baseline, update_ratio, value_at
+from poise.doctor.events import LossEvent, find_events, loss_curve
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+LARGE_UPDATE = 0.02
+STUCK_UPDATE = 0.05
+GRADIENT_GROWTH = 10.0
+SINCE = 20  # steps before and after an event in which updates count
+
+
+def find(record: Record) -> list[Finding]:
+    """Find a loss that breaks down under updates that are too large."""
+    updates = update_ratio(record)
+    judge = _large_updates if len(updates.steps) else _large_gradients
+    known = [
+        (evidence.step or 0, event, evidence) for event in find_events(record) for evidence in judge(record, event)
+    ]
+    if not known:
+        return []
+    _, event, evidence = min(known, key=lambda found: found[0])
+    return [_finding(record, event, evidence)]
+
+
+def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
+    """Return the updates around an event if they are too large, at the first step at which that is known."""
+    threshold = _threshold(record, event)
+    if threshold is None:
+        return []
+    updates = update_ratio(record)
+    # A stall may be the end of a net that its first steps killed; the update of a step whose loss is NaN is NaN itself.
+    first = event.step - (SINCE if event.kind == "divergence" else 10 * SINCE)
+    last = event.detected_step + SINCE if math.isfinite(event.value) else event.step - 1
+    near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last))
+    values = np.where(np.isfinite(updates.values), updates.values, 1e6)
+    for i in near:
+        u = _sustained(values[max(near[0], i - 2) : i + 1])
+        if u >= threshold:
+            return [Evidence("update_ratio", u, threshold, None, max(int(updates.steps[i]), event.detected_step))]
+    return []
+
+
+def _sustained(values: np.ndarray) -> float:
+    # The middle of three or the smaller of two, so that one large update among small ones does not count.
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
+    """Return the gradients around a divergence if they have grown, at the first step at which that is known."""
+    norms = record["grad_norm"]
+    if event.kind != "divergence" or len(norms.steps) < 3:
+        return []
+    values = np.where(np.isfinite(norms.values), norms.values, math.inf)
+    early = own_baseline(values)
+    for i in np.flatnonzero((norms.steps >= event.step) & (norms.steps <= event.detected_step + SINCE)):
+        now, limit = _sustained(values[max(i - 2, 0) : i + 1]), GRADIENT_GROWTH * float(early[i])
+        if now >= limit:
+            step = max(int(norms.steps[i]), event.detected_step)
+            return [Evidence("grad_norm", now, limit, float(early[i]), step)]
+    return []
+
+
+def _threshold(record: Record, event: LossEvent) -> float | None:
+    """Return how large updates must be to be to blame for an event; ``None`` if they cannot be."""
+    if event.kind == "spike":
+        return None
+    if event.kind == "stall":
+        return STUCK_UPDATE if _never_learned(record, event) else None
+    curve = loss_curve(record)
+    at = int(np.searchsorted(curve.steps, event.step, side="right")) - 1
+    start = float(curve.start[at]) if at >= 0 else math.inf
+    if not math.isfinite(event.value):
+        # A NaN out of a calm loss has other causes, unless each update replaced half of the weights.
+        return LARGE_UPDATE / 4 if event.level > start + abs(start) else 0.5
+    return LARGE_UPDATE / 4 if event.value > start + 9 * abs(start) else LARGE_UPDATE
+
+
+def _never_learned(record: Record, event: LossEvent) -> bool:
+    curve = loss_curve(record)
+    at = int(np.searchsorted(curve.steps, event.detected_step, side="right")) - 1
+    return at >= 0 and bool(curve.best[at] > 0.9 * curve.start[at] > 0)
+
+
+def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
+    threshold = evidence.threshold or 1.0
+    lr = value_at(record["lr"], event.step)
+    at_rate = f" at learning rate {number(lr)}" if math.isfinite(lr) else ""
+    if evidence.signal == "update_ratio":
+        how = f"Each update changed the weights by {number(100 * evidence.value)} %{at_rate} (healthy: about 0.1 %)"
+    else:
+        how = f"Gradients grew from {number(evidence.baseline or 0.0)} to {number(evidence.value)}{at_rate}"
+    return CAUSE.finding(
+        "error",
+        confidence(evidence.value, threshold),
+        f"{how}; {event.phrase}.",
+        onset=event.step,
+        detected=evidence.step or event.detected_step,
+        event=event.step,
+        evidence=[
+            evidence,
+            Evidence("loss", event.value, None, event.level, event.step),
+            *([Evidence("lr", lr, None, None, event.step)] if math.isfinite(lr) else []),
+        ],
+    )
+
+
+CAUSE = Cause(
+    id="lr_too_high",
+    title="The learning rate is too high",
+    find=find,
+    exact=False,
+    doc=__doc__,
+    leads_to=(
+        "forward_nonfinite",
+        "backward_nonfinite",
+        "dead_units",
+        "output_logit_divergence",
+        "fp16_overflow",
+        "vanishing_gradients",
+    ),
+    remedies=("lr_scale", "warmup", "clip_grad_norm", "clip_update_rms"),
+)

@@ -1,0 +1,94 @@
+"""Training and evaluation mode are mixed up.
+
+## What it is
+Training steps are taken while batch norm or dropout are in evaluation mode, or the model is evaluated while they are
+in training mode.
+
+## Why it hurts
+In evaluation mode batch norm normalises with old statistics that no longer follow the weights (activations drift,
+training may diverge), and dropout does nothing. In training mode an evaluation is noisy, depends on its batch, and
+leaks into batch norm's statistics.
+
+## How it is detected
+Facts: `eval_mode`, the share of batch norm and dropout modules in evaluation mode during a forward pass that is
+trained on, is 1 in two consecutive samples (error); a smaller share is only worth knowing, as batch norm is often
+frozen on purpose. A forward pass without gradients in training mode, followed by one with them, is a warning.
+
+## What cures it
+```python
+model.eval()
+validate(model)  # bad: never set back
+model.eval()
+validate(model)
+model.train()  # good
+```
+
+## References
+- Ioffe and Szegedy, *Batch normalization: accelerating deep network training by reducing internal covariate shift*,
+  ICML 2015, arXiv:1502.03167
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import EXACT, first_run, listing, number
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+
+def find(record: Record) -> list[Finding]:
+    """Find training in evaluation mode and evaluation in training mode."""
+    return _training_in_eval(record) + _evaluation_in_train(record)
+
+
+def _training_in_eval(record: Record) -> list[Finding]:
+    share = record["eval_mode"]
+    values = np.asarray(share.values)
+    whole, part = first_run(values > 0.999, 2), first_run((values > 0) & (values <= 0.999), 2)
+    # One finding each, so that what was said about a part stands when the whole follows later.
+    return [_finding(record, index, error) for index, error in ((whole, True), (part, False)) if index is not None]
+
+
+def _finding(record: Record, index: int, error: bool) -> Finding:
+    share = record["eval_mode"]
+    value, onset, detected = float(share.values[index]), int(share.steps[index - 1]), int(share.steps[index])
+    how_many = "all" if error else f"{number(100 * value)} % of"
+    return CAUSE.finding(
+        "error" if error else "info",
+        EXACT,
+        f"Since step {onset} training runs with {how_many} batch norm and dropout modules in evaluation mode"
+        + (": model.train() is missing." if error else "."),
+        onset=onset,
+        detected=detected,
+        evidence=[Evidence("eval_mode", value, None, 0.0, detected)],
+    )
+
+
+def _evaluation_in_train(record: Record) -> list[Finding]:
+    events = record.events("eval_in_train_mode")
+    if not events:
+        return []
+    modules = tuple(events[0].payload.get("modules") or ())
+    return [
+        CAUSE.finding(
+            "warning",
+            EXACT,
+            f"The model was evaluated at step {events[0].step} with {listing(modules) or 'modules'} in training mode: "
+            "model.eval() is missing.",
+            where=modules,
+            onset=events[0].step,
+            detected=events[0].step,
+        )
+    ]
+
+
+CAUSE = Cause(
+    id="mode_error",
+    title="Training and evaluation mode are mixed up",
+    find=find,
+    exact=True,
+    doc=__doc__,
+    leads_to=("lr_too_high", "exploding_gradients", "output_logit_divergence"),
+)

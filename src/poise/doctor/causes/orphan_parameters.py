@@ -1,0 +1,89 @@
+"""Parameters that cannot learn.
+
+## What it is
+Trainable parameters that never change: they are in no optimizer, they were replaced after the optimizer was made, or
+no gradient ever reaches them.
+
+## Why it hurts
+Part of the model stays as it was initialised. The run looks healthy and ends worse than it should.
+
+## How it is detected
+Facts: the parameters of the model are compared with those of all optimizers, and with those that received a gradient.
+Replaced or forgotten parameters are an error; where the forgotten ones are most of the model (a frozen backbone,
+probably on purpose), a warning. Parameters without a gradient are a warning if they are at least a tenth of the
+model, else only worth knowing: unused extras (a pooling head, a mask token) are common.
+
+## What cures it
+```python
+optimizer = Adam(model.parameters())
+model.head = nn.Linear(64, 10)  # bad: the new head is in no optimizer
+model.head = nn.Linear(64, 10)
+optimizer = Adam(model.parameters())  # good
+for p in model.backbone.parameters():
+    p.requires_grad_(False)  # good: frozen on purpose, and says so
+```
+
+## References
+- PyTorch documentation, *torch.optim: constructing it* ("move a model before constructing optimizers for it")
+"""
+
+from __future__ import annotations
+
+import math
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import EXACT, listing, number, parameter_shapes
+from poise.report.finding import Evidence, Finding, Severity
+from poise.store import Event, Record
+
+LARGE_PART, MOST = 0.1, 0.5
+_KINDS = (
+    ("replaced", "were replaced after the optimizer was made, so that it updates the old ones"),
+    ("unoptimized", "are trainable but in no optimizer"),
+    ("no_gradient", "never received a gradient"),
+)
+
+
+def find(record: Record) -> list[Finding]:
+    """Find trainable parameters that cannot learn; one finding per reason."""
+    found: dict[str, Finding] = {}
+    for event in record.events("orphans"):
+        for kind, what in _KINDS:
+            names = tuple(event.payload.get(kind) or ())
+            if names and kind not in found:
+                found[kind] = _finding(record, event, kind, what, names)
+    return list(found.values())
+
+
+def _finding(record: Record, event: Event, kind: str, what: str, names: tuple[str, ...]) -> Finding:
+    share = _share(record, names)
+    return CAUSE.finding(
+        _severity(kind, share),
+        EXACT,
+        f"{len(names)} parameter tensor(s) ({listing(names)}; {number(100 * share)} % of the model) {what}.",
+        where=names,
+        detected=event.step,
+        evidence=[Evidence(f"{kind}_share", share, None, 0.0, event.step)],
+    )
+
+
+def _severity(kind: str, share: float) -> Severity:
+    if kind == "no_gradient":
+        return "warning" if share >= LARGE_PART else "info"
+    return "error" if kind == "replaced" or share <= MOST else "warning"
+
+
+def _share(record: Record, names: tuple[str, ...]) -> float:
+    shapes = parameter_shapes(record)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    return sum(math.prod(shapes[name]) for name in names if name in shapes) / total if total else 0.0
+
+
+CAUSE = Cause(
+    id="orphan_parameters",
+    title="Parameters that cannot learn",
+    find=find,
+    exact=True,
+    doc=__doc__,
+    leads_to=("vanishing_gradients",),
+)

@@ -1,0 +1,111 @@
+"""The optimizer's state was lost on resuming.
+
+## What it is
+Weights were loaded from a checkpoint but the optimizer started empty: momentum, second moments and step count of the
+earlier run are gone.
+
+## Why it hurts
+Adam's first steps after an empty start have full size in every coordinate (each is divided by its own single
+gradient), at a learning rate meant for a well-informed optimizer. The loss jumps, sometimes for good; or the run
+silently repeats its warm-up.
+
+## How it is detected
+A model was loaded before the first step, the optimizer's state is empty at that step, no optimizer state was loaded,
+and the learning rate is not being warmed up again (less than 1.5 times higher three steps later). If the loaded
+checkpoint held an optimizer state, that is a bug for certain. If it did not, this is ordinary fine-tuning, and
+nothing is said unless the loss rises by half within 20 steps.
+
+## What cures it
+Load the optimizer's state too, or warm up again.
+
+```python
+model.load_state_dict(checkpoint["model"])  # bad alone
+optimizer.load_state_dict(checkpoint["optimizer"])  # good: both (and the scheduler's)
+```
+
+## References
+- Kingma and Ba, *Adam: a method for stochastic optimization*, ICLR 2015, arXiv:1412.6980
+- Ma and Yarats, *On the adequacy of untuned warmup for adaptive optimization*, AAAI 2021, arXiv:1910.04209
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import EXACT, confidence, number, value_at
+from poise.doctor.events import breakdowns, find_events, following
+from poise.report.finding import Evidence, Finding, Severity
+from poise.store import Event, Record
+
+REWARMED = 1.5
+RISE = 1.5
+
+
+def find(record: Record) -> list[Finding]:
+    """Find an optimizer that starts empty below loaded weights."""
+    for first in record.events("first_step"):
+        if first.payload.get("state_empty") and first.payload.get("stateful", True) and _model_loaded(record, first):
+            return _judge(record, first)
+    return []
+
+
+def _model_loaded(record: Record, first: Event) -> bool:
+    loads = [e.payload.get("what") for e in _before(record, first, "load_state_dict")]
+    return "model" in loads and "optimizer" not in loads
+
+
+def _before(record: Record, first: Event, kind: str) -> list[Event]:
+    # A second optimizer begins at its own step 0 when the run is further on; loads are told in the run's steps.
+    now = first.payload.get("run_step", first.step)
+    return [event for event in record.events(kind) if event.step <= now]
+
+
+def _judge(record: Record, first: Event) -> list[Finding]:
+    step = first.step
+    if record.last_step < step + 3 or value_at(record["lr"], step + 3) >= REWARMED * value_at(record["lr"], step):
+        return []
+    loads = _before(record, first, "torch_load")
+    had_state = any(event.payload.get("has_optimizer_state") for event in loads)
+    loaded = max((event.step for event in [*loads, *_before(record, first, "load_state_dict")]), default=step)
+    adaptive = bool(first.payload.get("adaptive", True))
+    loss = record["loss"]
+    now = loss.values[(loss.steps >= step) & (loss.steps < step + 3)]
+    soon = loss.values[(loss.steps > step) & (loss.steps <= step + 20)]
+    known = len(now) == 3 and record.last_step >= step + 20 and len(soon) > 0
+    ratio = float(np.median(soon) / now[0]) if known and now[0] > 0 else 0.0
+    rose = ratio >= RISE or not np.isfinite(ratio)
+    if not had_state and not (adaptive and rose):
+        return []
+    event = following(breakdowns(find_events(record)), step, within=50)
+    evidence = [Evidence("lr", value_at(record["lr"], step), None, None, step)]
+    consequence = ""
+    if rose:
+        evidence.append(Evidence("loss", float(np.median(soon)), RISE * float(now[0]), float(now[0]), step + 20))
+        consequence = (
+            f"; the loss rose from {number(float(now[0]))} to {number(float(np.median(soon)))} within 20 steps"
+        )
+    severity: Severity = ("error" if adaptive else "info") if had_state else "warning"
+    held = " although the checkpoint held its state" if had_state else ""
+    return [
+        CAUSE.finding(
+            severity,
+            EXACT if had_state else confidence(ratio, RISE),
+            f"Weights were loaded, but the optimizer started empty at step {step}{held}{consequence}.",
+            onset=step,
+            detected=max(loaded, step + 3 if had_state else step + 20),
+            event=event.step if event else None,
+            evidence=evidence,
+        )
+    ]
+
+
+CAUSE = Cause(
+    id="state_lost_on_resume",
+    title="The optimizer's state was lost on resuming",
+    find=find,
+    exact=True,
+    doc=__doc__,
+    leads_to=("lr_too_high", "stale_second_moment", "attention_logit_growth", "exploding_gradients"),
+    remedies=("warmup", "lr_scale"),
+)

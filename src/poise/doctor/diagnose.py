@@ -1,0 +1,150 @@
+"""From the record of a run to its findings: run every cause on every timeline, name roots, rank.
+
+Attribution. A finding explains another of the same timeline away if its cause leads to the other's cause (directly or
+through others), it began no later, it is more than *info*, and it is sure enough: more likely than not, and at least
+0.8 likely where the other is a fact. An explained finding is never dropped. It keeps its identity (cause, where,
+onset, detection), is demoted to *info*, says what explains it, and comes after all others; the root inherits its
+severity and event, so that the worst severity of a run does not depend on attribution. Because a root may come to
+light after its consequences, a live run may first report a consequence as an error and later demote it in favour of
+the root; which findings there are, and since when, depends only on what was recorded up to their detection.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from poise.doctor.causes import CAUSES, Cause
+from poise.report.finding import SEVERITIES, Finding, Severity
+from poise.store import Record
+
+_SURE = 0.9
+
+
+def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[Finding]:
+    """Find the causes of instability in a run, roots first.
+
+    Args:
+        record: what was recorded; ``record.until(t)`` yields the same findings as far as detected by step ``t``.
+        select: ids of the causes to look for; all if empty. Hyphens and underscores are equal.
+        ignore: ids of causes not to look for.
+
+    Raises:
+        ValueError: if an id is unknown; the nearest ones are offered.
+    """
+    causes = choose_causes(select, ignore)
+    timelines = record.timelines
+    seen: set[tuple] = set()
+    findings: list[Finding] = []
+    for prefix in timelines:
+        view = record.timeline(prefix)
+        here = [finding for cause in causes for finding in cause.find(view) if _is_new(finding, seen)]
+        if len(timelines) > 1:
+            here = [_for_competitors(finding) for finding in here]
+        findings += [_labelled(finding, prefix) for finding in attribute(here)]
+    return sorted(findings, key=_rank)
+
+
+def choose_causes(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[Cause]:
+    """Return the selected causes (all if none is selected) without the ignored ones.
+
+    Raises:
+        ValueError: if an id is unknown; the nearest ones are offered.
+    """
+    selected = [find_cause(name) for name in select] or list(CAUSES.values())
+    ignored = {find_cause(name).id for name in ignore}
+    return [cause for cause in selected if cause.id not in ignored]
+
+
+def find_cause(name: str) -> Cause:
+    """Return the cause of this id; hyphens and underscores are equal.
+
+    Raises:
+        ValueError: if there is none; the nearest ids are offered.
+    """
+    key = name.strip().lower().replace("-", "_")
+    if key in CAUSES:
+        return CAUSES[key]
+    near = difflib.get_close_matches(key, CAUSES, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(CAUSES)}"
+    raise ValueError(f"cause {name!r} is unknown: {hint}")
+
+
+def attribute(findings: Sequence[Finding]) -> list[Finding]:
+    """Demote findings that another one explains, and let roots inherit what they explain; see the module."""
+    out = list(findings)
+    for i, finding in enumerate(findings):
+        roots = [j for j, other in enumerate(findings) if j != i and _explains(other, finding)]
+        if not roots:
+            continue
+        # The earliest explanation; itself explained or not, the chain ends at a root.
+        first = min(roots, key=lambda j: (_began(findings[j]), -findings[j].probability))
+        out[i] = replace(out[i], severity="info", summary=f"{finding.summary} Explained by {findings[first].cause}.")
+        for j in roots:
+            if not any(k != j and _explains(other, findings[j]) for k, other in enumerate(findings)):
+                out[j] = _heir(out[j], finding)
+    return out
+
+
+def explained(finding: Finding) -> bool:
+    """Tell whether attribution has explained a finding away."""
+    return "Explained by " in finding.summary
+
+
+def consequences(cause_id: str) -> set[str]:
+    """Return the ids of all causes that a cause leads to, directly or through others."""
+    reached: set[str] = set()
+    ahead = list(CAUSES[cause_id].leads_to)
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += CAUSES[name].leads_to
+    return reached
+
+
+def _explains(root: Finding, other: Finding) -> bool:
+    sure = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
+    return (
+        sure and root.severity != "info" and _began(root) <= _began(other) and other.cause in consequences(root.cause)
+    )
+
+
+def _began(finding: Finding) -> int:
+    # What has no onset is a property of the script: it has been there from before the first step.
+    return -1 if finding.onset_step is None else finding.onset_step
+
+
+def _heir(root: Finding, other: Finding) -> Finding:
+    severity: Severity = max(root.severity, other.severity, key=SEVERITIES.index)
+    events = [step for step in (root.event_step, other.event_step) if step is not None]
+    return replace(root, severity=severity, event_step=min(events, default=None))
+
+
+def _is_new(finding: Finding, seen: set[tuple]) -> bool:
+    # Events that belong to no optimizer are seen from every timeline.
+    key = (finding.cause, finding.where, finding.onset_step, finding.detected_step)
+    new = key not in seen
+    seen.add(key)
+    return new
+
+
+def _for_competitors(finding: Finding) -> Finding:
+    """Demote what is not sure where several optimizers train: if they compete, their losses rise in health."""
+    statistical = not CAUSES[finding.cause].exact
+    return replace(finding, severity="info") if statistical and finding.probability < _SURE else finding
+
+
+def _labelled(finding: Finding, prefix: str) -> Finding:
+    return finding if not prefix or finding.where else replace(finding, where=(prefix.rstrip("/"),))
+
+
+def _rank(finding: Finding) -> tuple:
+    return (
+        explained(finding),
+        -SEVERITIES.index(finding.severity),
+        not CAUSES[finding.cause].exact,
+        -finding.probability,
+        _began(finding),
+    )

@@ -1,0 +1,231 @@
+"""What happens to a loss: spikes, divergence, stalls.
+
+An event is what a user sees; a cause is why it happened. Events are no findings: causes use them to tell a curiosity
+from trouble. All three rules look only backwards, so an event is known, unchanged, from its ``detected_step`` on.
+
+Definitions, with ``start`` the loss at the start, ``best`` the lowest running median so far, ``drop`` their difference:
+
+- *spike*: a loss more than 8 robust standard deviations above the median of the 11 before it, and above it by more
+  than 5 % of it and a fifth of ``drop`` (so that one hard example late in training, tiny against what was learned,
+  is none);
+- *divergence*: a loss that is not finite; or a median of five that gave back half of what was learned
+  (``best + drop / 2``), or, where nothing was learned yet, that doubled;
+- *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still above half of where
+  it started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from poise.store import Record, Series
+
+EventKind = Literal["spike", "divergence", "stall"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossEvent:
+    """Something that happened to the loss.
+
+    Args:
+        kind: ``"spike"``, ``"divergence"`` or ``"stall"``.
+        step: step at which it began.
+        detected_step: first step at which the record sufficed to say so.
+        value: the loss then.
+        level: what the loss was before.
+    """
+
+    kind: EventKind
+    step: int
+    detected_step: int
+    value: float
+    level: float
+
+    @property
+    def phrase(self) -> str:
+        """What happened, as the end of a sentence."""
+        if self.kind == "spike":
+            return f"the loss spiked from {self.level:.3g} to {self.value:.3g} at step {self.step}"
+        if self.kind == "stall":
+            return f"the loss stalled at {self.value:.3g} from step {self.step}"
+        if not np.isfinite(self.value):
+            return f"the loss was no longer finite at step {self.step}"
+        return f"the loss diverged from {self.level:.3g} to {self.value:.3g} from step {self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurve:
+    """The loss with the backward-looking statistics that rules need, one entry per step.
+
+    Args:
+        steps: steps with a loss, from the first finite one.
+        values: the losses; where one is not finite, the last finite one.
+        level: median of the last 11.
+        noise: robust standard deviation from step to step, over the last 25.
+        start: smallest of the first three, so that a run that blows up at once still knows where it came from.
+        best: lowest ``level`` so far.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    level: np.ndarray
+    noise: np.ndarray
+    start: np.ndarray
+    best: np.ndarray
+
+
+def trailing_median(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the median of the last ``window`` (odd) entries, or of as many as there are."""
+    out = np.empty(len(values))
+    for i in range(min(window - 1, len(values))):
+        out[i] = np.median(values[: i + 1])
+    if len(values) >= window:
+        # In portions: the median of windows copies them. (scipy.ndimage could do it, but takes longer to import.)
+        windows = np.lib.stride_tricks.sliding_window_view(values, window)
+        for first in range(0, len(windows), 1 << 14):
+            part = windows[first : first + (1 << 14)]
+            out[window - 1 + first : window - 1 + first + len(part)] = np.median(part, axis=1)
+    return out
+
+
+def loss_curve(record: Record) -> LossCurve:
+    """Return the loss of a record with its statistics; empty where no finite loss was recorded."""
+    loss = record["loss"]
+    values = np.asarray(loss.values, dtype=float)
+    finite = np.flatnonzero(np.isfinite(values))
+    first = int(finite[0]) if len(finite) else len(values)
+    steps, values = np.asarray(loss.steps)[first:], values[first:]
+    if not len(values):
+        empty = np.zeros(0)
+        return LossCurve(steps, empty, empty, empty, empty, empty)
+    last_finite = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(len(values)), 0))
+    values = values[last_finite]
+    level = trailing_median(values, 11)
+    start = np.minimum.accumulate(values)
+    start[3:] = start[min(2, len(start) - 1)]
+    # Of differences, because the fall of a loss is no noise; each holds the noise of two losses.
+    noise = 1.4826 / np.sqrt(2) * trailing_median(np.abs(np.diff(values, prepend=values[:1])), 25)
+    return LossCurve(steps, values, level, noise, start, np.minimum.accumulate(level))
+
+
+def find_events(record: Record) -> list[LossEvent]:
+    """Return the spikes, divergences and stalls of the loss in the order in which they become known."""
+    curve = loss_curve(record)
+    events = _nonfinite(record["loss"])
+    if len(curve.steps):
+        events += _spikes(curve) + _divergences(curve) + _stalls(curve)
+    return sorted(events, key=lambda event: (event.detected_step, event.step))
+
+
+def following(events: list[LossEvent], step: int, within: int | None = None) -> LossEvent | None:
+    """Return the earliest known event that began at or after ``step`` (and at most ``within`` steps after)."""
+    for event in events:
+        if event.step >= step and (within is None or event.step <= step + within):
+            return event
+    return None
+
+
+def breakdowns(events: list[LossEvent]) -> list[LossEvent]:
+    """Return the spikes and divergences."""
+    return [event for event in events if event.kind != "stall"]
+
+
+def stayed_up(record: Record, event: LossEvent, steps: int = 3) -> tuple[bool, int] | None:
+    """Tell whether the loss kept more than half of its rise over the next few steps, and when that is known.
+
+    It tells harm to the weights from a batch that was merely hard. ``None`` while it is not known yet.
+    """
+    loss = record["loss"]
+    after = np.flatnonzero(loss.steps > event.step)[:steps]
+    if not np.isfinite(event.value):
+        return True, event.detected_step
+    values = np.asarray(loss.values)[after]
+    broken = np.flatnonzero(~np.isfinite(values))
+    if len(broken):
+        return True, int(loss.steps[after[broken[0]]])
+    if len(after) < steps:
+        return None
+    middle = event.level + 0.5 * (event.value - event.level)
+    return bool(np.median(values) > middle), int(loss.steps[after[-1]])
+
+
+def _nonfinite(loss: Series) -> list[LossEvent]:
+    values = np.asarray(loss.values, dtype=float)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if not len(bad):
+        return []
+    i = int(bad[0])
+    step = int(loss.steps[i])
+    return [LossEvent("divergence", step, step, float(values[i]), float(values[i - 1]) if i else float("nan"))]
+
+
+def _spikes(curve: LossCurve) -> list[LossEvent]:
+    # The short median keeps up with a loss that falls; a longer one would call the fall noise.
+    before, spread = np.roll(curve.level, 1), np.roll(curve.noise, 1)
+    rise = curve.values - before
+    scale = spread + 1e-3 * np.abs(before)
+    enough = np.maximum(0.05 * np.abs(before), 0.2 * (curve.start - curve.best))
+    candidates = np.flatnonzero((rise > 8 * scale) & (rise > enough))
+    events: list[LossEvent] = []
+    free_from, calm = 15, 0.0  # fewer losses, while they fall fast, say nothing about noise
+    for i in candidates:
+        if i < free_from or (events and not _calm_again(curve, free_from, int(i), events[-1].level + 3 * calm)):
+            continue
+        step = int(curve.steps[i])
+        events.append(LossEvent("spike", step, step, float(curve.values[i]), float(before[i])))
+        free_from, calm = int(i) + 1, float(scale[i])
+    return events
+
+
+def _calm_again(curve: LossCurve, start: int, now: int, limit: float) -> bool:
+    return now - start >= 50 or bool((curve.values[start:now] < limit).any())
+
+
+def _divergences(curve: LossCurve) -> list[LossEvent]:
+    short = trailing_median(curve.values, 5)
+    size, drop = np.abs(curve.start), curve.start - curve.best
+    gave_back = curve.best + np.maximum(0.5 * drop, 0.25 * size)
+    limit = np.where(drop >= 0.2 * size, gave_back, curve.start + size)
+    limit = np.maximum(limit, curve.best + 8 * np.roll(np.minimum.accumulate(_settled(curve.noise)), 1))
+    # One or two early losses are no median: a spike there is over before it means anything.
+    above = (short > limit) & (np.arange(len(short)) >= 3)
+    events: list[LossEvent] = []
+    last = -100
+    for i in map(int, np.flatnonzero(above)):
+        if i - last > 10:
+            window = np.arange(max(i - 9, 0), i + 1)
+            first = int(window[np.argmax(curve.values[window] > limit[i])])
+            level = float(curve.level[first - 1]) if first else float(curve.start[i])
+            value = float(curve.values[i])
+            events.append(LossEvent("divergence", int(curve.steps[first]), int(curve.steps[i]), value, level))
+        last = i
+    return events
+
+
+def _settled(noise: np.ndarray) -> np.ndarray:
+    # The first entries know too few losses to speak of noise; zero keeps them out of the limit.
+    out = noise.copy()
+    out[:25] = np.inf
+    return np.where(np.isfinite(np.minimum.accumulate(out)), out, 0.0)
+
+
+def _stalls(curve: LossCurve) -> list[LossEvent]:
+    level = trailing_median(curve.values, 25)
+    best = np.minimum.accumulate(level)
+    here = np.arange(len(level))
+    back = np.maximum(40, here // 3)
+    long_enough = here >= back
+    then = np.maximum(here - back, 0)
+    gain = best[then] - best
+    still = gain < np.maximum(0.01 * np.abs(curve.start), 0.3 * curve.noise)
+    stalled = long_enough & still & (curve.start > 0) & (level > 0.5 * curve.start)
+    events: list[LossEvent] = []
+    for i in np.flatnonzero(stalled & ~np.roll(stalled, 1)):
+        step = int(curve.steps[then[i]])
+        if events and step <= events[-1].detected_step:
+            continue
+        events.append(LossEvent("stall", step, int(curve.steps[i]), float(level[i]), float(curve.start[i])))
+    return events

@@ -1,0 +1,281 @@
+"""Records of invented runs: a healthy one with every signal, and one change per cause that makes it sick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from poise.store import Event, Record
+
+WEIGHTS = [f"blocks.{i}.weight" for i in range(6)]
+ATTENTION = ["blocks.0.attn", "blocks.1.attn"]
+CLASSES = 10
+
+
+@dataclass
+class Run:
+    """Signals and events of an invented run, to be changed by faults."""
+
+    steps: int
+    every: int
+    random: np.random.Generator
+    signals: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def all_steps(self) -> np.ndarray:
+        return np.arange(self.steps)
+
+    @property
+    def sampled(self) -> np.ndarray:
+        # Dense at the start, as the tap samples, then every so many steps.
+        return np.unique(np.concatenate([np.arange(min(20, self.steps)), np.arange(0, self.steps, self.every)]))
+
+    def noisy(self, steps: np.ndarray, level: float | np.ndarray, share: float = 0.05) -> np.ndarray:
+        return level * np.exp(share * self.random.standard_normal(len(steps)))
+
+    def put(self, name: str, steps: np.ndarray, values: float | np.ndarray) -> None:
+        self.signals[name] = (np.asarray(steps), np.broadcast_to(values, np.shape(steps)).astype(float))
+
+    def values(self, name: str) -> np.ndarray:
+        """A copy that may be written to; give it back with :meth:`put`."""
+        return self.signals[name][1].copy()
+
+    def change(self, name: str, start: int, values: float | Callable[[np.ndarray], np.ndarray]) -> None:
+        """Replace what a signal is from step ``start`` on."""
+        steps, old = self.signals[name]
+        new = old.copy()
+        late = steps >= start
+        new[late] = values(steps[late]) if callable(values) else values
+        self.signals[name] = (steps, new)
+
+    def burst(self, start: int, length: int = 32) -> None:
+        """Sample every step from ``start`` on, as the tap does after a trigger; values are those nearby."""
+        for name, (steps, values) in list(self.signals.items()):
+            if len(steps) == self.steps:
+                continue
+            dense = np.union1d(steps, np.arange(start, min(start + length, self.steps)))
+            self.signals[name] = (dense, values[np.searchsorted(steps, dense, side="right") - 1])
+
+    def event(self, step: int, kind: str, **payload: object) -> None:
+        self.events.append(Event(step, kind, payload))
+
+    def record(self) -> Record:
+        return Record.from_arrays(self.signals, self.events)
+
+
+def healthy(steps: int = 200, every: int = 10, seed: int = 0, tau: float = 40.0) -> Run:
+    """A classifier that learns: the loss falls from log 10 to 0.3, gradients and updates are of usual size."""
+    run = Run(steps, every, np.random.default_rng(seed))
+    t, s = run.all_steps, run.sampled
+    run.put("loss", t, run.noisy(t, 0.3 + 2.0 * np.exp(-t / tau), 0.08))
+    run.put("grad_norm", t, run.noisy(t, 0.5 + 2.0 * np.exp(-t / 30), 0.2))
+    run.put("lr", t, 1e-3)
+    run.put("update_ratio", s, run.noisy(s, 1e-3 + 0.02 * np.exp(-s / 5), 0.1))
+    for i, name in enumerate(WEIGHTS):
+        run.put(f"grad_norm[{name}]", s, run.noisy(s, 0.3 + 0.05 * i))
+        run.put(f"param_norm[{name}]", s, run.noisy(s, 4.0, 0.01))
+        run.put(f"adam_rms[{name}]", s, run.noisy(s, 1.0, 0.15))
+        run.put(f"adam_eps_shrink[{name}]", s, 0.999)
+    for name in ATTENTION:
+        run.put(f"attention_logit_max[{name}]", s, run.noisy(s, 4 + 8 * (1 - np.exp(-s / 100))))
+        run.put(f"attention_entropy[{name}]", s, run.noisy(s, 0.7))
+    run.put("dead_units[relu]", s, run.noisy(s, 0.1, 0.2))
+    run.put("act_absmax[relu]", s, run.noisy(s, 5.0))
+    run.put("logit_lse", s, run.noisy(s, 2.3 + 3 * (1 - np.exp(-s / 50))))
+    run.put("logit_mean", s, -0.5 * np.ones(len(s)))
+    run.put("logits_are_probabilities", s, 0.0)
+    run.put("classes", s, float(CLASSES))
+    run.put("label_entropy", s, np.minimum(run.noisy(s, 2.2, 0.02), 2.26))
+    run.put("label_agreement", s, np.clip(0.1 + 0.8 * (1 - np.exp(-s / tau)), 0, 1))
+    run.put("label_purity", s, np.clip(0.3 + 0.6 * (1 - np.exp(-s / tau)), 0, 1))
+    run.put("label_ignored", s, 0.0)
+    run.put("input_mean", s, 0.1 * run.random.standard_normal(len(s)))
+    run.put("input_std", s, run.noisy(s, 1.0, 0.02))
+    run.put("input_absmax", s, run.noisy(s, 3.5))
+    run.put("input_nonfinite", s, 0.0)
+    run.put("stale_gradient", s, 0.0)
+    run.put("eval_mode", s, 0.0)
+    run.put("probe_loss", s, 0.3 + 2.0 * np.exp(-s / tau))
+    parameters = {name: {"shape": [8, 8], "dtype": "torch.float32", "requires_grad": True} for name in WEIGHTS}
+    run.event(0, "model", **{"class": "Net", "modules": {}, "parameters": parameters, "order": WEIGHTS})
+    run.event(0, "optimizer", **{"class": "AdamW", "timeline": "", "groups": [{"lr": 1e-3, "parameters": WEIGHTS}]})
+    run.event(0, "first_step", timeline="", state_empty=True, adaptive=True, stateful=True)
+    return run
+
+
+def make_low_precision(run: Run, dtype: str) -> None:
+    facts = {name: {"shape": [8, 8], "dtype": f"torch.{dtype}"} for name in WEIGHTS}
+    run.event(0, "model", **{"class": "Net", "modules": {}, "parameters": facts, "order": WEIGHTS})
+
+
+def diverge(run: Run, step: int, rate: float = 0.3, ceiling: float = 50.0) -> None:
+    level = float(run.values("loss")[max(step - 1, 0)])
+    run.change("loss", step, lambda s: np.minimum(level * np.exp(rate * (s - step + 1)), ceiling))
+
+
+# One fault per cause: (run, onset, strength in [0, 1]).
+
+
+def attention_logit_growth(run: Run, onset: int, strength: float) -> None:
+    name, rate = ATTENTION[1], 0.05 + 0.1 * strength
+    run.change(f"attention_logit_max[{name}]", onset, lambda s: 12 * np.exp(rate * (s - onset)))
+    run.change(f"attention_entropy[{name}]", onset, lambda s: 0.7 * np.exp(-rate * (s - onset)))
+
+
+def output_logit_divergence(run: Run, onset: int, strength: float) -> None:
+    rate = 1 + strength
+    run.change("logit_mean", onset, lambda s: -1 - rate * (s - onset))
+    run.change("logit_lse", onset, lambda s: 4 - rate * (s - onset))
+
+
+def stale_second_moment(run: Run, onset: int, strength: float) -> None:
+    run.burst(onset - 2)
+    for name in WEIGHTS[:3]:
+        steps, values = run.signals[f"adam_rms[{name}]"]
+        run.put(f"adam_rms[{name}]", steps, np.where(steps == onset, 5 + 20 * strength, values))
+    level = float(np.median(run.values("loss")[max(onset - 10, 0) : onset]))
+    run.change("loss", onset + 1, lambda s: level + 2.5 * np.exp(-(s - onset) / 30))
+
+
+def eps_dominates(run: Run, onset: int, strength: float) -> None:
+    run.change(f"adam_eps_shrink[{WEIGHTS[0]}]", onset, 0.4 - 0.39 * strength)
+
+
+def state_lost_on_resume(run: Run, onset: int, strength: float) -> None:
+    run.event(0, "torch_load", has_optimizer_state=True)
+    run.event(0, "load_state_dict", what="model", **{"class": "Net"})
+
+
+def schedule_jump(run: Run, onset: int, strength: float) -> None:
+    run.change("lr", onset, 1e-3 * (3 + 30 * strength))
+    diverge(run, onset + 3)
+
+
+def lr_too_high(run: Run, onset: int, strength: float) -> None:
+    run.change("update_ratio", 0, 0.04 + strength)
+    diverge(run, onset)
+
+
+def lr_too_small(run: Run, onset: int, strength: float) -> None:
+    run.change("update_ratio", 0, 1e-5 * 10 ** (-3 * strength))
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.03))
+
+
+def forward_nonfinite(run: Run, onset: int, strength: float) -> None:
+    run.change("loss", onset, np.nan)
+    run.change("grad_norm", onset, np.nan)
+    run.event(onset, "nonfinite_forward", module="head", op="log", source="train.py:12", input_min=0.0, input_max=1.0)
+
+
+def backward_nonfinite(run: Run, onset: int, strength: float) -> None:
+    run.change("grad_norm", onset, np.nan)
+    run.change("loss", onset + 1, np.nan)
+    run.event(onset, "nonfinite_backward", parameters=[WEIGHTS[2]], module="blocks.2", op="sqrt", source="train.py:7")
+
+
+def fp16_overflow(run: Run, onset: int, strength: float) -> None:
+    skipped = np.zeros(run.steps)
+    skipped[:2] = 1  # the scaler looks for its scale
+    skipped[onset : onset + 3 + int(5 * strength)] = 1
+    run.put("amp_skipped", run.all_steps, skipped)
+    run.put("amp_scale", run.all_steps, 65536 * 0.5 ** np.cumsum(skipped))
+
+
+def bf16_update_swallow(run: Run, onset: int, strength: float) -> None:
+    make_low_precision(run, "bfloat16")
+    run.put(f"update_lost[{WEIGHTS[0]}]", run.sampled, 0.01)
+    run.change(f"update_lost[{WEIGHTS[0]}]", onset, 0.35 + 0.6 * strength)
+
+
+def bad_batch(run: Run, onset: int, strength: float) -> None:
+    run.burst(onset)
+    values = run.values("loss")
+    values[onset] = values[onset - 10 : onset].mean() + 2 + 5 * strength
+    run.put("loss", run.all_steps, values)
+    steps, std = run.signals["input_std"]
+    run.put("input_std", steps, np.where(steps == onset, 5 + 100 * strength, std))
+
+
+def unscaled_inputs(run: Run, onset: int, strength: float) -> None:
+    run.change("input_mean", 0, 30 + 100 * strength)
+    run.change("input_std", 0, 20 + 200 * strength)
+    run.put("loss", run.all_steps, run.values("loss") * 10)
+
+
+def missing_zero_grad(run: Run, onset: int, strength: float) -> None:
+    run.change("stale_gradient", 1, 1.0)
+    run.change("grad_norm", 0, lambda s: 0.5 + 0.5 * s)
+
+
+def double_softmax(run: Run, onset: int, strength: float) -> None:
+    run.change("logits_are_probabilities", 0, 1.0)
+
+
+def orphan_parameters(run: Run, onset: int, strength: float) -> None:
+    run.event(2, "orphans", unoptimized=[], no_gradient=[], replaced=[WEIGHTS[5]])
+
+
+def mode_error(run: Run, onset: int, strength: float) -> None:
+    run.change("eval_mode", onset, 1.0)
+
+
+def dead_units(run: Run, onset: int, strength: float) -> None:
+    run.change("dead_units[relu]", onset, 0.92 + 0.08 * strength)
+
+
+def vanishing_gradients(run: Run, onset: int, strength: float) -> None:
+    for i, name in enumerate(WEIGHTS):
+        run.put(f"grad_norm[{name}]", run.sampled, run.noisy(run.sampled, 10.0 ** (-(1 + strength) * (5 - i))))
+
+
+def exploding_gradients(run: Run, onset: int, strength: float) -> None:
+    run.change("grad_norm", 0, 10.0 ** (4 + 4 * strength))
+
+
+def label_problem(run: Run, onset: int, strength: float) -> None:
+    run.change("label_agreement", onset, 0.02)
+    run.change("label_purity", onset, lambda s: 0.85 + 0 * s)
+    for name in ("label_agreement", "label_purity"):
+        run.change(name, 0, lambda s, name=name: np.where(s < onset, 0.9, run.signals[name][1]))
+    diverge(run, onset)
+
+
+FAULTS: dict[str, Callable[[Run, int, float], None]] = {
+    fault.__name__: fault
+    for fault in (
+        attention_logit_growth,
+        output_logit_divergence,
+        stale_second_moment,
+        eps_dominates,
+        state_lost_on_resume,
+        schedule_jump,
+        lr_too_high,
+        lr_too_small,
+        forward_nonfinite,
+        backward_nonfinite,
+        fp16_overflow,
+        bf16_update_swallow,
+        bad_batch,
+        unscaled_inputs,
+        missing_zero_grad,
+        double_softmax,
+        orphan_parameters,
+        mode_error,
+        dead_units,
+        vanishing_gradients,
+        exploding_gradients,
+        label_problem,
+    )
+}
+
+
+def sick(
+    cause: str, onset: int = 60, strength: float = 0.5, steps: int = 200, every: int = 10, seed: int = 0
+) -> Record:
+    """A record in which one cause is present."""
+    run = healthy(steps, every, seed)
+    FAULTS[cause](run, onset, strength)
+    return run.record()

@@ -1,0 +1,472 @@
+"""Where each rule draws its line: things that look like a cause and are none, and the words of the findings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poise.doctor.causes import CAUSES
+from poise.doctor.causes.reading import (
+    align,
+    confidence,
+    first_crossing,
+    first_run,
+    listing,
+    number,
+    own_baseline,
+)
+from poise.report.finding import Finding
+from poise.store import Event, Record, Series
+
+from .synthetic import ATTENTION, FAULTS, WEIGHTS, Run, diverge, healthy, make_low_precision, sick
+
+
+def find(cause: str, run: Run | Record) -> list[Finding]:
+    return CAUSES[cause].find(run if isinstance(run, Record) else run.record())
+
+
+def only(cause: str, run: Run | Record) -> Finding:
+    (finding,) = find(cause, run)
+    return finding
+
+
+# ---- parts
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_confidence_grows_with_the_margin(value, threshold):
+    assert confidence(threshold, threshold) == pytest.approx(0.6, abs=0.01)
+    assert confidence(2 * value, threshold) >= confidence(value, threshold)
+    assert 0 < confidence(value, threshold) <= 0.99
+    assert confidence(np.inf, threshold) == 0.99
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 4))
+def test_first_run_is_the_end_of_the_first_streak(mask, length):
+    ends = [i for i in range(len(mask)) if i + 1 >= length and all(mask[i - length + 1 : i + 1])]
+    assert first_run(np.array(mask, dtype=bool), length) == (ends[0] if ends else None)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_baseline_is_the_median_of_the_first_ten_before(values):
+    expected = [np.median(values[: min(max(i, 1), 10)]) for i in range(len(values))]
+    np.testing.assert_allclose(own_baseline(np.array(values)), expected)
+
+
+def test_align_carries_the_last_value_forward():
+    series = Series(np.array([2, 5]), np.array([1.0, 3.0]))
+    np.testing.assert_array_equal(align(series, np.array([1, 2, 4, 5, 9])), [np.nan, 1, 1, 3, 3])
+
+
+def test_first_crossing_names_the_layers_of_that_step_worst_first():
+    steps = np.arange(3)
+    layers = {k: Series(steps, np.array(v)) for k, v in {"a": [0.0, 2, 9], "b": [0.0, 5, 0], "c": [0.0, 0, 9]}.items()}
+    hit = first_crossing(layers, lambda s: s.values > 1)
+    assert (hit.step, hit.where) == (1, ("b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(571.3, "571"), (0.0412, "0.0412"), (12345.6, "12346"), (1e-9, "1.0e-09"), (np.nan, "NaN")]
+)
+def test_numbers_in_sentences(value, text):
+    assert number(value) == text
+
+
+def test_listing_is_short():
+    assert listing(list("abcde")) == "a, b, c and 2 more"
+
+
+# ---- attention
+
+
+def test_the_sentence_names_layer_numbers_and_collapse():
+    text = only("attention_logit_growth", sick("attention_logit_growth", onset=60, strength=1.0)).summary
+    assert text.startswith("Attention logits of blocks.1.attn grew from")
+    assert "attention collapsed onto single tokens" in text
+
+
+def test_attention_logits_that_were_always_large_have_not_grown():
+    run = healthy()
+    run.change(f"attention_logit_max[{ATTENTION[0]}]", 0, 90.0)
+    assert find("attention_logit_growth", run) == []
+
+
+def test_a_forecast_is_made_while_there_is_time():
+    run = healthy()
+    run.change(f"attention_logit_max[{ATTENTION[0]}]", 60, lambda s: 10 * np.exp(0.02 * (s - 60)))
+    finding = only("attention_logit_growth", run)
+    assert finding.severity == "warning"
+    # 10 exp(0.02 (t - 60)) = 1e4 at t = 60 + ln(1000) / 0.02 = 405, were it not for the flat part in the fit.
+    assert "they reach 10000, where runs diverge, near step" in finding.summary
+
+
+def test_confident_logits_grow_apart_but_not_away():
+    run = healthy()
+    run.change("logit_lse", 20, lambda s: 3 + 0.2 * s)
+    run.change("logit_mean", 20, lambda s: -0.1 * s)
+    assert find("output_logit_divergence", run) == []
+
+
+# ---- optimizer
+
+
+def test_large_adam_ratios_without_harm_are_no_finding():
+    run = healthy()
+    run.burst(60)
+    for name in WEIGHTS:
+        run.change(f"adam_rms[{name}]", 60, 6.0)
+    assert find("stale_second_moment", run) == []
+
+
+def test_a_hard_batch_with_a_large_gradient_is_not_a_stale_moment():
+    run = healthy()
+    run.burst(60)
+    for name in WEIGHTS:
+        steps, rms = run.signals[f"adam_rms[{name}]"]
+        run.put(f"adam_rms[{name}]", steps, np.where(steps == 60, 6.0, rms))
+    loss = run.values("loss")
+    loss[60] += 5  # and back at once: the weights are fine
+    run.put("loss", run.all_steps, loss)
+    assert find("stale_second_moment", run) == []
+
+
+def test_small_gradients_of_a_converged_run_or_a_bias_are_no_fault_of_eps():
+    run = healthy()
+    run.change("loss", 80, 0.01)
+    run.change(f"adam_eps_shrink[{WEIGHTS[0]}]", 95, 0.2)
+    run.put("adam_eps_shrink[keys.bias]", run.sampled, 0.1)
+    assert find("eps_dominates", run) == []
+
+
+def resumed(held: bool, rewarmed: bool = False, restored: bool = False, loss_jumps: bool = False) -> Run:
+    run = healthy()
+    run.event(0, "torch_load", has_optimizer_state=held)
+    run.event(0, "load_state_dict", what="model")
+    if restored:
+        run.event(0, "load_state_dict", what="optimizer")
+    if rewarmed:
+        run.change("lr", 0, lambda s: 1e-3 * np.minimum((s + 1) / 100, 1))
+    if loss_jumps:
+        run.put("loss", run.all_steps, np.where(run.all_steps < 1, 0.3, 0.9))
+    return run
+
+
+def test_resuming_well_and_fine_tuning_are_no_lost_state():
+    assert find("state_lost_on_resume", resumed(held=True, restored=True)) == []
+    assert find("state_lost_on_resume", resumed(held=True, rewarmed=True)) == []
+    assert find("state_lost_on_resume", resumed(held=False)) == []
+    assert find("state_lost_on_resume", healthy()) == []
+
+
+def test_a_loss_that_jumps_on_resuming_betrays_a_lost_state_without_a_checkpoint():
+    finding = only("state_lost_on_resume", resumed(held=False, loss_jumps=True))
+    assert (finding.severity, finding.onset_step, finding.detected_step) == ("warning", 0, 20)
+    assert "rose from 0.3 to 0.9" in finding.summary
+
+
+def test_a_second_optimizer_knows_what_was_loaded_before_its_first_step():
+    run = healthy()
+    run.events = [e for e in run.events if e.kind != "first_step"]
+    run.event(0, "first_step", state_empty=True, adaptive=True, stateful=True, run_step=100)
+    run.event(100, "torch_load", has_optimizer_state=True)
+    run.event(100, "load_state_dict", what="model")
+    assert only("state_lost_on_resume", run).detected_step == 100
+    run.event(150, "load_state_dict", what="optimizer")  # later: of no help
+    assert len(find("state_lost_on_resume", run)) == 1
+
+
+# ---- learning rate
+
+
+def schedule(values, steps=200) -> Run:
+    run = healthy(steps)
+    run.put("lr", run.all_steps, values(run.all_steps))
+    return run
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda t: 0.1 * 0.1 ** (t // 70),  # step decay
+        lambda t: 1e-3 * 0.5 * (1 + np.cos(np.pi * t / 200)),  # cosine to zero
+        lambda t: 1e-3 * np.minimum((t + 1) / 50, 1),  # linear warm-up
+        lambda t: 1e-3 * 0.5 * (1 + np.cos(np.pi * (t % 50) / 50)),  # warm restarts
+        lambda t: 1e-3 * (1 - t / 200),  # linear decay
+        lambda t: np.where(t < 100, 1e-3, 5e-3),  # a jump that does no harm
+    ],
+)
+def test_ordinary_schedules_are_no_jumps_and_not_too_small(values):
+    assert find("schedule_jump", schedule(values)) == []
+    assert find("lr_too_small", schedule(values)) == []
+
+
+def test_a_rise_during_warm_up_is_no_jump_even_if_the_loss_suffers():
+    run = schedule(lambda t: 1e-5 * 2.5 ** np.minimum(t, 8))
+    diverge(run, 10)
+    assert find("schedule_jump", run) == []
+
+
+def test_an_epoch_schedule_stepped_per_batch_freezes_the_run():
+    run = schedule(lambda t: 0.1 * 0.1 ** (t // 10))
+    run.change("loss", 30, 1.5)
+    finding = only("schedule_jump", run)
+    assert finding.severity == "error"
+    assert "Is a scheduler made for epochs stepped once a batch?" in finding.summary
+
+
+def test_large_updates_of_a_run_that_learns_are_no_fault():
+    run = healthy()
+    run.change("update_ratio", 0, 0.3)
+    assert find("lr_too_high", run) == []
+
+
+def test_a_loss_that_rises_under_small_updates_has_another_cause():
+    run = healthy()
+    diverge(run, 80)
+    assert find("lr_too_high", run) == []
+
+
+def test_gradients_stand_in_for_updates_that_were_not_recorded():
+    run = healthy()
+    del run.signals["update_ratio"]
+    diverge(run, 80)
+    run.change("grad_norm", 80, lambda s: 3 * np.exp(0.3 * (s - 79)))
+    assert only("lr_too_high", run).evidence[0].signal == "grad_norm"
+
+
+def test_a_nan_out_of_a_calm_loss_is_not_the_learning_rate():
+    run = healthy()
+    run.change("update_ratio", 0, 0.05)
+    run.change("loss", 70, np.nan)
+    assert find("lr_too_high", run) == []
+
+
+def test_a_net_that_the_first_steps_broke_is_stuck():
+    run = healthy()
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.01))
+    run.change("update_ratio", 0, lambda s: np.where(s < 8, 0.6, 1e-4))
+    finding = only("lr_too_high", run)
+    assert "the loss stalled" in finding.summary
+
+
+def test_a_flat_loss_without_gradients_is_not_a_small_learning_rate():
+    run = healthy()
+    FAULTS["lr_too_small"](run, 0, 0.5)
+    run.change("grad_norm", 0, 1e-7)
+    assert find("lr_too_small", run) == []
+
+
+# ---- numbers
+
+
+def test_an_infinity_that_harms_nothing_is_only_worth_knowing():
+    run = healthy()
+    run.event(50, "nonfinite_forward", module="mask", op="log", input_min=0.0, input_max=1.0)
+    finding = only("forward_nonfinite", run)
+    assert (finding.severity, finding.where, finding.event_step) == ("info", ("mask",), None)
+
+
+def test_the_victim_of_an_explosion_is_less_sure_to_be_the_culprit():
+    run = healthy()
+    run.event(50, "nonfinite_forward", module="head", op="linear", input_min=-1e30, input_max=1e30)
+    assert only("forward_nonfinite", run).probability < 0.7
+
+
+def test_inputs_that_are_not_finite_are_a_bad_batch_and_no_fault_of_the_forward_pass():
+    run = healthy()
+    run.event(50, "nonfinite_forward", module="", op="the input batch")
+    run.change("loss", 50, np.nan)
+    assert find("forward_nonfinite", run) == []
+    assert only("bad_batch", run).severity == "error"
+
+
+def test_the_gradient_scaler_may_look_for_its_scale():
+    run = healthy()
+    run.put("amp_skipped", run.all_steps, (run.all_steps < 6).astype(float))
+    run.put("amp_scale", run.all_steps, np.maximum(65536 * 0.5**run.all_steps, 1024))
+    run.signals["grad_norm"][1].flags.writeable = True
+    norms = run.values("grad_norm")
+    norms[:6] = np.inf
+    run.put("grad_norm", run.all_steps, norms)
+    assert find("fp16_overflow", run) == []
+    assert find("backward_nonfinite", run) == []
+
+
+def test_a_gradient_that_is_not_finite_behind_a_nan_loss_is_no_finding_of_its_own():
+    run = healthy()
+    run.change("loss", 50, np.nan)
+    run.change("grad_norm", 50, np.nan)
+    assert find("backward_nonfinite", run) == []
+
+
+def test_without_an_event_the_parameters_are_named_from_the_end():
+    run = healthy(every=1)
+    for name in WEIGHTS[:3]:
+        run.change(f"grad_norm[{name}]", 50, np.inf)
+    run.change("grad_norm", 50, np.inf)
+    assert only("backward_nonfinite", run).where == (WEIGHTS[2], WEIGHTS[1], WEIGHTS[0])
+
+
+def test_large_activations_matter_in_float16_only():
+    run = healthy()
+    run.change("act_absmax[relu]", 80, 4e4)
+    assert find("fp16_overflow", run) == []
+    make_low_precision(run, "bfloat16")
+    assert find("fp16_overflow", run) == []
+    make_low_precision(run, "float16")
+    assert only("fp16_overflow", run).where == ("relu",)
+
+
+def test_updates_may_vanish_at_the_end_of_a_decay():
+    run = healthy()
+    make_low_precision(run, "bfloat16")
+    run.put("lr", run.all_steps, 1e-3 * (1 - run.all_steps / 200) ** 2)
+    run.put(f"update_lost[{WEIGHTS[0]}]", run.sampled, np.where(run.sampled > 150, 0.9, 0.05))
+    assert find("bf16_update_swallow", run) == []
+
+
+# ---- data
+
+
+def test_a_loss_that_comes_back_under_a_steady_probe_betrays_the_batch():
+    run = healthy()
+    run.burst(80)
+    loss = run.values("loss")
+    loss[80] += 6
+    run.put("loss", run.all_steps, loss)
+    finding = only("bad_batch", run)
+    assert (finding.onset_step, finding.detected_step) == (80, 83)
+    run.change("probe_loss", 81, 4.0)  # the weights broke
+    assert find("bad_batch", run) == []
+
+
+def test_unscaled_inputs_that_do_no_harm_are_only_worth_knowing():
+    run = healthy()
+    run.change("input_std", 0, 70.0)
+    assert only("unscaled_inputs", run).severity == "info"
+
+
+def test_small_inputs_count_too():
+    run = healthy()
+    run.change("input_std", 0, 1e-3)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.01))
+    assert only("unscaled_inputs", run).severity == "warning"
+
+
+def test_random_labels_leave_the_loss_at_their_entropy():
+    run = healthy(300)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.29, 0.02))
+    run.put("label_agreement", run.sampled, 0.1)
+    finding = only("label_problem", run)
+    assert (finding.severity, finding.onset_step) == ("warning", 0)
+    run.put("label_agreement", run.sampled, 0.5)  # it does better than a guess
+    assert find("label_problem", run) == []
+
+
+def test_a_dead_layer_is_a_better_reason_to_guess_than_random_labels():
+    run = healthy(300)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.29, 0.02))
+    run.put("label_agreement", run.sampled, 0.1)
+    run.change("dead_units[relu]", 0, 1.0)
+    assert find("label_problem", run) == []
+
+
+def test_weights_that_break_lose_purity_as_well():
+    run = healthy()
+    for name in ("label_agreement", "label_purity"):
+        run.change(name, 0, lambda s: np.where(s < 100, 0.9, 0.1))
+    assert find("label_problem", run) == []
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.97, "warning"), (1.0, "error")])
+def test_ignored_targets(share, severity):
+    run = healthy()
+    run.change("label_ignored", 50, share)
+    assert only("label_problem", run).severity == severity
+
+
+def test_a_target_out_of_range_is_a_fact():
+    run = healthy()
+    run.put("label_out_of_range", np.array([3, 4]), np.array([0.0, 2.0]))
+    assert only("label_problem", run).onset_step == 4
+
+
+# ---- script and architecture
+
+
+def test_gradient_accumulation_is_no_missing_reset():
+    run = healthy()
+    run.put("backwards", run.all_steps, 4.0)
+    assert find("missing_zero_grad", run) == []
+
+
+@pytest.mark.parametrize(
+    ("payload", "severity"),
+    [
+        ({"replaced": [WEIGHTS[5]]}, "error"),
+        ({"unoptimized": [WEIGHTS[5]]}, "error"),
+        ({"unoptimized": WEIGHTS[:5]}, "warning"),  # most of the model: frozen on purpose, probably
+        ({"no_gradient": WEIGHTS[:2]}, "warning"),
+        ({"no_gradient": ["mask_token"]}, "info"),
+    ],
+)
+def test_orphans_by_kind_and_share(payload, severity):
+    run = healthy()
+    run.event(10, "orphans", **payload)
+    assert only("orphan_parameters", run).severity == severity
+
+
+def test_a_frozen_batch_norm_is_only_worth_knowing():
+    run = healthy()
+    run.change("eval_mode", 0, 0.5)
+    assert only("mode_error", run).severity == "info"
+
+
+def test_evaluating_in_training_mode_is_a_warning():
+    run = healthy()
+    run.event(40, "eval_in_train_mode", modules=["bn1", "drop"])
+    assert only("mode_error", run).where == ("bn1", "drop")
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.7, "info"), (0.93, "warning"), (0.99, "error")])
+def test_dead_units_by_share(share, severity):
+    run = healthy()
+    run.change("dead_units[relu]", 50, share)
+    assert only("dead_units", run).severity == severity
+
+
+def test_gradients_vanish_over_depth_in_the_order_of_the_forward_pass():
+    run = healthy()
+    FAULTS["vanishing_gradients"](run, 0, 1.0)
+    assert only("vanishing_gradients", run).where == (WEIGHTS[0],)
+    reversed_order = [
+        Event(e.step, e.kind, e.payload | {"order": WEIGHTS[::-1]}) if e.kind == "model" else e for e in run.events
+    ]
+    record = Record.from_arrays(run.signals, reversed_order)
+    assert find("vanishing_gradients", record) == []
+    assert only("exploding_gradients", record).where == (WEIGHTS[5],)
+
+
+def test_one_layer_with_a_small_gradient_is_no_vanishing():
+    run = healthy()
+    run.put(f"grad_norm[{WEIGHTS[1]}]", run.sampled, 1e-7)
+    assert find("vanishing_gradients", run) == []
+
+
+def test_a_jump_of_the_gradient_needs_harm_and_small_updates_before():
+    run = healthy()
+    run.change("grad_norm", 80, lambda s: np.where(s == 80, 100.0, 0.7))
+    assert find("exploding_gradients", run) == []
+    diverge(run, 81)
+    assert only("exploding_gradients", run).onset_step == 80
+    run.change("update_ratio", 0, 0.1)
+    assert find("exploding_gradients", run) == []
+
+
+def test_clipping_takes_the_edge_off_exploding_gradients():
+    run = healthy()
+    FAULTS["exploding_gradients"](run, 0, 0.5)
+    run.put("clip_max", run.all_steps, 1.0)
+    assert only("exploding_gradients", run).severity == "info"

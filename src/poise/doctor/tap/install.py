@@ -371,6 +371,8 @@ def _wrap_compile(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
         owner = getattr(target, "__self__", None)
         if isinstance(owner, Optimizer) and target.__name__ == "step":
             return _wrap_compiled_step(tap, owner, compiled)
+        if isinstance(compiled, nn.Module):
+            tap.adopt([*tap.roots, compiled])
         return compiled
 
     return compile

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from poise.doctor.tap.shadow import can_shadow, shadow
+from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
@@ -61,17 +61,17 @@ def explain_nonfinite_backward(tap: Tap, timeline: Timeline) -> dict[str, Any]:
 
 
 def _search_model(tap: Tap) -> dict[str, Any] | None:
-    call = tap.last_call
-    if call is None or not can_shadow(call):
-        return None
-    if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
-        return {"module": "", "op": "the input batch", "source": ""}
-    watcher = _FirstNonFinite(tap)
-    with shadow(call) as forward, tap.watched_modules(), watcher:
-        output = forward()
-    if all(bool(torch.isfinite(t).all()) for t in _floats(output)):
-        return None
-    return watcher.found()
+    for call in tap.calls:
+        if not can_shadow(call):
+            return None
+        if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
+            return {"module": "", "op": "the input batch", "source": ""}
+        watcher = _FirstNonFinite(tap)
+        with shadow(call) as forward, tap.watched_modules(), watcher:
+            output = forward()
+        if not all(bool(torch.isfinite(t).all()) for t in _floats(output)):
+            return watcher.found()
+    return None
 
 
 class _FirstNonFinite(TorchFunctionMode):
@@ -176,21 +176,27 @@ def _saved(node: Any, name: str) -> Tensor | None:
 
 def _search_backward(tap: Tap) -> dict[str, Any] | None:
     """Repeat forward and backward of the model, watching every operation's gradient; the parameters keep theirs."""
-    call = tap.last_call
-    if call is None or not can_shadow(call):
-        return None
-    lines = _GradientLines(tap)
-    with torch.enable_grad(), shadow(call) as forward, tap.watched_modules(), lines:
-        outputs = [t for t in _floats(forward()) if t.requires_grad]
-    if not outputs:
-        return None
-    culprits: list[Any] = []
-    for node, made in lines.made.items():
-        node.register_hook(_gradient_watcher(made, culprits))
+    for call in tap.calls:
+        if not can_shadow(call):
+            return None
+        lines = _GradientLines(tap)
+        with torch.enable_grad(), shadow(call) as forward, tap.watched_modules(), lines:
+            outputs = [t for t in _floats(forward()) if t.requires_grad]
+        culprits = _watch_gradients(call, outputs, lines.made)
+        if culprits:
+            return culprits[0]
+    return None
+
+
+def _watch_gradients(call: RootCall, outputs: list[Tensor], made: dict[Any, dict[str, Any]]) -> list[dict[str, Any]]:
     leaves = [p for p in call.root.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
-    return culprits[0] if culprits else None
+    culprits: list[dict[str, Any]] = []
+    if outputs and leaves:
+        for node, facts in made.items():
+            node.register_hook(_gradient_watcher(facts, culprits))
+        with torch.enable_grad():
+            torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
+    return culprits
 
 
 def _gradient_watcher(made: dict[str, Any], culprits: list[Any]) -> Any:

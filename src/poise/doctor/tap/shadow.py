@@ -58,9 +58,9 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
         yield forward
 
 
-def can_shadow(call: RootCall | None) -> bool:
+def can_shadow(call: RootCall) -> bool:
     """Return whether a forward pass can be repeated by this process alone."""
-    return call is not None and not any(isinstance(m, nn.SyncBatchNorm) for m in call.root.modules())
+    return not any(isinstance(m, nn.SyncBatchNorm) for m in call.root.modules())
 
 
 def _cuda_devices() -> list[int]:

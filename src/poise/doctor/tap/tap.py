@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -24,6 +25,7 @@ from poise.doctor.tap.shadow import RootCall, shadow
 from poise.doctor.tap.timeline import Interval, Timeline
 
 _MAX_TIMELINES = 8
+_CALLS = 4  # of the model within one step that are kept: the latest micro-batches
 _BURST = 32  # steps seen densely after a trigger
 
 P = ParamSpec("P")
@@ -96,8 +98,9 @@ class Tap:
         self.timelines: dict[int, Timeline] = {}
         self.stack: list[tuple[nn.Module, list[str]]] = []
         self.roots: list[nn.Module] = []
-        self.last_call: RootCall | None = None
+        self.calls: deque[RootCall] = deque(maxlen=_CALLS)  # of root modules, since the last step
         self.compiled = False
+        self._can_shadow = True
         self.in_backward = 0
         self.counts = {"forward": 0, "backward": 0, "step": 0}
         self.after_every_step: Callable[[], None] | None = None
@@ -176,6 +179,9 @@ class Tap:
     def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module's forward begins (sampled steps only)."""
         if not self.stack and not self.roots and self.grad_enabled:
+            # Before the first optimizer step nobody has said which module is the model: keep whatever is called.
+            self.counts["forward"] += 1
+            self.calls.append(RootCall.capture(module, args, {}))
             self._look_at_model_inputs(args, {})
         self.stack.append((module, []))
 
@@ -203,7 +209,7 @@ class Tap:
         self.counts["forward"] += 1
         if not self.grad_enabled:
             return
-        self.last_call = RootCall.capture(root, args, kwargs)
+        self.calls.append(RootCall.capture(root, args, kwargs))
         if self.sampling:
             self._look_at_model_inputs(args, kwargs)
 
@@ -283,11 +289,12 @@ class Tap:
         gradient = next((p.grad for p in timeline.parameters if p.grad is not None), None)
         if gradient is None:
             timeline.gradients_reset = True
-        elif self.sampling and self.first_look("stale_gradient", None) and not gradient.is_sparse:
+        elif self.sampling and self.first_look("stale_gradient" + timeline.prefix, None) and not gradient.is_sparse:
             # Zeroed in place is as good as dropped. The smallest gradient will do: one that was really accumulated
             # would be exactly zero nowhere else.
             smallest = min((p.grad for p in timeline.parameters if p.grad is not None), key=Tensor.numel)
-            self.observe("stale_gradient", (smallest != 0).any())
+            stale = (smallest != 0).any()
+            timeline.stale = stale if timeline.stale is None else timeline.stale & stale
 
     def zero_grad(self, owner: Any) -> None:
         """``zero_grad`` is called on an optimizer or a module."""
@@ -345,7 +352,7 @@ class Tap:
         self._measure_gradients(timeline)
         timeline.sampled = timeline.sampled or self._promoted
         if timeline.sampled:
-            if self.compiled and self.last_call is not None:
+            if self.compiled:
                 self._shadow_forward()
             for probe in self.probes:
                 probe.before_step(self, timeline)
@@ -377,6 +384,10 @@ class Tap:
         if timeline.sampled:
             for probe in self.probes:
                 probe.after_step(self, timeline)
+            if timeline.stale is not None:
+                # A backward pass of another network may have run through these parameters: what counts is whether
+                # gradients were reset at any time between two steps.
+                self.emit(timeline, "stale_gradient", None, [timeline.stale & (not timeline.gradients_reset)])
             self._flush_observations(timeline)
         self._end_step(timeline, {})
 
@@ -404,10 +415,10 @@ class Tap:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.given_roots is not None:
             if not self.roots:
-                self._adopt(list(self.given_roots))
+                self.adopt(list(self.given_roots))
         elif any(id(p) not in self.names.parameters for p in parameters):
             found = find_roots(parameters)
-            self._adopt([*self.roots, *(r for r in found if not any(r is known for known in self.roots))])
+            self.adopt([*self.roots, *(r for r in found if not any(r is known for known in self.roots))])
         names = [self.names.parameters.get(id(p), f"parameter.{i}") for i, p in enumerate(parameters)]
         index = len(self.timelines)
         if not index:
@@ -417,7 +428,8 @@ class Tap:
         self._to_see.add(id(optimizer))
         return timeline
 
-    def _adopt(self, roots: list[nn.Module]) -> None:
+    def adopt(self, roots: list[nn.Module]) -> None:
+        """Take ``roots`` for the models, as the script holds them (DDP and compile wrappers not removed)."""
         self.roots = roots
         self.names = name_model(roots)
         if any(is_compiled(root) for root in roots):
@@ -468,9 +480,15 @@ class Tap:
 
     def _shadow_forward(self) -> None:
         """Run the model once more, eagerly, for the probes' sake; nothing of the model changes by it."""
-        assert self.last_call is not None
-        with shadow(self.last_call) as call, self.watched_modules():
-            call()
+        if not self._can_shadow:
+            return
+        try:
+            for call in self.calls:
+                with shadow(call) as forward, self.watched_modules():
+                    forward()
+        except Exception as error:  # then the optimizer's signals have to do
+            self._can_shadow = False
+            self.event(self.step, "compiled", {"mode": "optimizer signals only", "error": str(error)})
 
     def watched_modules(self) -> AbstractContextManager[None]:
         """Look at every module and every attention of a forward pass that the watch itself runs."""
@@ -498,9 +516,9 @@ class Tap:
         timeline.ended = now
         timeline.step_seconds = seconds if timeline.step < 2 else 0.9 * timeline.step_seconds + 0.1 * seconds
         self._record_scalars(timeline, seconds, extra)
-        timeline.gradients_reset = False
+        timeline.gradients_reset, timeline.stale = False, None
         self.interval = Interval()
-        self.last_call = None
+        self.calls.clear()
         self.counts["step"] += 1
         timeline.step += 1
         timeline.norm_every = self.budget.every(timeline.norm_seconds, timeline.step_seconds)
@@ -531,8 +549,8 @@ class Tap:
             self._lent += 1
             self.budget.lend(0.1)
         self._burst_left = _BURST
-        if not self.sampling and not self._promoted and self.last_call is not None:
-            self._look_at_model_inputs(self.last_call.args, self.last_call.kwargs)
+        if not self.sampling and not self._promoted and self.calls:
+            self._look_at_model_inputs(self.calls[-1].args, self.calls[-1].kwargs)
         self._promoted = True
 
     def _plan_sampling(self, timeline: Timeline) -> None:
@@ -542,8 +560,9 @@ class Tap:
             self._to_see.discard(id(timeline.optimizer))
             if not self._to_see or timeline.step - self._last_sampled > 2 * len(self.timelines):
                 self._stop_sampling()
-        # Dense at first, then ever wider, up to every 50th step; the budget may widen it further.
-        wait = 1 if self._burst_left else min(50, max(1, timeline.step // 8))
+        # Dense at first, then ever wider, up to every 50th step, so that the loan lasts for the first hundreds of
+        # steps; the budget may widen it further.
+        wait = 1 if self._burst_left else min(50, max(1, timeline.step // 5))
         if (
             not self.sampling
             and timeline.step - self._last_sampled >= wait
@@ -564,13 +583,20 @@ class Tap:
         self.stack.clear()
         self.detach_module_hooks()
         seconds = self.budget.spent - self._spent_before
+        self.budget.looked += seconds
         self._sample_seconds = 0.7 * self._sample_seconds + 0.3 * seconds
 
     def _explain(self, kind: str, explanation: Callable[[], dict[str, Any]]) -> None:
         """Find out where something non-finite came from, once per run and kind: it takes a forward pass."""
         if kind not in self._explained:
             self._explained.add(kind)
-            self.event(self.step, kind, explanation())
+            if not self.roots:
+                self.names = name_model([c.root for c in self.calls if any(True for _ in c.root.parameters())])
+            try:
+                payload = explanation()
+            except Exception as error:  # a forward pass that cannot be repeated leaves the finding without a culprit
+                payload = {"module": "", "op": "", "source": "", "where": "model", "parameters": [], "error": str(error)}
+            self.event(self.step, kind, payload)
             self._trigger()
 
     def fail(self, error: Exception) -> None:

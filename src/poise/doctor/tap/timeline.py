@@ -48,6 +48,7 @@ class Timeline:
     step: int = 0
     sampled: bool = False
     gradients_reset: bool = True
+    stale: Tensor | None = None  # whether every backward pass since the last step began with gradients left over
     lr: float | Tensor = 0.0
     grad_norm: float | Tensor | None = None
     layer_norms: list[Tensor] | None = None  # of the gradients as the optimizer gets them

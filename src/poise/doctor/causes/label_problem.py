@@ -106,7 +106,10 @@ def _renamed(record: Record) -> Finding | None:
     if index is None:
         return None
     high = np.flatnonzero(right[: index + 1] >= 0.8 * best[index])[-1]
-    onset, step = int(accuracy.steps[min(high + 1, index)]), int(accuracy.steps[index])
+    low, step = int(accuracy.steps[min(high + 1, index)]), int(accuracy.steps[index])
+    # Accuracy is seen now and then, the loss at every step: it tells when it happened.
+    told = [e.step for e in find_events(record) if accuracy.steps[high] < e.step <= low and e.detected_step <= step]
+    onset = min([low, *told])
     event = following(find_events(record), onset)
     return CAUSE.finding(
         "error",

@@ -27,6 +27,7 @@ class Budget:
         self.overhead = overhead
         self.loan = loan
         self.spent = 0.0
+        self.looked = 0.0  # of it, on looking closely
         self.setup = 0.0
         # A tenth is kept back for what cannot be timed from inside: the dispatch of hooks, colder caches.
         self._rate = 0.9 * overhead
@@ -41,17 +42,23 @@ class Budget:
         self.setup = self.spent
         self._started = time.perf_counter()
 
-    def charge(self, since: float) -> None:
-        """Add the time since ``since`` (of ``time.perf_counter``) to what was spent."""
+    def charge(self, since: float, cpu: float | None = None) -> None:
+        """Add the time since ``since`` (of ``time.perf_counter``) to what was spent.
+
+        Args:
+            since: when the work began.
+            cpu: seconds of it on a processor, where that was measured: no more than these are charged.
+        """
         now = time.perf_counter()
         if since < self._started:  # the clock was started meanwhile
             self.setup += self._started - since
             since = self._started
-        self.spent += now - since
+        self.spent += now - since if cpu is None else min(cpu, now - since)
 
     def lend(self, seconds: float) -> None:
-        """Enlarge the loan once, after a trigger."""
-        self.loan += seconds
+        """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
+        debt = max(0.0, self.looked - self._rate / 2 * self._own)
+        self.loan = max(self.loan, debt) + seconds
 
     @property
     def elapsed(self) -> float:
@@ -59,8 +66,13 @@ class Budget:
         return time.perf_counter() - self._started
 
     def allows(self, cost: float) -> bool:
-        """Return whether ``cost`` more seconds may be spent now."""
-        return self.spent + cost <= self._rate * (self.elapsed - self.spent) + self.loan
+        """Return whether ``cost`` more seconds may be spent on looking closely now.
+
+        Half of the allowance is set aside for it: what every step costs must not starve it.
+        """
+        unspent = self._rate * self._own - self.spent
+        set_aside = self._rate / 2 * self._own - self.looked
+        return cost <= max(unspent, set_aside) + self.loan
 
     def every(self, cost: float, step_seconds: float, share: float = 0.5) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""
@@ -68,7 +80,10 @@ class Budget:
         return max(1, math.ceil(cost / allowance))
 
     @property
+    def _own(self) -> float:
+        return self.elapsed - self.spent
+
+    @property
     def share(self) -> float:
         """What was spent, as a share of the run's own time."""
-        own = self.elapsed - self.spent
-        return self.spent / own if own > 0 else 0.0
+        return self.spent / self._own if self._own > 0 else 0.0

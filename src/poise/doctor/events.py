@@ -189,7 +189,7 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
     size, drop = np.abs(curve.start), curve.start - curve.best
     gave_back = curve.best + np.maximum(0.5 * drop, 0.25 * size)
     limit = np.where(drop >= 0.2 * size, gave_back, curve.start + size)
-    limit = np.maximum(limit, curve.best + 8 * np.roll(np.minimum.accumulate(_settled(curve.noise)), 1))
+    limit = np.maximum(limit, curve.best + 8 * np.roll(_settled(curve.noise), 1))
     # One or two early losses are no median: a spike there is over before it means anything.
     above = (short > limit) & (np.arange(len(short)) >= 3)
     events: list[LossEvent] = []
@@ -207,9 +207,10 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
 
 def _settled(noise: np.ndarray) -> np.ndarray:
     # The first entries know too few losses to speak of noise; zero keeps them out of the limit.
-    out = noise.copy()
-    out[:25] = np.inf
-    return np.where(np.isfinite(np.minimum.accumulate(out)), out, 0.0)
+    lowest = noise.copy()
+    lowest[:25] = np.inf
+    lowest = np.minimum.accumulate(lowest)
+    return np.where(np.isfinite(lowest), lowest, 0.0)
 
 
 def _stalls(curve: LossCurve) -> list[LossEvent]:

@@ -36,7 +36,7 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.forward_nonfinite import INPUT
-from poise.doctor.causes.reading import EXACT, evidence_at, listing, number
+from poise.doctor.causes.reading import EXACT, evidence_at, listing, number, value_at
 from poise.doctor.events import LossEvent, find_events, loss_curve, stayed_up
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
@@ -78,6 +78,8 @@ def _odd_batch(record: Record) -> list[Finding]:
 
 
 def _judge(record: Record, event: LossEvent) -> Finding | None:
+    if _is_remainder(record, event.step):
+        return None
     probe = next((e for e in record.events("bad_batch_probe") if e.step == event.step), None)
     outside = list(probe.payload.get("outside") or []) if probe else []
     outside += [name for name in FINGERPRINTS if name not in outside and _outside(record, name, event.step)]
@@ -105,6 +107,13 @@ def _judge(record: Record, event: LossEvent) -> Finding | None:
         event=event.step,
         evidence=evidence,
     )
+
+
+def _is_remainder(record: Record, step: int) -> bool:
+    """Return whether the batch is much smaller than usual: the last one of an epoch is noisier by right."""
+    size = record["batch_size"]
+    before = size.values[size.steps < step]
+    return len(before) > 0 and value_at(size, step) < 0.5 * float(np.median(before))
 
 
 def _outside(record: Record, name: str, step: int) -> bool:

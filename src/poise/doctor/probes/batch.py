@@ -18,7 +18,8 @@ _ELEMENTS = 1 << 18
 class BatchProbe(Probe):
     """A fingerprint of the first tensor that a root module is called with.
 
-    Of numbers: ``input_mean``, ``input_std``, ``input_absmax`` and ``input_nonfinite`` (a count). Of token ids:
+    ``batch_size``: its first dimension. Of numbers: ``input_mean``, ``input_std``, ``input_absmax`` and
+    ``input_nonfinite`` (a count). Of token ids:
     ``token_entropy`` in nats, and ``token_repeats``, the share of tokens equal to the one before.
     """
 
@@ -28,6 +29,7 @@ class BatchProbe(Probe):
         if batch is None or batch.numel() == 0 or not tap.first_look("batch", None):
             return
         batch = batch.detach()
+        tap.observe("batch_size", float(batch.shape[0]) if batch.dim() else 1.0)
         if batch.is_floating_point():
             self._numbers(tap, batch)
         elif batch.dtype in (torch.int64, torch.int32) and batch.dim() >= 2:

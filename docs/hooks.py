@@ -62,9 +62,8 @@ def _shown(block: Block, recorded: dict[str, Any], page: Page) -> str:
         )
     parts = []
     if output["text"]:
-        parts.append(
-            f'<div class="poise-output" markdown>\n\n``` {{ .text .no-copy }}\n{output["text"].rstrip()}\n```\n\n</div>\n'
-        )
+        said = f"``` {{ .text .no-copy }}\n{output['text'].rstrip()}\n```"
+        parts.append(f'<div class="poise-output" markdown>\n\n{said}\n\n</div>\n')
     parts += [figure_html(**figure) for figure in output["figures"]]
     return "\n".join(parts)
 

@@ -60,6 +60,7 @@ def test_blocks_are_found_by_their_mark() -> None:
     assert first.digest != second.digest
 
 
+@pytest.mark.slow
 def test_readme_tour_runs_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     scope = run_python(ROOT / "README.md", tmp_path, monkeypatch)
     assert "double_softmax" in [finding.cause for finding in scope["run"].findings]
@@ -257,10 +258,11 @@ def test_readme_tour_runs_in_a_terminal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_tutorial_gives_the_recorded_words_again(
+def test_tutorial_on_evidence_runs_and_its_variants_differ_as_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The tutorial whose outputs are decided by seeds alone, not by the speed of the machine.
     scope = run_python(DOCS / "tutorials" / "evidence.md", tmp_path, monkeypatch)
-    assert scope["found"].n == 8
-    assert "seeds:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "C, 8 seeds" in said
+    assert scope["found"].p_better > 0.8  # a falling learning rate helps; dropout is left open
+    assert scope["without"] > scope["with_clipping"]

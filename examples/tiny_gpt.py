@@ -97,7 +97,8 @@ def main():
     torch.manual_seed(1234)
     with torch.no_grad():
         losses = [
-            F.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in (batch(ids[cut:], 32, 32) for _ in range(8))
+            F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            for x, y in (batch(ids[cut:], 32, 32) for _ in range(8))
         ]
     print(f"validation loss {torch.stack(losses).mean().item():.3f}")
 

@@ -78,7 +78,9 @@ def test_output_arguments_and_parameters_are_those_of_python(tmp_path):
 def test_a_module_with_relative_imports(tmp_path):
     write(tmp_path / "pkg" / "__init__.py", "")
     write(tmp_path / "pkg" / "parts.py", TRAIN)
-    write(tmp_path / "pkg" / "main.py", "import sys\nfrom .parts import train\ntrain()\nprint(sys.argv[1:], __name__)\n")
+    write(
+        tmp_path / "pkg" / "main.py", "import sys\nfrom .parts import train\ntrain()\nprint(sys.argv[1:], __name__)\n"
+    )
     done = poise("run", "-m", "--out", "run", "pkg.main", "a", "-b", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['a', '-b'] __main__\n"
@@ -191,7 +193,7 @@ def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path):
         ("run", "--remedy", "lr-scal", "train.py"): "did you mean lr_scale",
         ("run", "--remedy", "lr_scale=-1", "train.py"): "value of remedy lr_scale must be",
         ("run", "--select", "attention", "train.py"): "attention_logit_growth",
-        ("run", "--stop-on", "fatal", "train.py"): "--stop-on must be one of info, warning, error",
+        ("run", "--stop-on", "fatal", "train.py"): "stop_on must be one of info, warning, error",
         ("run", "--overhead", "7", "train.py"): "overhead must be a share in (0, 1]",
         ("run", "--out", "old", "train.py"): "old already holds a run",
         ("report", "old"): "run.db",

@@ -109,7 +109,9 @@ def where_trap(x):
     return torch.where(x.abs() < 1e9, x, torch.log(x * 0))
 
 
-@pytest.mark.parametrize(("make", "op", "text"), [(root_at_zero, "sqrt", "torch.sqrt("), (where_trap, "log", "torch.log(")])
+@pytest.mark.parametrize(
+    ("make", "op", "text"), [(root_at_zero, "sqrt", "torch.sqrt("), (where_trap, "log", "torch.log(")]
+)
 def test_first_nonfinite_of_the_backward_pass(make, op, text, watching):
     model = Model(make)
     with watching() as watched:

@@ -39,12 +39,7 @@ def run(
     The exit code is the script's own; with `--check` it is 3 if the script succeeded and an error was found.
     """
     from poise.doctor import Script, Settings, launch, parse_remedy
-    from poise.doctor.diagnose import choose_causes
-    from poise.report import SEVERITIES
 
-    if stop_on is not None and stop_on not in SEVERITIES:
-        raise ValueError(f"--stop-on must be one of {', '.join(SEVERITIES)}, got {stop_on!r}")
-    choose_causes(select or (), ignore or ())
     program = Script(script, context.args, module)
     remedies = [parse_remedy(spec) for spec in remedy or ()]
     meta = {"script": script, "args": list(context.args), "module": module, "seed": seed, "started": time.time()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,8 @@ def studies() -> None:
         table.add_column(name, overflow="fold")
     for listing in list_studies():
         verdict = listing.verdict or "not run"
-        counts = {v: list(listing.claims.values()).count(v) for v in _STYLES}
-        claims = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
+        counts = Counter(listing.claims.values())
+        claims = ", ".join(f"{n} {v}" for v, n in counts.items())
         table.add_row(
             listing.slug, listing.title, Text(verdict, _STYLES.get(verdict, "dim")), claims, listing.date or ""
         )

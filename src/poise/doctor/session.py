@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
-from poise.doctor.diagnose import diagnose
+from poise.doctor.diagnose import choose_causes, diagnose
 from poise.doctor.probes import PROBES
 from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
@@ -42,6 +42,10 @@ class Settings:
         ignore: causes to leave out.
         stop_on: end the run as soon as something of this severity is found; never if ``None``.
         remedies: changes to apply to the live run.
+        meta: what is noted in the run file about the run.
+
+    Raises:
+        ValueError: if a cause or the severity is unknown.
     """
 
     overhead: float = 0.03
@@ -50,6 +54,11 @@ class Settings:
     stop_on: Severity | None = None
     remedies: Sequence[Remedy] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose_causes(self.select, self.ignore)
+        if self.stop_on is not None and self.stop_on not in SEVERITIES:
+            raise ValueError(f"stop_on must be one of {', '.join(SEVERITIES)}, got {self.stop_on!r}")
 
 
 class Session:
@@ -122,7 +131,7 @@ class Session:
         self._writer.flush()
         findings = diagnose(read_run(self.run_file), self.settings.select, self.settings.ignore)
         self._next_look = time.perf_counter() + max(2.0, 20 * (time.perf_counter() - start))
-        wanted = SEVERITIES.index(self.settings.stop_on)  # type: ignore[arg-type]
+        wanted = SEVERITIES.index(self.settings.stop_on)
         severe = next((f for f in findings if SEVERITIES.index(f.severity) >= wanted), None)
         if severe is not None:
             print(f"poise: stopped the run: {severe.summary}", file=sys.stderr)

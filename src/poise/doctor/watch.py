@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,6 +15,8 @@ from poise.doctor.remedies import parse_remedy
 from poise.doctor.session import Session, Settings
 from poise.report import Finding, Report
 from poise.store import Record
+
+T = TypeVar("T")
 
 
 class watch:
@@ -53,10 +55,8 @@ class watch:
         select: Sequence[str] = (),
         ignore: Sequence[str] = (),
     ) -> None:
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        _check(models, nn.Module, "model")
-        _check(optimizers, Optimizer, "optimizer")
+        models = _several(model, nn.Module, "model")
+        optimizers = _several(optimizer, Optimizer, "optimizer")
         folder = Path(tempfile.mkdtemp(prefix="poise-")) if out is None else Path(out)
         settings = Settings(overhead, select, ignore, None, [parse_remedy(r) for r in remedies], {"script": "watch"})
         self._session = Session(folder, settings, only=optimizers, roots=models)
@@ -120,9 +120,11 @@ class watch:
         return None if self._session.record is None else self.report()._repr_html_()
 
 
-def _check(items: Sequence[object], kind: type, name: str) -> None:
+def _several(given: Any, kind: type[T], name: str) -> list[T]:
+    items = list(given) if isinstance(given, list | tuple) else [given]
     for item in items:
         if not isinstance(item, kind):
             raise TypeError(f"{name} must be a torch {kind.__name__} or a list of them, got {type(item).__name__}")
     if not items:
         raise TypeError(f"{name} must not be an empty list")
+    return items

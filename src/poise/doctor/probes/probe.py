@@ -26,7 +26,7 @@ class Probe:
         """Look at the output of a ReLU; ``site`` tells several within one module apart."""
 
     def attention(self, tap: Tap, logits: Tensor, visible: Tensor | None) -> None:
-        """Look at attention logits of one sample, ``"heads query key"``; ``visible`` is True where a key may be seen."""
+        """Look at attention logits of one sample, ``"heads query key"``; ``visible``: which keys may be seen."""
 
     def loss_inputs(self, tap: Tap, logits: Tensor, target: Tensor, ignore_index: int) -> None:
         """Look at what cross-entropy is given."""

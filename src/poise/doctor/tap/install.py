@@ -6,7 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +147,7 @@ def _is_transforming() -> bool:
     return is_compiling() or torch.jit.is_tracing() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _plain(tensor: Any) -> bool:
+def _plain(tensor: Any) -> TypeGuard[Tensor]:
     """Return whether ``tensor`` holds numbers: not a stand-in of a tracer, and not a nested tensor."""
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and not _is_transforming()
 
@@ -184,7 +184,7 @@ def _wrap_sdpa(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tenso
     def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
         if not is_compiling() and tap.sees_forward():
             named = _by_name(_SDPA_ARGUMENTS, args, kwargs)
-            if _plain(named.get("query")):
+            if _plain(named["query"]):
                 tap.attention(lambda: scaled_dot_product_logits(**named))
         if treated is original:
             return original(*args, **kwargs)
@@ -219,7 +219,8 @@ def _wrap_softmax(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Te
         if not _is_attention(logits, dim):
             return original(*args, **kwargs)
         if looking and not is_compiling() and _plain(logits):
-            tap.attention(lambda: softmax_logits(logits))
+            seen: Tensor = logits
+            tap.attention(lambda: softmax_logits(seen))
         rest = {k: v for k, v in kwargs.items() if k not in ("input", "dim")}
         return treated(logits, dim, *args[2:], **rest)
 
@@ -369,7 +370,7 @@ def _wrap_compile(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
         compiled = original(*args, **kwargs)
         target = args[0] if args else kwargs.get("model")
         owner = getattr(target, "__self__", None)
-        if isinstance(owner, Optimizer) and target.__name__ == "step":
+        if isinstance(owner, Optimizer) and getattr(target, "__name__", "") == "step":
             return _wrap_compiled_step(tap, owner, compiled)
         if isinstance(compiled, nn.Module):
             tap.adopt([*tap.roots, compiled])
@@ -411,7 +412,7 @@ def _wrap_script(patches: Patches, original: Callable[..., Any]) -> Callable[...
 
 
 def _patch_root_classes(tap: Tap, patches: Patches, roots: list[nn.Module]) -> None:
-    """See each call of a root module, on every step, by its class: a hook on the module itself would be saved with it."""
+    """See every call of a root module by its class: a hook on the module itself would be saved with it."""
     for cls in {type(root) for root in roots}:
         # Inside a compiled function even this wrapper would be traced.
         if getattr(cls.__call__, "poise_tap", None) is tap or (tap.compiled and not any(map(is_compiled, roots))):

@@ -135,7 +135,8 @@ def _search_graph(loss: Tensor) -> dict[str, Any] | None:
 
 
 def _nodes(start: Any, most: int = 400) -> Iterator[Any]:
-    queue, seen = [start], set()
+    queue: list[Any] = [start]
+    seen: set[Any] = set()
     while queue and len(seen) < most:
         node = queue.pop(0)
         if node is None or node in seen:

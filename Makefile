@@ -25,7 +25,7 @@ help:
 
 .venv/test: .venv/core
 	@echo "installing what the tests need"
-	@$(PIP) install --constraint constraints.txt --editable ".[test]"
+	@$(PIP) install --constraint constraints.txt --editable ".[test,docs]"
 	@touch $@
 
 .venv/docs: .venv/core
@@ -40,8 +40,8 @@ demo: .venv/core
 	  --remedy logit_soft_cap --remedy lr_scale=0.1 examples/tiny_gpt.py
 
 lint: .venv/test
-	@$(BIN)/ruff check src tests benchmarks examples
-	@$(BIN)/ruff format --check src tests benchmarks examples
+	@$(BIN)/ruff check src tests benchmarks examples docs
+	@$(BIN)/ruff format --check src tests benchmarks examples docs/*.py
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
@@ -61,7 +61,7 @@ bench: .venv/core
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; .venv-bench/bin/python $$script || exit 1; done
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf demo site .mypy_cache .ruff_cache .pytest_cache

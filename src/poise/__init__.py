@@ -10,7 +10,7 @@ __version__ = version("poise")
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
 _ROOMS = ("data", "doctor", "evidence", "losses", "nn", "optim", "preflight", "report", "store", "studies")
 
-__all__ = ["Report", "__version__", *_ROOMS, "watch"]  # noqa: PLE0604, F822
+__all__ = ["Report", "__version__", *_ROOMS, "watch"]
 
 
 def __getattr__(name: str) -> Any:

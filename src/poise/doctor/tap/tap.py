@@ -43,7 +43,9 @@ def guarded(method: Callable[Concatenate[Tap, P], R]) -> Callable[Concatenate[Ta
         # A busy machine's other processes interrupt a close look for long: they are not its cost.
         began = time.thread_time() if self.sampling else None
         self.busy = True
-        self.grad_enabled = torch.is_grad_enabled()
+        # Moments nest where the watch runs a forward pass itself: each puts back what it found.
+        outer, enabled = self.grad_enabled, torch.is_grad_enabled()
+        self.grad_enabled = enabled
         torch._C._set_grad_enabled(False)  # what torch.no_grad() does, at a twentieth of its cost
         try:
             return method(self, *args, **kwargs)
@@ -51,7 +53,8 @@ def guarded(method: Callable[Concatenate[Tap, P], R]) -> Callable[Concatenate[Ta
             self.fail(error)
             return None
         finally:
-            torch._C._set_grad_enabled(self.grad_enabled)
+            torch._C._set_grad_enabled(enabled)
+            self.grad_enabled = outer
             self.busy = False
             # In a forward pass that the watch runs itself, the moment around it is on the clock already.
             if not self.shadowing:
@@ -243,7 +246,7 @@ class Tap:
         """A loss function has returned (every step; costs an attribute write)."""
         if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
             self.interval.loss_output = loss.detach()
-        elif isinstance(loss, Tensor) and not torch.is_grad_enabled():
+        elif isinstance(loss, Tensor) and not torch.is_grad_enabled() and not self.shadowing:
             self._loss_without_gradient()
 
     @guarded

@@ -49,7 +49,13 @@ def find(record: Record) -> list[Finding]:
     )
     steps = layers[hit.where[0]].steps
     onset = int(steps[steps <= hit.step][-3:][0])
-    event = following([e for e in find_events(record) if e.kind != "spike"], onset)
+    # Units that have come to life by the time the loss stalls are not to blame for it.
+    events = [
+        e
+        for e in find_events(record)
+        if e.kind != "spike" and any(value_at(layers[name], e.detected_step) > THRESHOLD for name in hit.where)
+    ]
+    event = following(events, onset)
     severity: Severity = "error" if share >= ALL else "warning" if share > MANY or event else "info"
     return [
         CAUSE.finding(

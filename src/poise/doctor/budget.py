@@ -6,6 +6,11 @@ import math
 import time
 
 
+# Shares of the overhead: a tenth is kept back for what cannot be timed from inside (the dispatch of hooks, colder
+# caches), and close looks get a part in any case.
+_ALL, _LOOKS = 0.9, 0.3
+
+
 class Budget:
     """Keeps the cost of watching under a share of the run's own time.
 
@@ -29,8 +34,7 @@ class Budget:
         self.spent = 0.0
         self.looked = 0.0  # of it, on looking closely
         self.setup = 0.0
-        # A tenth is kept back for what cannot be timed from inside: the dispatch of hooks, colder caches.
-        self._rate = 0.9 * overhead
+        self._rate = _ALL * overhead
         self._started = time.perf_counter()
 
     def start(self) -> None:
@@ -57,7 +61,7 @@ class Budget:
 
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
-        debt = max(0.0, self.looked - self._rate / 2 * self._own)
+        debt = max(0.0, self.looked - _LOOKS * self.overhead * self._own)
         self.loan = max(self.loan, debt) + seconds
 
     @property
@@ -68,15 +72,15 @@ class Budget:
     def allows(self, cost: float) -> bool:
         """Return whether ``cost`` more seconds may be spent on looking closely now.
 
-        Half of the allowance is set aside for it: what every step costs must not starve it.
+        A part of the allowance is set aside for it: what every step costs must not starve it.
         """
         unspent = self._rate * self._own - self.spent
-        set_aside = self._rate / 2 * self._own - self.looked
+        set_aside = _LOOKS * self.overhead * self._own - self.looked
         return cost <= max(unspent, set_aside) + self.loan
 
-    def every(self, cost: float, step_seconds: float, share: float = 0.5) -> int:
+    def every(self, cost: float, step_seconds: float, share: float = 0.25) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""
-        allowance = share * self._rate * max(step_seconds, 1e-6)
+        allowance = share * self.overhead * max(step_seconds, 1e-6)
         return max(1, math.ceil(cost / allowance))
 
     @property

@@ -33,13 +33,19 @@ class AttentionProbe(Probe):
         """Measure one sample."""
         if visible is None:
             visible = torch.ones_like(logits[:1], dtype=torch.bool)
-        masked = logits.masked_fill(~visible, -torch.inf)
-        largest = torch.where(visible, logits.abs(), 0.0).amax()
-        log_p = masked - torch.logsumexp(masked, dim=-1, keepdim=True)
-        entropy = -torch.where(visible, log_p.exp() * log_p, 0.0).sum(-1)
-        keys = visible.sum(-1).expand(entropy.shape)
-        several = keys > 1
-        relative = torch.where(several, entropy / keys.clamp_min(2).log(), 0.0)
-        by_head = relative.sum(-1) / several.sum(-1).clamp_min(1)
-        tap.observe("attention_logit_max", largest, tap.module)
-        tap.observe("attention_entropy", torch.where(several.any(-1), by_head, 1.0).amin(), tap.module)
+        hidden = ~visible
+        seen = logits.masked_fill(hidden, 0.0)
+        low, high = torch.aminmax(seen)
+        masked = logits.masked_fill(hidden, -torch.inf)
+        # H = log Z - E[logit]
+        entropy = torch.logsumexp(masked, -1) - (torch.softmax(masked, -1) * seen).sum(-1)
+        keys = visible.sum(-1)
+        several = (keys > 1).float()
+        weights = several / (keys.clamp_min(2).log() * several.sum(-1, keepdim=True).clamp_min(1))
+        # A query that sees nothing makes 0 x NaN.
+        by_head = torch.where(weights > 0, entropy * weights, 0.0).sum(-1)
+        tap.observe("attention_logit_max", torch.maximum(-low, high), tap.module)
+        # Rounding may leave a collapsed attention a little below zero; heads in which no query sees two keys spread
+        # as far as they can.
+        spread = torch.where(several.any(-1), by_head, 1.0)
+        tap.observe("attention_entropy", spread.amin().clamp_min(0.0), tap.module)

@@ -13,7 +13,7 @@ from poise.doctor.probes.probe import Probe
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
 
-_ROWS = 1024
+_ROWS = 256
 _CLASSES = 256  # beyond that the table of predictions against labels is not kept
 _MEMORY = 0.8  # share of the table that a further sampled step keeps
 
@@ -32,7 +32,7 @@ class LogitProbe(Probe):
         self._table: Tensor | None = None
 
     def loss_inputs(self, tap: Tap, logits: Tensor, target: Tensor, ignore_index: int) -> None:
-        """Measure up to 1024 rows."""
+        """Measure up to 256 rows."""
         if logits.dim() == 1:
             logits, target = logits.unsqueeze(0), target.unsqueeze(0)
         if logits.numel() == 0:
@@ -46,8 +46,9 @@ class LogitProbe(Probe):
         tap.observe("classes", float(rows.shape[1]))
         tap.observe("logit_lse", torch.logsumexp(rows, dim=-1).mean())
         tap.observe("logit_mean", rows.mean())
-        tap.observe("logit_max", rows.abs().amax())
-        like = (rows >= 0).all() & (rows <= 1).all() & ((rows.sum(-1) - 1).abs() < 1e-3).all()
+        low, high = torch.aminmax(rows)
+        tap.observe("logit_max", torch.maximum(-low, high))
+        like = (low >= 0) & (high <= 1) & ((rows.sum(-1) - 1).abs().amax() < 1e-3)
         tap.observe("logits_are_probabilities", like.float())
 
     def _labels(self, tap: Tap, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:

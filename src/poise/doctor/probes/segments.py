@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_ELEMENTS = 1 << 14  # per tensor: of a larger one, evenly spread rows and columns tell enough
+_ELEMENTS = 1 << 12  # per tensor: of a larger one, evenly spread rows and columns tell enough
 
 
 class Segments:
@@ -22,6 +22,8 @@ class Segments:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.sizes = [sample(t).numel() for t in tensors]
         self.lengths = torch.tensor(self.sizes, device=tensors[0].device)
+        whole = torch.tensor([t.numel() for t in tensors], device=tensors[0].device)
+        self._enlarge = (whole / self.lengths.clamp_min(1)).sqrt()
 
     def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " element"]:
         """Copy (samples of) the tensors into one float32 vector."""
@@ -36,8 +38,8 @@ class Segments:
         return self.sum(values) / self.lengths.clamp_min(1)
 
     def norm(self, values: Float[Tensor, " element"]) -> Float[Tensor, " segment"]:
-        """Return the 2-norm of each tensor's part."""
-        return self.sum(values.square()).sqrt()
+        """Return the 2-norm of each tensor, estimated from its part."""
+        return self.sum(values.square()).sqrt() * self._enlarge
 
     def spread(self, values: Sequence[Any]) -> float | Float[Tensor, " element"]:
         """Repeat each tensor's own number over its part; one number if all are equal."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_HEADS, _QUERIES = 8, 512  # one sample's first heads and last queries tell enough, at a bounded cost
+_HEADS, _QUERIES = 8, 128  # one sample's first heads and last queries tell enough, at a bounded cost
 _MASKED = -1e4  # what hand-written masks add, or put in, where a key may not be seen
 
 

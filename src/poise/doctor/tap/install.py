@@ -43,7 +43,8 @@ def install(tap: Tap) -> Iterator[Tap]:
     """Watch this process through ``tap`` for as long as the context lasts."""
     patches = Patches()
     with contextlib.ExitStack() as stack:
-        stack.callback(_retire, tap)
+        # A function of ours that the script has bound to a name of its own outlives the patches: it must fall through.
+        stack.callback(tap.close)
         stack.callback(patches.undo)
         _hook_steps(tap, stack)
         _patch_functions(tap, patches)
@@ -56,13 +57,6 @@ def install(tap: Tap) -> Iterator[Tap]:
         if tap.sampling:
             hooks.attach()
         yield tap
-
-
-def _retire(tap: Tap) -> None:
-    # A function of ours that the script has bound to a name of its own outlives the patches: it must fall through.
-    tap.off = True
-    tap.sampling = False
-    tap.remedies = ()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from poise.doctor.tap.timeline import Interval, Timeline
 
 _MAX_TIMELINES = 8
 _CALLS = 4  # of the model within one step that are kept: the latest micro-batches
+_ROWS, _FLUSH_SECONDS = 64, 0.2  # rows of scalars that wait at most, and for how long
 _BURST = 32  # steps seen densely after a trigger
 
 P = ParamSpec("P")
@@ -124,6 +126,8 @@ class Tap:
         self._sample_seconds = 0.002
         self._promoted = False  # this very step is to be looked at closely, though it was not planned
         self._explained: set[str] = set()
+        self._loss_alarm = math.inf  # a loss from here on may be a spike
+        self._flushed = 0.0
 
     # ---- what probes call ------------------------------------------------------------------------------------------
 
@@ -209,15 +213,20 @@ class Tap:
             for probe in self.probes:
                 probe.rectified(self, output, site)
 
-    @guarded
     def call_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is called: keep the batch until the step is over, in case its step must be explained."""
-        self.counts["forward"] += 1
-        if not self.grad_enabled:
+        # This runs on every step, when the caches are full of the user's numbers: no more than it must.
+        if self.off or self.busy:
             return
-        self.calls.append(RootCall.capture(root, args, kwargs))
-        if self.sampling:
-            self._look_at_model_inputs(args, kwargs)
+        self.counts["forward"] += 1
+        if torch.is_grad_enabled():
+            self.calls.append(RootCall.capture(root, args, kwargs))
+            if self.sampling:
+                self._model_called(args, kwargs)
+
+    @guarded
+    def _model_called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._look_at_model_inputs(args, kwargs)
 
     def _look_at_model_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for probe in self.probes:
@@ -244,9 +253,9 @@ class Tap:
 
     def loss_computed(self, loss: Any) -> None:
         """A loss function has returned (every step; costs an attribute write)."""
-        if isinstance(loss, Tensor) and loss.dim() == 0 and loss.requires_grad:
-            self.interval.loss_output = loss.detach()
-        elif isinstance(loss, Tensor) and not torch.is_grad_enabled() and not self.shadowing:
+        if torch.is_grad_enabled():
+            self.interval.loss_output = loss
+        elif not self.shadowing and not self.busy:
             self._loss_without_gradient()
 
     @guarded
@@ -266,27 +275,36 @@ class Tap:
 
     # ---- moments: backward -----------------------------------------------------------------------------------------
 
-    @guarded
     def before_backward(self, root: Any) -> None:
         """``backward`` is called on ``root``."""
+        if self.off or self.busy:
+            return
         self.counts["backward"] += 1
-        interval = self.interval
-        interval.backwards += 1
-        for timeline in self.timelines.values():
-            self._check_gradients_reset(timeline)
+        self.interval.backwards += 1
+        loss = self._loss_of(root)
+        if loss is not None:
+            self.interval.losses.append(loss)
+        # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
+        if self.sampling or (isinstance(loss, float) and not loss < self._loss_alarm):
+            self._look_at_loss(root, loss)
+
+    def _loss_of(self, root: Any) -> float | Tensor | None:
         if not isinstance(root, Tensor) or root.numel() != 1:
+            return None
+        scaled = self.interval.scaled
+        loss = scaled[1] if scaled is not None and scaled[0] == id(root) else root.detach()
+        return loss.item() if loss.is_cpu else loss
+
+    @guarded
+    def _look_at_loss(self, root: Any, loss: float | Tensor | None) -> None:
+        if self.sampling:
+            for timeline in self.timelines.values():
+                self._check_gradients_reset(timeline)
+        if not isinstance(loss, float):
             return
-        loss = root.detach()
-        if interval.scaled is not None and interval.scaled[0] == id(root):
-            loss = interval.scaled[1]
-        if loss.device.type != "cpu":
-            interval.losses.append(loss)
-            return
-        value = float(loss)
-        interval.losses.append(value)
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             self._explain("nonfinite_forward", lambda: explain_nonfinite_forward(self, root))
-        elif any(t.loss_spiked(value) for t in self.timelines.values()):
+        elif any(t.loss_spiked(loss) for t in self.timelines.values()):
             self._trigger()
 
     def _check_gradients_reset(self, timeline: Timeline) -> None:
@@ -395,7 +413,7 @@ class Tap:
                 # gradients were reset at any time between two steps.
                 self.emit(timeline, "stale_gradient", None, [timeline.stale & (not timeline.gradients_reset)])
             self._flush_observations(timeline)
-        self._end_step(timeline, {})
+        self._end_step(timeline)
 
     @guarded
     def step_skipped(self, optimizer: Optimizer, scale: float) -> None:
@@ -407,15 +425,13 @@ class Tap:
         timeline.grad_norm, timeline.with_gradient = None, []
         if timeline.sampled:
             self._flush_observations(timeline)
-        self._end_step(timeline, {"amp_scale": scale, "amp_skipped": 1.0})
+        self._end_step(timeline, (scale, 1.0))
 
-    @guarded
-    def step_scaled(self, optimizer: Optimizer, scale: float) -> None:
-        """A GradScaler let the optimizer step happen (it has just been recorded)."""
+    def step_scaled(self, optimizer: Optimizer, scale: float | Tensor) -> None:
+        """A GradScaler let the optimizer step happen (its row is the last one)."""
         timeline = self.timelines.get(id(optimizer))
-        if timeline is not None and self.recorder is not None:
-            names = (timeline.prefix + "amp_scale", timeline.prefix + "amp_skipped")
-            self.recorder.add(timeline.step - 1, names, (scale, 0.0))
+        if timeline is not None and not self.off:
+            timeline.last_amp(scale)
 
     def _new_timeline(self, optimizer: Optimizer) -> Timeline:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -451,13 +467,15 @@ class Tap:
 
     def _measure_gradients(self, timeline: Timeline) -> None:
         timeline.grad_norm, timeline.layer_norms = None, None
+        due = timeline.sampled or timeline.step % timeline.norm_every == 0
+        if self.interval.backwards == 0 or not due:
+            return
+        start = time.perf_counter()
         timeline.with_gradient = [
             i for i, p in enumerate(timeline.parameters) if p.grad is not None and not p.grad.is_sparse
         ]
-        due = timeline.sampled or timeline.step % timeline.norm_every == 0
-        if self.interval.backwards == 0 or not due or not timeline.with_gradient:
+        if not timeline.with_gradient:
             return
-        start = time.perf_counter()
         gradients = [local(timeline.parameters[i].grad) for i in timeline.with_gradient]
         scale = getattr(timeline.optimizer, "grad_scale", None)  # set where a fused kernel is to unscale by itself
         norms = foreach_norm(gradients)
@@ -516,44 +534,52 @@ class Tap:
         for signal, (layers, values) in by_signal.items():
             self.emit(timeline, signal, layers, values)
 
-    def _end_step(self, timeline: Timeline, extra: dict[str, float]) -> None:
+    def _end_step(self, timeline: Timeline, amp: tuple[float | Tensor, float] | None = None) -> None:
         now = time.perf_counter()
         seconds = now - timeline.ended
         timeline.ended = now
         timeline.step_seconds = seconds if timeline.step < 2 else 0.9 * timeline.step_seconds + 0.1 * seconds
-        self._record_scalars(timeline, seconds, extra)
+        timeline.add_row(seconds, self.interval, amp)
+        if timeline.sampled or len(timeline.rows) >= _ROWS or now - self._flushed > _FLUSH_SECONDS:
+            self._flush(now)
         timeline.gradients_reset, timeline.stale = False, None
         self.interval = Interval()
         self.calls.clear()
         self.counts["step"] += 1
         timeline.step += 1
-        timeline.norm_every = self.budget.every(timeline.norm_seconds, timeline.step_seconds)
         self._plan_sampling(timeline)
-        if self.recorder is not None:
-            self.recorder.drain()
 
-    def _record_scalars(self, timeline: Timeline, seconds: float, extra: dict[str, float]) -> None:
-        interval = self.interval
-        loss = interval.loss()
-        values: dict[str, Any] = {"lr": timeline.lr, "step_seconds": seconds, "backwards": interval.backwards, **extra}
-        if loss is not None:
-            values["loss"] = loss
-        if timeline.grad_norm is not None:
-            values["grad_norm"] = timeline.grad_norm
-        if interval.clip is not None:
-            values["clip_max"] = interval.clip[1]
+    def _flush(self, now: float) -> None:
+        """Hand the waiting rows to the recorder, and set the alarm anew from the losses in them.
+
+        Many steps' rows in one go: each alone would find the caches cold.
+        """
         assert self.recorder is not None
-        self.recorder.add(timeline.step, tuple(timeline.prefix + k for k in values), list(values.values()))
-        if isinstance(loss, float) and loss == loss:
-            timeline.recent_losses.append(loss)
+        self._flushed = now
+        for timeline in self.timelines.values():
+            for step, names, values in timeline.take_rows():
+                self.recorder.add(step, names, values)
+            timeline.norm_every = self.budget.every(timeline.norm_seconds, timeline.step_seconds)
+        self._loss_alarm = min(timeline.loss_alarm() for timeline in self.timelines.values())
+        self.recorder.drain()
+
+    def close(self) -> None:
+        """Hand over what still waits; the tap sees nothing any more."""
+        if self.recorder is not None and self.timelines:
+            self._flush(time.perf_counter())
+        self.off = True
+        self.sampling = False
+        self.remedies = ()
 
     # ---- when to look closely --------------------------------------------------------------------------------------
 
     def _trigger(self) -> None:
-        """Something stands out: look at this step and at the next ones closely."""
+        """Something stands out: look at this step and at the next ones closely, as far as the budget goes."""
         if not self._burst_left and self._lent < 3:
             self._lent += 1
             self.budget.lend(0.1)
+        if not self.budget.allows(self._sample_seconds):
+            return
         self._burst_left = _BURST
         if not self.sampling and not self._promoted and self.calls:
             self._look_at_model_inputs(self.calls[-1].args, self.calls[-1].kwargs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _LAYERS = 256
+_COLUMNS = ("lr", "step_seconds", "backwards", "loss", "grad_norm", "clip_max", "amp_scale", "amp_skipped")
+_LOSS = _COLUMNS.index("loss")
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Interval:
     """What happened between two optimizer steps."""
 
     losses: list[float | Tensor] = field(default_factory=list)
-    loss_output: float | Tensor | None = None  # of a loss function, for loops that never call backward()
+    loss_output: Any = None  # of a loss function, for loops that never call backward()
     backwards: int = 0
     clip: tuple[Any, float] | None = None  # total norm before clipping, max_norm
     observations: list[tuple[str, Any, str, Any]] = field(default_factory=list)  # signal, module or None, site, value
@@ -31,7 +34,8 @@ class Interval:
     def loss(self) -> float | Tensor | None:
         """Mean over the backward roots; what a loss function returned last if there was no scalar root."""
         if not self.losses:
-            return self.loss_output
+            output = self.loss_output
+            return output.detach().reshape(()) if isinstance(output, Tensor) and output.numel() == 1 else None
         if len(self.losses) == 1:
             return self.losses[0]
         return sum(self.losses[1:], start=self.losses[0]) / len(self.losses)
@@ -59,6 +63,9 @@ class Timeline:
     norm_seconds: float = 0.0
     norm_every: int = 1
     ended: float = field(default_factory=time.perf_counter)
+    row_names: dict[tuple[bool, ...], tuple[str, ...]] = field(default_factory=dict)
+    late_amp: list[tuple[int, float | Tensor]] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)  # of what is recorded on every step
     recent_losses: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     recent_norms: deque[float] = field(default_factory=lambda: deque(maxlen=25))
 
@@ -66,6 +73,45 @@ class Timeline:
         """Return the positions of ``indices`` that get a signal of their own: all, or 256 spread evenly."""
         count = len(indices)
         return list(range(count)) if count <= _LAYERS else [i * count // _LAYERS for i in range(_LAYERS)]
+
+    def add_row(self, seconds: float, interval: Interval, amp: tuple[float | Tensor, float] | None) -> None:
+        """Keep what is recorded of every step, in the order of :data:`_COLUMNS`."""
+        clip = None if interval.clip is None else interval.clip[1]
+        scale, skipped = (None, None) if amp is None else amp
+        row = [self.step, self.lr, seconds, interval.backwards, interval.loss(), self.grad_norm, clip, scale, skipped]
+        self.rows.append(row)
+
+    def last_amp(self, scale: float | Tensor) -> None:
+        """Note the scale of a GradScaler for the step that has just been taken."""
+        if self.rows:
+            self.rows[-1][-2:] = scale, 0.0
+        else:
+            self.late_amp.append((self.step - 1, scale))
+
+    def take_rows(self) -> Iterator[tuple[int, tuple[str, ...], list[Any]]]:
+        """Hand over the rows that wait: step, names of signals, values."""
+        rows, self.rows = self.rows, []
+        for step, *values in rows:
+            loss = values[_LOSS]
+            if isinstance(loss, float) and math.isfinite(loss):
+                self.recent_losses.append(loss)
+            there = tuple(value is not None for value in values)
+            yield step, self._names(there), [value for value in values if value is not None]
+        late, self.late_amp = self.late_amp, []
+        for step, scale in late:
+            yield step, (self.prefix + "amp_scale", self.prefix + "amp_skipped"), [scale, 0.0]
+
+    def _names(self, there: tuple[bool, ...]) -> tuple[str, ...]:
+        names = self.row_names.get(there)
+        if names is None:
+            names = tuple(self.prefix + column for column, is_there in zip(_COLUMNS, there, strict=True) if is_there)
+            self.row_names[there] = names
+        return names
+
+    def loss_alarm(self) -> float:
+        """Return a loss below which no loss can be a spike; infinity while too few losses were seen."""
+        recent = self.recent_losses
+        return max(recent) if len(recent) >= 10 else math.inf
 
     def loss_spiked(self, loss: float) -> bool:
         """Return whether ``loss`` stands out from the last 50: z > 8 in units of the scaled MAD, and by over 5 %."""

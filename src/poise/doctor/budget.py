@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 
-
 # Shares of the overhead: a tenth is kept back for what cannot be timed from inside (the dispatch of hooks, colder
 # caches), and close looks get a part in any case.
 _ALL, _LOOKS = 0.9, 0.3

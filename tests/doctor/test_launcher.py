@@ -95,6 +95,7 @@ ENDINGS = {
     "1 / 0": 1,
     "os._exit(5)": 5,
     "os.kill(os.getpid(), signal.SIGINT)": 130,
+    "os.kill(os.getpid(), signal.SIGTERM)": -15,
 }
 
 
@@ -111,6 +112,7 @@ def test_exit_codes_and_reports(ending, tmp_path):
         assert "ZeroDivisionError: division by zero" in done.stderr
         trace = [line for line in plain.stderr.splitlines() if line]
         assert done.stderr.splitlines()[: len(trace)] == trace
+    assert "nothing wrong found" in done.stderr
     if ending == "sys.exit('sorry')":
         assert done.stderr.startswith("sorry\n")
 

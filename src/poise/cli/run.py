@@ -45,9 +45,7 @@ def run(
     meta = {"script": script, "args": list(context.args), "module": module, "seed": seed, "started": time.time()}
     settings = Settings(overhead, select or (), ignore or (), stop_on, remedies, meta)  # type: ignore[arg-type]
     session = _open(out, program, settings)
-    ending = launch(program, session, seed)
-    if session.recording and not quiet:
-        _say(session, as_json)
+    ending = launch(program, session, seed, lambda: _say(session, as_json) if session.recording and not quiet else None)
     worst = any(f.severity == "error" for f in session.findings)
     _leave(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)
 

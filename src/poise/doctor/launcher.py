@@ -7,7 +7,9 @@ import importlib.machinery
 import io
 import os
 import runpy
+import signal
 import sys
+import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -60,13 +62,16 @@ class Ending:
     detail: str = ""
 
 
-def launch(script: Script, session: Session, seed: int | None = None) -> Ending:
+def launch(
+    script: Script, session: Session, seed: int | None = None, tell: Callable[[], None] = lambda: None
+) -> Ending:
     """Run ``script`` under ``session`` and finish the session, however the script ends.
 
     Args:
         script: what to run.
         session: the watch; started and finished here.
         seed: added to every seed that the script sets; ``None`` leaves all randomness alone.
+        tell: called when the session is finished, also where the process is about to end at once.
 
     Returns:
         The script's own exit code, and how it ended.
@@ -75,9 +80,14 @@ def launch(script: Script, session: Session, seed: int | None = None) -> Ending:
         if seed is not None:
             stack.enter_context(offset_seeds(seed))
         session.start()
-        with _finish_before_exit(session):
+
+        def finish(how: str, detail: str) -> None:
+            session.finish(how, detail)
+            tell()
+
+        with _finish_before_exit(finish), _finish_when_terminated(finish):
             ending = _run(script)
-    session.finish(ending.how, ending.detail)
+    finish(ending.how, ending.detail)
     return ending
 
 
@@ -154,18 +164,18 @@ def _execute_file(path: Path) -> None:
 _kept: list[types.ModuleType] = []  # a script's functions may be called at exit, after sys.modules has let go of it
 
 
+Finish = Callable[[str, str], None]
+
+
 @contextlib.contextmanager
-def _finish_before_exit(session: Session) -> Iterator[None]:
+def _finish_before_exit(finish: Finish) -> Iterator[None]:
     """Let a script that calls ``os._exit`` leave a report: nothing else of ours would run after that."""
     original, process = os._exit, os.getpid()
 
     def _exit(status: int) -> None:
         # Children end that way as a matter of course.
         if os.getpid() == process:
-            try:
-                session.finish("exit", f"os._exit({status})")
-            except Exception:
-                traceback.print_exc()
+            _finish_now(finish, "exit", f"os._exit({status})")
         original(status)
 
     os._exit = _exit  # type: ignore[assignment]
@@ -173,3 +183,33 @@ def _finish_before_exit(session: Session) -> Iterator[None]:
         yield
     finally:
         os._exit = original
+
+
+@contextlib.contextmanager
+def _finish_when_terminated(finish: Finish) -> Iterator[None]:
+    """Let a job that its scheduler ends (SIGTERM) leave a report; a script's own handler goes first."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def terminated(number: int, frame: types.FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() == process:  # children inherit the handler
+            _finish_now(finish, "terminated", "SIGTERM")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _finish_now(finish: Finish, how: str, detail: str) -> None:
+    try:
+        finish(how, detail)
+    except Exception:  # the process ends as it was told to
+        traceback.print_exc()
+    sys.stderr.flush()

@@ -141,7 +141,7 @@ class Session:
         """Take the tap out, diagnose, and write findings and report.
 
         Args:
-            how: ``"finished"``, ``"exception"``, ``"interrupted"`` or ``"exit"``.
+            how: ``"finished"``, ``"exception"``, ``"interrupted"``, ``"exit"`` or ``"terminated"``.
             detail: the exception, or the exit code.
         """
         self.seconds = time.perf_counter() - self._started

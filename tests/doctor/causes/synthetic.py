@@ -98,7 +98,6 @@ def healthy(steps: int = 200, every: int = 10, seed: int = 0, tau: float = 40.0)
     run.put("input_nonfinite", s, 0.0)
     run.put("stale_gradient", s, 0.0)
     run.put("eval_mode", s, 0.0)
-    run.put("probe_loss", s, 0.3 + 2.0 * np.exp(-s / tau))
     parameters = {name: {"shape": [8, 8], "dtype": "torch.float32", "requires_grad": True} for name in WEIGHTS}
     run.event(0, "model", **{"class": "Net", "modules": {}, "parameters": parameters, "order": WEIGHTS})
     run.event(0, "optimizer", **{"class": "AdamW", "timeline": "", "groups": [{"lr": 1e-3, "parameters": WEIGHTS}]})

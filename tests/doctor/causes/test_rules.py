@@ -330,18 +330,6 @@ def test_updates_may_vanish_at_the_end_of_a_decay():
 # ---- data
 
 
-def test_a_loss_that_comes_back_under_a_steady_probe_betrays_the_batch():
-    run = healthy()
-    run.burst(80)
-    loss = run.values("loss")
-    loss[80] += 6
-    run.put("loss", run.all_steps, loss)
-    finding = only("bad_batch", run)
-    assert (finding.onset_step, finding.detected_step) == (80, 83)
-    run.change("probe_loss", 81, 4.0)  # the weights broke
-    assert find("bad_batch", run) == []
-
-
 def test_unscaled_inputs_that_do_no_harm_are_only_worth_knowing():
     run = healthy()
     run.change("input_std", 0, 70.0)
@@ -385,12 +373,6 @@ def test_ignored_targets(share, severity):
     run = healthy()
     run.change("label_ignored", 50, share)
     assert only("label_problem", run).severity == severity
-
-
-def test_a_target_out_of_range_is_a_fact():
-    run = healthy()
-    run.put("label_out_of_range", np.array([3, 4]), np.array([0.0, 2.0]))
-    assert only("label_problem", run).onset_step == 4
 
 
 # ---- script and architecture

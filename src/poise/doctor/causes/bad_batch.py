@@ -9,10 +9,9 @@ Its gradient points nowhere useful and is often the largest of the run. A spike 
 second moment it may end in divergence. A NaN in the inputs is in every weight after one step.
 
 ## How it is detected
-NaN in the inputs is a fact. Otherwise the loss spikes (8 robust standard deviations, see the events) and either a
-fingerprint of that batch (mean, standard deviation, largest magnitude, token entropy, repeats) lies outside the range
-of the batches before it, or the loss of a fixed probe batch is unmoved and the loss is back within three steps: then
-the batch was odd, not the weights.
+NaN in the inputs is a fact. Otherwise the loss spikes (8 robust standard deviations, see the events) and a fingerprint
+of that batch (mean, standard deviation, largest magnitude, token entropy, repeats) lies outside the range of the
+batches before it. It is surer if the loss is back within three steps: then the batch was odd, not the weights.
 
 ## What cures it
 Skip or clean such batches; clip gradients so that one batch cannot do much harm.
@@ -30,18 +29,15 @@ assert torch.isfinite(x).all(), path  # good: fail at the door
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.forward_nonfinite import INPUT
 from poise.doctor.causes.reading import EXACT, evidence_at, listing, number, value_at
-from poise.doctor.events import LossEvent, find_events, loss_curve, stayed_up
+from poise.doctor.events import LossEvent, find_events, stayed_up
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-HARD = 0.5  # without a fingerprint, a spike must be this large relative to the loss and to what was learned
 FINGERPRINTS = ("input_mean", "input_std", "input_absmax", "token_entropy", "token_repeats", "label_entropy")
 
 
@@ -53,7 +49,6 @@ def find(record: Record) -> list[Finding]:
 def _nonfinite_input(record: Record) -> list[Finding]:
     counts = record["input_nonfinite"]
     hits = [(int(s), float(v)) for s, v in zip(counts.steps, counts.values, strict=True) if v > 0]
-    hits += [(e.step, float(e.payload.get("count") or 1)) for e in record.events("nonfinite_input")]
     hits += [(e.step, 1.0) for e in record.events("nonfinite_forward") if e.payload.get("op") == INPUT]
     if not hits:
         return []
@@ -80,30 +75,24 @@ def _odd_batch(record: Record) -> list[Finding]:
 def _judge(record: Record, event: LossEvent) -> Finding | None:
     if _is_remainder(record, event.step):
         return None
-    probe = next((e for e in record.events("bad_batch_probe") if e.step == event.step), None)
-    outside = list(probe.payload.get("outside") or []) if probe else []
-    outside += [name for name in FINGERPRINTS if name not in outside and _outside(record, name, event.step)]
+    outside = [name for name in FINGERPRINTS if _outside(record, name, event.step)]
+    if not outside:
+        return None
     stays = stayed_up(record, event)
     recovered = stays is not None and not stays[0]
-    if outside:
-        probability, detected = 0.95 if recovered else 0.85, event.detected_step
-        why = f"{listing(outside)} {'was' if len(outside) == 1 else 'were'} outside the range of all batches before"
-    elif recovered and stays is not None and _probe_unmoved(record, event, stays[1]):
-        probability, detected = 0.7, stays[1]
-        why = "the loss of a fixed probe batch did not move and the loss was back at once"
-    else:
-        return None
     harmed = stays is not None and stays[0]
+    was = "was" if len(outside) == 1 else "were"
     evidence = [Evidence("loss", event.value, None, event.level, event.step)]
     for name in outside:
         evidence += evidence_at(record, name, event.step)
     return CAUSE.finding(
         "error" if harmed else "warning",
-        probability,
+        0.95 if recovered else 0.85,
         f"The batch of step {event.step} was unlike the others: its loss was {number(event.value)} after "
-        f"{number(event.level)}, and {why}" + ("; the loss has not come back." if harmed else "."),
+        f"{number(event.level)}, and {listing(outside)} {was} outside the range of all batches before"
+        + ("; the loss has not come back." if harmed else "."),
         onset=event.step,
-        detected=detected,
+        detected=event.detected_step,
         event=event.step,
         evidence=evidence,
     )
@@ -127,20 +116,6 @@ def _outside(record: Record, name: str, step: int) -> bool:
     spread = 1.4826 * float(np.median(np.abs(before - middle)))
     reach = max(8 * spread, 1.5 * float(np.abs(before - middle).max()), 0.2 * abs(middle))
     return not abs(float(series.values[at[-1]]) - middle) <= reach
-
-
-def _probe_unmoved(record: Record, event: LossEvent, until: int) -> bool:
-    series = record["probe_loss"]
-    before = series.values[series.steps <= event.step][-1:]
-    after = series.values[(series.steps > event.step) & (series.steps <= until)]
-    if not len(before) or not len(after):
-        return False
-    rise = event.value - event.level
-    curve = loss_curve(record)
-    at = int(np.searchsorted(curve.steps, event.step))
-    if rise < max(HARD * abs(event.level), HARD * float(curve.start[at] - curve.best[at])):
-        return False
-    return math.isfinite(float(after[0])) and float(after[0]) - float(before[0]) < 0.1 * rise
 
 
 CAUSE = Cause(

@@ -1,13 +1,12 @@
 """The targets do not belong to the inputs.
 
 ## What it is
-The targets do not belong to the inputs: random, shuffled, shifted by one, out of range, or nearly all ignored.
+The targets do not belong to the inputs: random, shuffled, shifted by one, or nearly all ignored.
 
 ## Why it hurts
 There is nothing to learn, or what was learned is unlearned. No setting of the optimizer helps.
 
 ## How it is detected
-- A target outside the range of classes: a fact.
 - More than 95 % of the targets are ignored in three consecutive samples.
 - Targets were renamed in the middle of the run: the accuracy (`label_agreement`) fell below half of its best (of at
   least 0.5), while predictions still determine the target (`label_purity` above 0.5 and at least 0.2 above the
@@ -58,24 +57,8 @@ STEPS = 100
 
 def find(record: Record) -> list[Finding]:
     """Find targets that do not belong to their inputs; one finding per way of being wrong."""
-    found = (_out_of_range(record), _ignored(record), _renamed(record), _nothing_to_learn(record))
+    found = (_ignored(record), _renamed(record), _nothing_to_learn(record))
     return [finding for finding in found if finding is not None]
-
-
-def _out_of_range(record: Record) -> Finding | None:
-    series = record["label_out_of_range"]
-    index = first_run(np.asarray(series.values) > 0, 1)
-    if index is None:
-        return None
-    step = int(series.steps[index])
-    return CAUSE.finding(
-        "error",
-        EXACT,
-        f"The targets of step {step} are outside the range of classes.",
-        onset=step,
-        detected=step,
-        evidence=[Evidence("label_out_of_range", float(series.values[index]), 0.0, 0.0, step)],
-    )
 
 
 def _ignored(record: Record) -> Finding | None:

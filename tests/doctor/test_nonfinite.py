@@ -62,7 +62,9 @@ def masked_attention(x):
 
 
 @pytest.mark.parametrize(
-    ("make", "op"), [(logarithm, "log"), (division, "div"), (masked_attention, "softmax")], ids=lambda x: str(x)
+    ("make", "op"),
+    [(logarithm, "log"), (division, "div"), (masked_attention, "softmax")],
+    ids=["log", "div", "softmax"],
 )
 def test_first_nonfinite_of_the_forward_pass(make, op, watching):
     with watching() as watched:
@@ -110,7 +112,9 @@ def where_trap(x):
 
 
 @pytest.mark.parametrize(
-    ("make", "op", "text"), [(root_at_zero, "sqrt", "torch.sqrt("), (where_trap, "log", "torch.log(")]
+    ("make", "op", "text"),
+    [(root_at_zero, "sqrt", "torch.sqrt("), (where_trap, "log", "torch.log(")],
+    ids=["sqrt", "log"],
 )
 def test_first_nonfinite_of_the_backward_pass(make, op, text, watching):
     model = Model(make)

@@ -22,13 +22,13 @@ from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
 from poise.doctor.tap.discovery import Names, find_roots, name_model
 from poise.doctor.tap.nonfinite import explain_nonfinite_backward, explain_nonfinite_forward
+from poise.doctor.tap.sampler import Sampler
 from poise.doctor.tap.shadow import RootCall, shadow
 from poise.doctor.tap.timeline import Interval, Timeline
 
 _MAX_TIMELINES = 8
 _CALLS = 4  # of the model within one step that are kept: the latest micro-batches
 _ROWS, _FLUSH_SECONDS = 64, 0.2  # rows of scalars that wait at most, and for how long
-_BURST = 32  # steps seen densely after a trigger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,6 +92,7 @@ class Tap:
         self.recorder = recorder
         self.probes = probes
         self.budget = budget
+        self.sampler = Sampler(budget)
         self.remedies = remedies
         self.only = None if only is None else {id(o) for o in only}
         self.given_roots = roots
@@ -118,12 +119,6 @@ class Tap:
         self.patch_root_classes: Callable[[list[nn.Module]], None] = lambda roots: None
         self.step_hooks: tuple[Callable[..., None], Callable[..., None]]
         self._stepping: Timeline | None = None
-        self._to_see: set[int] = set()
-        self._last_sampled = 0
-        self._burst_left = 0
-        self._lent = 0
-        self._spent_before = 0.0
-        self._sample_seconds = 0.002
         self._promoted = False  # this very step is to be looked at closely, though it was not planned
         self._explained: set[str] = set()
         self._loss_alarm = math.inf  # a loss from here on may be a spike
@@ -447,7 +442,7 @@ class Tap:
             self.budget.start()
         timeline = Timeline(optimizer, f"opt{index}/" if index else "", parameters, names)
         self.timelines[id(optimizer)] = timeline
-        self._to_see.add(id(optimizer))
+        self.sampler.expect(id(optimizer))
         return timeline
 
     def adopt(self, roots: list[nn.Module]) -> None:
@@ -547,7 +542,7 @@ class Tap:
         self.calls.clear()
         self.counts["step"] += 1
         timeline.step += 1
-        self._plan_sampling(timeline)
+        self._plan_next(timeline)
 
     def _flush(self, now: float) -> None:
         """Hand the waiting rows to the recorder, and set the alarm anew from the losses in them.
@@ -575,48 +570,21 @@ class Tap:
 
     def _trigger(self) -> None:
         """Something stands out: look at this step and at the next ones closely, as far as the budget goes."""
-        if not self._burst_left and self._lent < 3:
-            self._lent += 1
-            self.budget.lend(0.1)
-        if not self.budget.allows(self._sample_seconds):
+        if not self.sampler.trigger():
             return
-        self._burst_left = _BURST
         if not self.sampling and not self._promoted and self.calls:
             self._look_at_model_inputs(self.calls[-1].args, self.calls[-1].kwargs)
         self._promoted = True
 
-    def _plan_sampling(self, timeline: Timeline) -> None:
-        self._burst_left = max(0, self._burst_left - 1)
+    def _plan_next(self, timeline: Timeline) -> None:
         self._promoted = False
-        if self.sampling:
-            self._to_see.discard(id(timeline.optimizer))
-            if not self._to_see or timeline.step - self._last_sampled > 2 * len(self.timelines):
-                self._stop_sampling()
-        # Dense at first, then ever wider, up to every 50th step, so that the loan lasts for the first hundreds of
-        # steps; the budget may widen it further.
-        wait = 1 if self._burst_left else min(50, max(1, timeline.step // 5))
-        if (
-            not self.sampling
-            and timeline.step - self._last_sampled >= wait
-            and self.budget.allows(self._sample_seconds)
-        ):
-            self._start_sampling(timeline)
-
-    def _start_sampling(self, timeline: Timeline) -> None:
-        self.sampling = True
-        self._last_sampled = timeline.step
-        self._to_see = set(self.timelines)
-        self._spent_before = self.budget.spent
-        if not self.compiled:
+        before = self.sampling
+        self.sampling = self.sampler.next(id(timeline.optimizer), timeline.step, self.timelines.keys())
+        if before and not self.sampling:
+            self.stack.clear()
+            self.detach_module_hooks()
+        elif self.sampling and not before and not self.compiled:
             self.attach_module_hooks()
-
-    def _stop_sampling(self) -> None:
-        self.sampling = False
-        self.stack.clear()
-        self.detach_module_hooks()
-        seconds = self.budget.spent - self._spent_before
-        self.budget.looked += seconds
-        self._sample_seconds = 0.7 * self._sample_seconds + 0.3 * seconds
 
     def _explain(self, kind: str, explanation: Callable[[], dict[str, Any]]) -> None:
         """Find out where something non-finite came from, once per run and kind: it takes a forward pass."""

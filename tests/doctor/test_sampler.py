@@ -1,3 +1,5 @@
+import itertools
+
 from poise.doctor.budget import Budget
 from poise.doctor.tap.sampler import Sampler
 
@@ -14,7 +16,7 @@ def looks(sampler: Sampler, steps: int, first: int = 0) -> list[int]:
 
 def test_looks_are_dense_at_first_and_then_ever_wider():
     seen = looks(Sampler(Budget(1.0, loan=1e9)), 1000)
-    gaps = [b - a for a, b in zip(seen, seen[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(seen)]
     assert seen[:5] == [0, 1, 2, 3, 4]
     assert gaps == sorted(gaps)
     assert gaps[-1] == 50

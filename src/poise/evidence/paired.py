@@ -113,6 +113,9 @@ def compare_paired(
         ValueError: if lengths differ or are 0, a score diverged and ``diverged_as`` is not given, or
             ``min_effect`` is negative.
 
+    References:
+        Efron, Better bootstrap confidence intervals, Journal of the American Statistical Association, 1987 (BCa).
+
     Examples:
         >>> compare_paired([2.51, 2.48, 2.60], [2.31, 2.30, 2.38]).verdict
         'proved'

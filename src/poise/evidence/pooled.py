@@ -88,6 +88,9 @@ def pooled_bf(
         ValueError: if counts are not whole, negative, or successes exceed trials; if ``alternative`` is unknown; if
             ``null`` is outside (0, 1).
 
+    References:
+        Bartoš et al., Fair coins tend to land on the same side they started, 2023, arXiv:2310.04153.
+
     Examples:
         >>> print(pooled_bf(178_078, 350_757, BetaPrior(5100, 4900), alternative="greater"))
         1.71e17 for, 5.85e-18 against (log10 +17.23)

@@ -38,6 +38,10 @@ def lr_figure(curves: Mapping[str, LRCurve], title: str = "Final loss over learn
     """Draw the mean of each curve over seeds, with the range of the seeds as a band.
 
     Diverged runs are drawn at the loss at initialisation.
+
+    Args:
+        curves: the curves, by the label they get.
+        title: title of the figure.
     """
     lines, bands = {}, {}
     for label, curve in curves.items():

@@ -8,7 +8,20 @@ __version__ = version("poise")
 
 # `poise.watch` and the rooms load on first use, so that `poise --help` and the launcher start fast.
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
-_ROOMS = ("data", "doctor", "evidence", "losses", "nn", "optim", "preflight", "report", "store", "studies")
+_ROOMS = (
+    "curvature",
+    "data",
+    "doctor",
+    "dynamics",
+    "evidence",
+    "losses",
+    "nn",
+    "optim",
+    "preflight",
+    "report",
+    "store",
+    "studies",
+)
 
 __all__ = ["Report", "__version__", *_ROOMS, "watch"]
 

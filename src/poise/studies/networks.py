@@ -1,0 +1,21 @@
+"""Small networks that several studies train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+
+def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.Tanh, bias: bool = True) -> nn.Sequential:
+    """Return a multilayer perceptron; initial weights come from torch's global generator.
+
+    Args:
+        widths: sizes of the input, the hidden layers and the output, for example ``(64, 32, 10)``.
+        activation: makes the nonlinearity between two layers; the output has none.
+        bias: whether layers have biases.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        layers += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1])

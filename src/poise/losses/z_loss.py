@@ -78,7 +78,7 @@ class ZLoss(nn.Module):
 def cross_entropy_with_z_loss(
     input: Float[Tensor, ...],
     target: Shaped[Tensor, ...],
-    weight: Float[Tensor, classes] | None = None,  # noqa: F821
+    weight: Float[Tensor, classes] | None = None,
     *,
     ignore_index: int = -100,
     reduction: str = "mean",

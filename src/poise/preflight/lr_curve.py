@@ -27,7 +27,7 @@ class LRCurve:
             initialisation is missing.
     """
 
-    lrs: Float[np.ndarray, lrs]  # noqa: F821
+    lrs: Float[np.ndarray, lrs]
     losses: Float[np.ndarray, "lrs seeds"]
     init_losses: Float[np.ndarray, "lrs seeds"]
 
@@ -87,7 +87,7 @@ class LRCurve:
         return lr_report({"all runs": self})
 
 
-def require_learning_rates(lrs: Float[np.ndarray, lrs]) -> None:  # noqa: F821
+def require_learning_rates(lrs: Float[np.ndarray, lrs]) -> None:
     """Raise ``ValueError`` unless ``lrs`` is a list of distinct positive numbers."""
     if lrs.ndim != 1 or lrs.size == 0:
         raise ValueError(f"lrs must be a list of learning rates, got shape {lrs.shape}")

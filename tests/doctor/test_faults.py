@@ -1,11 +1,26 @@
 """A fault of the watch ends the watch, never the run."""
 
+import inspect
+import re
+from typing import ClassVar
+
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from poise.doctor.budget import Budget
 from poise.doctor.probes.probe import Probe
 from poise.doctor.remedies import parse_remedy
 from poise.doctor.remedies.remedy import Remedy
+from poise.doctor.tap import install
+from poise.doctor.tap.tap import Tap
+from poise.doctor.tap.timeline import Interval
+from poise.doctor.tap.treatment import Treatment
+
+
+def assert_equal(state, expected):
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
 
 
 def train(steps=6):
@@ -19,24 +34,134 @@ def train(steps=6):
     return model
 
 
-MOMENTS = ("forward", "rectified", "model_inputs", "before_step", "after_step")
+@pytest.mark.parametrize("moment", ["forward", "rectified", "model_inputs", "before_step", "after_step"])
+def test_a_probe_that_raises(moment, watching, capfd):
+    def broken(self, *args):
+        raise RuntimeError("two\nlines")
 
-
-def test_a_probe_that_raises(watching, capfd):
     expected = train().state_dict()
-    for moment in MOMENTS:
+    probe = type("Broken", (Probe,), {moment: broken})
+    with watching(probes=[probe]) as watched:
+        model = train()
+    assert watched.tap.fault == "RuntimeError: two lines"
+    err = capfd.readouterr().err.splitlines()
+    assert err == ["poise: the watch switched itself off (RuntimeError: two lines); the run goes on"]
+    assert_equal(model.state_dict(), expected)
 
-        def broken(self, *args):
-            raise RuntimeError("two\nlines")
 
-        probe = type("Broken", (Probe,), {moment: broken})
-        with watching(probes=[probe]) as watched:
-            model = train()
-        assert watched.tap.fault == "RuntimeError: two lines"
-        err = capfd.readouterr().err.splitlines()
-        assert err == ["poise: the watch switched itself off (RuntimeError: two lines); the run goes on"]
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, expected[name])
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x = torch.relu(self.inner(x)).view(-1, 1, 3, 2)
+        return F.scaled_dot_product_attention(x, x, x).flatten(1)
+
+
+def train_with_everything(folder):
+    """Come by every moment of the watch."""
+    torch.manual_seed(0)
+    model = Attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=2)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(torch.randn(4, 6)), torch.arange(4))
+        scaler.scale(loss * (torch.inf if step == 2 else 1)).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        with torch.no_grad():
+            F.cross_entropy(model(torch.ones(4, 6)), torch.arange(4))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "checkpoint.pt")
+    checkpoint = torch.load(folder / "checkpoint.pt")
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return torch.compile(model, backend="eager")
+
+
+MOMENTS = (
+    "enter_module", "leave_module", "rectified", "call_root", "attention", "loss_inputs", "_loss_without_gradient",
+    "before_backward", "zero_grad", "clipped", "loss_scaled", "compiling", "model_compiled", "optimizer_loaded",
+    "model_loaded", "file_loaded", "before_step", "about_to_step", "after_step", "step_skipped", "step_scaled",
+    "_hand_over",
+)  # fmt: skip
+
+
+def broken(self, *args):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_fault_at_any_moment_ends_the_watch_and_not_the_run(moment, watching, monkeypatch, tmp_path, capfd):
+    expected = train_with_everything(tmp_path).state_dict()
+    monkeypatch.setattr(getattr(Tap, moment).__wrapped__, "__code__", broken.__code__)
+    with watching() as watched:
+        model = train_with_everything(tmp_path)
+    assert_equal(model.state_dict(), expected)
+    assert watched.tap.fault == "RuntimeError: broken"
+    line = "poise: the watch switched itself off (RuntimeError: broken); the run goes on"
+    assert capfd.readouterr().err.splitlines() == [line]
+
+
+def test_nothing_that_the_hooks_call_is_unguarded():
+    calls = set(re.findall(r"tap\.(\w+)\(", inspect.getsource(install)))
+    moments = {name for name, method in vars(Tap).items() if hasattr(method, "__wrapped__")}
+    assert calls - moments == {
+        "sees_forward", "loss_computed", "steps_of", "attach_module_hooks", "detach_module_hooks"
+    }  # fmt: skip
+    assert moments == {*MOMENTS, "remedies_dropped", "step_over"}
+
+
+def test_a_process_that_only_applies_remedies_runs_through(tmp_path, capfd):
+    expected = train_with_everything(tmp_path).state_dict()
+
+    class Broken(Remedy):
+        name = "broken"
+        default = 1.0
+
+        def after_step(self, optimizer):
+            raise RuntimeError("no")
+
+    with install.install(Tap(None, [], Budget(), [Broken()])):
+        model = train_with_everything(tmp_path)
+    assert_equal(model.state_dict(), expected)
+    assert capfd.readouterr().err == "poise: remedy broken=1 failed and was dropped (RuntimeError: no)\n"
+
+
+def test_remedies_that_acted_before_one_failed_undo_what_they_did():
+    class Broken(Remedy):
+        name = "broken"
+        default = 1.0
+
+        def before_step(self, optimizer, loss):
+            assert optimizer.param_groups[0]["lr"] == 0.05
+            raise RuntimeError("no")
+
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    told = []
+    treatment = Treatment([parse_remedy("lr_scale=0.5"), Broken()], lambda *what: told.append(what))
+    treatment.before_step(optimizer, Interval())
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert treatment.remedies == ()
+    assert told == [("lr_scale=0.5, broken=1", "no")]
+
+
+def test_remedies_of_a_failed_watch_are_given_no_old_loss(watching):
+    class Listener(Remedy):
+        name = "listener"
+        default = 1.0
+        heard: ClassVar[list] = []
+
+        def before_step(self, optimizer, loss):
+            self.heard.append(loss)
+
+    probe = type("Broken", (Probe,), {"after_step": broken})
+    with watching(probes=[probe], remedies=[Listener()]):
+        train(3)
+    assert [loss is None for loss in Listener.heard] == [False, True, True]
 
 
 def test_a_run_file_that_takes_no_more_does_not_stop_the_run(watching):

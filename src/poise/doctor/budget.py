@@ -45,18 +45,12 @@ class Budget:
         self.setup = self.spent
         self._started = time.perf_counter()
 
-    def charge(self, since: float, cpu: float | None = None) -> None:
-        """Add the time since ``since`` (of ``time.perf_counter``) to what was spent.
-
-        Args:
-            since: when the work began.
-            cpu: seconds of it on a processor, where that was measured: no more than these are charged.
-        """
-        now = time.perf_counter()
+    def charge(self, since: float) -> None:
+        """Add the time since ``since`` (of ``time.perf_counter``) to what was spent."""
         if since < self._started:  # the clock was started meanwhile
             self.setup += self._started - since
             since = self._started
-        self.spent += now - since if cpu is None else min(cpu, now - since)
+        self.spent += time.perf_counter() - since
 
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""

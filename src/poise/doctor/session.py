@@ -119,7 +119,7 @@ class Session:
         self._started = time.perf_counter()
         self._stack.enter_context(install(self.tap))
         if self.settings.stop_on is not None and self._writer is not None:
-            self.tap.after_every_step = self._look
+            self.tap.between_steps = self._look
         return self
 
     def _look(self) -> None:
@@ -146,14 +146,13 @@ class Session:
         """
         self.seconds = time.perf_counter() - self._started
         self.tap.detach_module_hooks()
-        if self._writer is not None:
-            self._note_end(how, detail)
         self._stack.close()
         if self._writer is None:
             return []
-        self.tap.recorder.close()  # type: ignore[union-attr]
-        self._writer = None
+        writer, self._writer = self._writer, None
         try:
+            self._note_end(writer, how, detail)
+            self.tap.recorder.close()  # type: ignore[union-attr]
             self._conclude()
         except Exception as error:  # the script has ended as it did; what was recorded is kept
             print(f"poise: no report ({type(error).__name__}: {error}); the run is in {self.run_file}", file=sys.stderr)
@@ -172,9 +171,7 @@ class Session:
             raise RuntimeError("the run has no report before finish() was called")
         return run_report(self.record, self.findings)
 
-    def _note_end(self, how: str, detail: str) -> None:
-        writer = self._writer
-        assert writer is not None
+    def _note_end(self, writer: RunWriter, how: str, detail: str) -> None:
         tap = self.tap
         tap.event(tap.step, "script_end", {"how": how, "detail": detail})
         writer.set_meta("seconds", self.seconds)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from poise.doctor.shards import local_shard
+
 _ELEMENTS = 1 << 12  # per tensor: of a larger one, evenly spread rows and columns tell enough
 
 
@@ -52,8 +54,7 @@ class Segments:
 
 def sample(tensor: Any) -> Tensor:
     """Return this process's part of ``tensor``, or if that is large a view of evenly spread rows and columns."""
-    to_local = getattr(tensor, "to_local", None)
-    tensor = (tensor if to_local is None else to_local()).detach()
+    tensor = local_shard(tensor).detach()
     if tensor.numel() <= _ELEMENTS or tensor.dim() == 0:
         return tensor
     tensor = tensor[:: min(tensor.shape[0], -(-tensor.numel() // _ELEMENTS))]

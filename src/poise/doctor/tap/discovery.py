@@ -71,6 +71,11 @@ def unwrap(root: nn.Module) -> nn.Module:
         root = inner
 
 
+def is_compiled(root: nn.Module) -> bool:
+    """Return whether ``root`` or a part of it is compiled by torch.compile or ``Module.compile``."""
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in root.modules())
+
+
 def _is_parallel_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ in ("DistributedDataParallel", "DataParallel")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
@@ -17,8 +16,9 @@ from torch.optim import optimizer as torch_optimizer
 
 from poise.doctor.remedies.remedy import Remedy
 from poise.doctor.tap.attention_logits import scaled_dot_product_logits, softmax_logits
+from poise.doctor.tap.discovery import is_compiled
 from poise.doctor.tap.patches import Patches
-from poise.doctor.tap.tap import Tap, is_compiled
+from poise.doctor.tap.tap import Tap
 
 _LOSSES = (
     "binary_cross_entropy",
@@ -63,17 +63,17 @@ def install(tap: Tap) -> Iterator[Tap]:
 def inspecting(tap: Tap) -> Iterator[None]:
     """Look at all modules and attentions of the forward pass that runs in this context, sampled step or not."""
     hooks = _ModuleHooks(tap)
-    state = tap.busy, tap.sampling, tap.shadowing
+    state = tap.busy, tap.shadowing
     tap.detach_module_hooks()
-    tap.busy, tap.sampling, tap.shadowing = False, True, True
+    tap.busy, tap.shadowing = False, True
     hooks.attach()
     try:
         yield
     finally:
         hooks.detach()
         tap.stack.clear()
-        tap.busy, tap.sampling, tap.shadowing = state
-        if tap.sampling and not tap.compiled and not tap.off:
+        tap.busy, tap.shadowing = state
+        if tap.sampling and not tap.compiled:
             tap.attach_module_hooks()
 
 
@@ -112,28 +112,19 @@ def _hook_steps(tap: Tap, stack: contextlib.ExitStack) -> None:
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_compiling():
             tap.before_step(optimizer)
-            _treat(tap, tap.treat_before, optimizer)
+            tap.treatment.before_step(optimizer, tap.interval)
+            tap.about_to_step(optimizer)
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_compiling():
-            _treat(tap, tap.treat_after, optimizer)
+            tap.treatment.after_step(optimizer)
             tap.after_step(optimizer)
-            if tap.after_every_step is not None:
-                tap.after_every_step()
+            if tap.between_steps is not None:
+                tap.step_over()
 
     stack.callback(torch_optimizer.register_optimizer_step_pre_hook(before).remove)
     stack.callback(torch_optimizer.register_optimizer_step_post_hook(after).remove)
     tap.step_hooks = before, after
-
-
-def _treat(tap: Tap, act: Callable[[Optimizer], None], optimizer: Optimizer) -> None:
-    try:
-        act(optimizer)
-    except Exception as error:  # a remedy that fails is dropped; the run goes on untreated and says so
-        names = ", ".join(remedy.spec for remedy in tap.remedies)
-        print(f"poise: remedy {names} failed and was dropped ({type(error).__name__}: {error})", file=sys.stderr)
-        tap.remedies = ()
-        tap.event(tap.step, "remedy_failed", {"remedies": names, "error": str(error)})
 
 
 def _is_transforming() -> bool:
@@ -171,7 +162,7 @@ def _patch_functions(tap: Tap, patches: Patches) -> None:
 
 def _wrap_sdpa(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     treated = original
-    for remedy in _overriding(tap.remedies, "attention"):
+    for remedy in _overriding(tap.treatment.remedies, "attention"):
         treated = functools.partial(remedy.attention, treated)
 
     @functools.wraps(original)
@@ -198,7 +189,7 @@ def _is_attention(logits: Any, dim: Any) -> bool:
 
 def _wrap_softmax(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     treated = original
-    for remedy in _overriding(tap.remedies, "attention_softmax"):
+    for remedy in _overriding(tap.treatment.remedies, "attention_softmax"):
         treated = functools.partial(remedy.attention_softmax, treated)
 
     @functools.wraps(original)
@@ -234,7 +225,7 @@ def _wrap_relu(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tenso
 
 def _wrap_cross_entropy(tap: Tap, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     treated = original
-    for remedy in _overriding(tap.remedies, "cross_entropy"):
+    for remedy in _overriding(tap.treatment.remedies, "cross_entropy"):
         treated = functools.partial(remedy.cross_entropy, treated)
 
     @functools.wraps(original)
@@ -360,14 +351,14 @@ def _patch_compilers(tap: Tap, patches: Patches) -> None:
 def _wrap_compile(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def compile(*args: Any, **kwargs: Any) -> Any:
-        tap.use_shadow_forwards()
+        tap.compiling()
         compiled = original(*args, **kwargs)
         target = args[0] if args else kwargs.get("model")
         owner = getattr(target, "__self__", None)
         if isinstance(owner, Optimizer) and getattr(target, "__name__", "") == "step":
             return _wrap_compiled_step(tap, owner, compiled)
         if isinstance(compiled, nn.Module):
-            tap.adopt([*tap.roots, compiled])
+            tap.model_compiled(compiled)
         return compiled
 
     return compile
@@ -389,7 +380,7 @@ def _wrap_compiled_step(tap: Tap, optimizer: Optimizer, compiled: Callable[..., 
 def _wrap_module_compile(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def compile(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        tap.use_shadow_forwards()
+        tap.compiling()
         return original(self, *args, **kwargs)
 
     return compile

@@ -35,6 +35,7 @@ _MASKING = {
     "fill_",
     "log_softmax",
 }
+NO_CULPRIT = {"module": "", "op": "", "source": ""}
 _OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 
@@ -46,7 +47,7 @@ def explain_nonfinite_forward(tap: Tap, loss: Tensor) -> dict[str, Any]:
     found = _search_graph(loss)
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {"module": "", "op": "", "source": _line_calling("backward"), "where": "loss"}
+    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss"}
 
 
 def explain_nonfinite_backward(tap: Tap, timeline: Timeline) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def explain_nonfinite_backward(tap: Tap, timeline: Timeline) -> dict[str, Any]:
         for i in timeline.with_gradient
         if not bool(torch.isfinite(timeline.parameters[i].grad).all())  # type: ignore[arg-type]
     ]
-    found = _search_backward(tap) or {"module": "", "op": "", "source": ""}
+    found = _search_backward(tap) or NO_CULPRIT
     return {"parameters": bad[:20], "parameters_total": len(bad), **found}
 
 
@@ -65,7 +66,7 @@ def _search_model(tap: Tap) -> dict[str, Any] | None:
         if not can_shadow(call):
             return None
         if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
-            return {"module": "", "op": "the input batch", "source": ""}
+            return {**NO_CULPRIT, "op": "the input batch"}
         watcher = _FirstNonFinite(tap)
         with shadow(call) as forward, tap.watched_modules(), watcher:
             output = forward()

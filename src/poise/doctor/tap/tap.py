@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,49 +19,20 @@ from poise.doctor.probes.modes import MODAL
 from poise.doctor.probes.probe import Probe
 from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
-from poise.doctor.tap.discovery import Names, find_roots, name_model
-from poise.doctor.tap.nonfinite import explain_nonfinite_backward, explain_nonfinite_forward
+from poise.doctor.tap.checkpoint import holds_optimizer_state
+from poise.doctor.tap.discovery import Names, find_roots, is_compiled, name_model
+from poise.doctor.tap.gradient_norms import measure_gradients
+from poise.doctor.tap.guard import guarded
+from poise.doctor.tap.leftover_gradients import note_leftover_gradients
+from poise.doctor.tap.nonfinite import NO_CULPRIT, explain_nonfinite_backward, explain_nonfinite_forward
 from poise.doctor.tap.sampler import Sampler
 from poise.doctor.tap.shadow import RootCall, shadow
 from poise.doctor.tap.timeline import Interval, Timeline
+from poise.doctor.tap.treatment import Treatment
 
 _MAX_TIMELINES = 8
 _CALLS = 4  # of the model within one step that are kept: the latest micro-batches
 _ROWS, _FLUSH_SECONDS = 64, 0.2  # rows of scalars that wait at most, and for how long
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def guarded(method: Callable[Concatenate[Tap, P], R]) -> Callable[Concatenate[Tap, P], R | None]:
-    """Time the watch's own work, and let no fault of it reach the run."""
-
-    @functools.wraps(method)
-    def call(self: Tap, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        if self.off or self.busy:
-            return None
-        start = time.perf_counter()
-        # A busy machine's other processes interrupt a close look for long: they are not its cost.
-        began = time.thread_time() if self.sampling else None
-        self.busy = True
-        # Moments nest where the watch runs a forward pass itself: each puts back what it found.
-        outer, enabled = self.grad_enabled, torch.is_grad_enabled()
-        self.grad_enabled = enabled
-        torch._C._set_grad_enabled(False)  # what torch.no_grad() does, at a twentieth of its cost
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:  # whatever it is, the user's run goes on without the watch
-            self.fail(error)
-            return None
-        finally:
-            torch._C._set_grad_enabled(enabled)
-            self.grad_enabled = outer
-            self.busy = False
-            # In a forward pass that the watch runs itself, the moment around it is on the clock already.
-            if not self.shadowing:
-                self.budget.charge(start, None if began is None else time.thread_time() - began)
-
-    return call
 
 
 class Tap:
@@ -93,7 +63,7 @@ class Tap:
         self.probes = probes
         self.budget = budget
         self.sampler = Sampler(budget)
-        self.remedies = remedies
+        self.treatment = Treatment(remedies, self.remedies_dropped)
         self.only = None if only is None else {id(o) for o in only}
         self.given_roots = roots
         self.off = recorder is None
@@ -101,7 +71,6 @@ class Tap:
         self.shadowing = False  # in a forward pass that the watch runs itself
         self.grad_enabled = True  # in the user's code, at the current moment
         self.fault: str | None = None
-        self.sampling = not self.off
         self.names = Names()
         self.interval = Interval()
         self.timelines: dict[int, Timeline] = {}
@@ -112,7 +81,7 @@ class Tap:
         self._can_shadow = True
         self.in_backward = 0
         self.counts = {"forward": 0, "backward": 0, "step": 0}
-        self.after_every_step: Callable[[], None] | None = None
+        self.between_steps: Callable[[], None] | None = None  # what is to happen after every step
         # What `install` provides: hooks on modules come and go with sampling, root classes are patched once known.
         self.attach_module_hooks: Callable[[], None] = lambda: None
         self.detach_module_hooks: Callable[[], None] = lambda: None
@@ -141,9 +110,9 @@ class Tap:
             self.recorder.add(timeline.step, names, values)
 
     def event(self, step: int, kind: str, payload: dict[str, Any]) -> None:
-        """Record something that happened."""
-        assert self.recorder is not None
-        self.recorder.event(step, kind, payload)
+        """Record something that happened, where anything is recorded."""
+        if self.recorder is not None:
+            self.recorder.event(step, kind, payload)
 
     def first_look(self, what: str, module: nn.Module | None, site: str = "") -> bool:
         """Return True the first time ``what`` is looked at in ``module`` since the last optimizer step."""
@@ -172,13 +141,18 @@ class Tap:
         """Step of the optimizer that steps most, for events that belong to no optimizer."""
         return max((t.step for t in self.timelines.values()), default=0)
 
+    @property
+    def sampling(self) -> bool:
+        """Whether the running step is looked at closely."""
+        return self.sampler.looking and not self.off
+
     # ---- moments: forward ------------------------------------------------------------------------------------------
 
     def sees_forward(self) -> bool:
         """Return whether a forward operation that runs now should be looked at."""
-        if not self.sampling or self.busy or self.off:
+        if self.busy or self.off:
             return False
-        return self.shadowing or (torch.is_grad_enabled() and not self.compiled)
+        return self.shadowing or (self.sampler.looking and torch.is_grad_enabled() and not self.compiled)
 
     @guarded
     def enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -208,20 +182,15 @@ class Tap:
             for probe in self.probes:
                 probe.rectified(self, output, site)
 
+    @guarded
     def call_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is called: keep the batch until the step is over, in case its step must be explained."""
         # This runs on every step, when the caches are full of the user's numbers: no more than it must.
-        if self.off or self.busy:
-            return
         self.counts["forward"] += 1
-        if torch.is_grad_enabled():
+        if self.grad_enabled:
             self.calls.append(RootCall.capture(root, args, kwargs))
             if self.sampling:
-                self._model_called(args, kwargs)
-
-    @guarded
-    def _model_called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._look_at_model_inputs(args, kwargs)
+                self._look_at_model_inputs(args, kwargs)
 
     def _look_at_model_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for probe in self.probes:
@@ -247,10 +216,10 @@ class Tap:
                 probe.loss_inputs(self, logits.detach(), target.detach(), ignore_index)
 
     def loss_computed(self, loss: Any) -> None:
-        """A loss function has returned (every step; costs an attribute write)."""
+        """A loss function has returned."""
         if torch.is_grad_enabled():
-            self.interval.loss_output = loss
-        elif not self.shadowing and not self.busy:
+            self.interval.loss_output = loss  # nothing here can fail, and remedies want it where nothing is watched
+        elif not self.shadowing:
             self._loss_without_gradient()
 
     @guarded
@@ -270,10 +239,9 @@ class Tap:
 
     # ---- moments: backward -----------------------------------------------------------------------------------------
 
+    @guarded
     def before_backward(self, root: Any) -> None:
         """``backward`` is called on ``root``."""
-        if self.off or self.busy:
-            return
         self.counts["backward"] += 1
         self.interval.backwards += 1
         loss = self._loss_of(root)
@@ -290,11 +258,10 @@ class Tap:
         loss = scaled[1] if scaled is not None and scaled[0] == id(root) else root.detach()
         return loss.item() if loss.is_cpu else loss
 
-    @guarded
     def _look_at_loss(self, root: Any, loss: float | Tensor | None) -> None:
         if self.sampling:
             for timeline in self.timelines.values():
-                self._check_gradients_reset(timeline)
+                note_leftover_gradients(timeline)
         if not isinstance(loss, float):
             return
         if not math.isfinite(loss):
@@ -302,33 +269,35 @@ class Tap:
         elif any(t.loss_spiked(loss) for t in self.timelines.values()):
             self._trigger()
 
-    def _check_gradients_reset(self, timeline: Timeline) -> None:
-        if timeline.gradients_reset or not timeline.parameters:
-            return
-        gradient = next((p.grad for p in timeline.parameters if p.grad is not None), None)
-        if gradient is None:
-            timeline.gradients_reset = True
-        elif self.sampling and self.first_look("stale_gradient" + timeline.prefix, None) and not gradient.is_sparse:
-            # Zeroed in place is as good as dropped. The smallest gradient will do: one that was really accumulated
-            # would be exactly zero nowhere else.
-            smallest = min((p.grad for p in timeline.parameters if p.grad is not None), key=Tensor.numel)
-            stale = (smallest != 0).any()
-            timeline.stale = stale if timeline.stale is None else timeline.stale & stale
-
+    @guarded
     def zero_grad(self, owner: Any) -> None:
         """``zero_grad`` is called on an optimizer or a module."""
         for timeline in self.timelines.values():
             if owner is timeline.optimizer or isinstance(owner, nn.Module):
                 timeline.gradients_reset = True
 
+    @guarded
     def clipped(self, norm: Any, max_norm: float) -> None:
         """Gradients were clipped to ``max_norm``; ``norm`` is what they had before."""
         self.interval.clip = (norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm))
 
+    @guarded
     def loss_scaled(self, scaled: Any, loss: Any) -> None:
         """GradScaler has scaled a loss."""
         if isinstance(scaled, Tensor) and isinstance(loss, Tensor):
             self.interval.scaled = (id(scaled), loss.detach())
+
+    # ---- moments: compilers ----------------------------------------------------------------------------------------
+
+    @guarded
+    def compiling(self) -> None:
+        """Something is about to be compiled."""
+        self._use_shadow_forwards()
+
+    @guarded
+    def model_compiled(self, compiled: nn.Module) -> None:
+        """``torch.compile`` has returned a module."""
+        self._adopt([*self.roots, compiled])
 
     # ---- moments: checkpoints --------------------------------------------------------------------------------------
 
@@ -376,20 +345,16 @@ class Tap:
             for probe in self.probes:
                 probe.before_step(self, timeline)
 
-    def treat_before(self, optimizer: Optimizer) -> None:
-        """Let the remedies act, then note the learning rate that the step will really use."""
-        if self.remedies:
-            loss = self.interval.loss()
-            loss = torch.tensor(loss) if isinstance(loss, float) else loss
-            for remedy in self.remedies:
-                remedy.before_step(optimizer, loss)
+    @guarded
+    def about_to_step(self, optimizer: Optimizer) -> None:
+        """The remedies have acted: note the learning rate that the step will really use."""
         if self._stepping is not None and self._stepping.optimizer is optimizer:
             self._stepping.lr = max((group.get("lr", 0.0) for group in optimizer.param_groups), default=0.0)
 
-    def treat_after(self, optimizer: Optimizer) -> None:
-        """Let the remedies undo what they must, last first."""
-        for remedy in reversed(self.remedies):
-            remedy.after_step(optimizer)
+    @guarded
+    def remedies_dropped(self, names: str, error: str) -> None:
+        """A remedy has failed."""
+        self.event(self.step, "remedy_failed", {"remedies": names, "error": error})
 
     @guarded
     def after_step(self, optimizer: Optimizer) -> None:
@@ -422,20 +387,21 @@ class Tap:
             self._flush_observations(timeline)
         self._end_step(timeline, (scale, 1.0))
 
+    @guarded
     def step_scaled(self, optimizer: Optimizer, scale: float | Tensor) -> None:
         """A GradScaler let the optimizer step happen (its row is the last one)."""
         timeline = self.timelines.get(id(optimizer))
-        if timeline is not None and not self.off:
+        if timeline is not None:
             timeline.last_amp(scale)
 
     def _new_timeline(self, optimizer: Optimizer) -> Timeline:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if self.given_roots is not None:
             if not self.roots:
-                self.adopt(list(self.given_roots))
+                self._adopt(list(self.given_roots))
         elif any(id(p) not in self.names.parameters for p in parameters):
             found = find_roots(parameters)
-            self.adopt([*self.roots, *(r for r in found if not any(r is known for known in self.roots))])
+            self._adopt([*self.roots, *(r for r in found if not any(r is known for known in self.roots))])
         names = [self.names.parameters.get(id(p), f"parameter.{i}") for i, p in enumerate(parameters)]
         index = len(self.timelines)
         if not index:
@@ -445,15 +411,15 @@ class Tap:
         self.sampler.expect(id(optimizer))
         return timeline
 
-    def adopt(self, roots: list[nn.Module]) -> None:
+    def _adopt(self, roots: list[nn.Module]) -> None:
         """Take ``roots`` for the models, as the script holds them (DDP and compile wrappers not removed)."""
         self.roots = roots
         self.names = name_model(roots)
         if any(is_compiled(root) for root in roots):
-            self.use_shadow_forwards()
+            self._use_shadow_forwards()
         self.patch_root_classes(roots)
 
-    def use_shadow_forwards(self) -> None:
+    def _use_shadow_forwards(self) -> None:
         """Part of the model is compiled: no hook may touch its modules; sampled steps are repeated eagerly."""
         if not self.compiled:
             self.compiled = True
@@ -463,34 +429,14 @@ class Tap:
     def _measure_gradients(self, timeline: Timeline) -> None:
         timeline.grad_norm, timeline.layer_norms = None, None
         due = timeline.sampled or timeline.step % timeline.norm_every == 0
-        if self.interval.backwards == 0 or not due:
-            return
-        start = time.perf_counter()
-        timeline.with_gradient = [
-            i for i, p in enumerate(timeline.parameters) if p.grad is not None and not p.grad.is_sparse
-        ]
-        if not timeline.with_gradient:
-            return
-        gradients = [local(timeline.parameters[i].grad) for i in timeline.with_gradient]
-        scale = getattr(timeline.optimizer, "grad_scale", None)  # set where a fused kernel is to unscale by itself
-        norms = foreach_norm(gradients)
-        total = torch.linalg.vector_norm(torch.stack(norms))
-        if scale is not None:
-            total = total / scale
-        timeline.layer_norms, timeline.norm_now = norms, total
-        clip = self.interval.clip
-        timeline.grad_norm = total if clip is None else clip[0]
-        if isinstance(timeline.grad_norm, Tensor) and timeline.grad_norm.device.type == "cpu":
-            timeline.grad_norm = float(timeline.grad_norm)
-        seconds = time.perf_counter() - start
-        timeline.norm_seconds = 0.8 * timeline.norm_seconds + 0.2 * seconds if timeline.norm_seconds else seconds
-        if isinstance(timeline.grad_norm, float):
-            self._watch_norm(timeline, timeline.grad_norm)
+        if self.interval.backwards and due:
+            measure_gradients(timeline, self.interval.clip)
+            if isinstance(timeline.grad_norm, float):
+                self._watch_norm(timeline, timeline.grad_norm)
 
     def _watch_norm(self, timeline: Timeline, norm: float) -> None:
-        if norm != norm or norm == float("inf"):
-            losses = [x for x in self.interval.losses if isinstance(x, float)]
-            if all(x == x and abs(x) != float("inf") for x in losses):
+        if not math.isfinite(norm):
+            if all(math.isfinite(loss) for loss in self.interval.losses if isinstance(loss, float)):
                 self._explain("nonfinite_backward", lambda: explain_nonfinite_backward(self, timeline))
             return
         if timeline.norm_spiked(norm):
@@ -558,13 +504,22 @@ class Tap:
         self._loss_alarm = min(timeline.loss_alarm() for timeline in self.timelines.values())
         self.recorder.drain()
 
+    @guarded
+    def step_over(self) -> None:
+        """The optimizer has stepped, and all that belongs to the step is recorded."""
+        if self.between_steps is not None:
+            self.between_steps()
+
     def close(self) -> None:
-        """Hand over what still waits; the tap sees nothing any more."""
-        if self.recorder is not None and self.timelines:
-            self._flush(time.perf_counter())
+        """The watch ends; what of ours a script has bound to a name of its own does nothing from here on."""
+        self._hand_over()
         self.off = True
-        self.sampling = False
-        self.remedies = ()
+        self.treatment.remedies = ()
+
+    @guarded
+    def _hand_over(self) -> None:
+        if self.timelines:
+            self._flush(time.perf_counter())
 
     # ---- when to look closely --------------------------------------------------------------------------------------
 
@@ -578,12 +533,12 @@ class Tap:
 
     def _plan_next(self, timeline: Timeline) -> None:
         self._promoted = False
-        before = self.sampling
-        self.sampling = self.sampler.next(id(timeline.optimizer), timeline.step, self.timelines.keys())
-        if before and not self.sampling:
+        before = self.sampler.looking
+        looking = self.sampler.next(id(timeline.optimizer), timeline.step, self.timelines.keys())
+        if before and not looking:
             self.stack.clear()
             self.detach_module_hooks()
-        elif self.sampling and not before and not self.compiled:
+        elif looking and not before and not self.compiled:
             self.attach_module_hooks()
 
     def _explain(self, kind: str, explanation: Callable[[], dict[str, Any]]) -> None:
@@ -595,49 +550,17 @@ class Tap:
             try:
                 payload = explanation()
             except Exception as error:  # a forward pass that cannot be repeated leaves the finding without a culprit
-                payload = {
-                    "module": "",
-                    "op": "",
-                    "source": "",
-                    "where": "model",
-                    "parameters": [],
-                    "error": str(error),
-                }
+                payload = {**NO_CULPRIT, "where": "model", "parameters": [], "error": str(error)}
             self.event(self.step, kind, payload)
             self._trigger()
 
     def fail(self, error: Exception) -> None:
         """Switch the watch off after a fault of its own, with one line on stderr."""
         self.off = True
-        self.sampling = False
+        self.interval = Interval()  # the remedies shall not be given its losses for ever
         self.fault = f"{type(error).__name__}: {error}".replace("\n", " ")
         print(f"poise: the watch switched itself off ({self.fault}); the run goes on", file=sys.stderr)
         self.detach_module_hooks()
-
-
-def is_compiled(root: nn.Module) -> bool:
-    """Return whether ``root`` or a part of it is compiled by torch.compile or ``Module.compile``."""
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in root.modules())
-
-
-def local(tensor: Any) -> Tensor:
-    """Return this process's shard of a distributed tensor; any other tensor as it is."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
-
-
-def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the 2-norm of each tensor in float32, on the first one's device."""
-    device = tensors[0].device
-    if all(t.device == device and t.dtype == torch.float32 for t in tensors):
-        return list(torch._foreach_norm(tensors))
-    return [torch.linalg.vector_norm(t.detach(), dtype=_wide(t)).float().to(device) for t in tensors]
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    if tensor.is_complex():
-        return torch.complex128 if tensor.dtype == torch.complex128 else torch.complex64
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _no_autocast() -> AbstractContextManager[Any]:
@@ -645,12 +568,3 @@ def _no_autocast() -> AbstractContextManager[Any]:
         if torch.is_autocast_enabled(device):
             return torch.autocast(device, enabled=False)
     return nullcontext()
-
-
-def holds_optimizer_state(content: Any, depth: int = 3) -> bool:
-    """Return whether a loaded checkpoint holds the state of an optimizer, however deep in its dictionaries."""
-    if not isinstance(content, dict) or depth == 0:
-        return False
-    if "param_groups" in content and content.get("state"):
-        return True
-    return any(holds_optimizer_state(value, depth - 1) for value in content.values())

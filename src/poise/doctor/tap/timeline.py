@@ -74,6 +74,10 @@ class Timeline:
         count = len(indices)
         return list(range(count)) if count <= _LAYERS else [i * count // _LAYERS for i in range(_LAYERS)]
 
+    def note_norm_seconds(self, seconds: float) -> None:
+        """Smooth what measuring the gradients takes."""
+        self.norm_seconds = 0.8 * self.norm_seconds + 0.2 * seconds if self.norm_seconds else seconds
+
     def add_row(self, seconds: float, interval: Interval, amp: tuple[float | Tensor, float] | None) -> None:
         """Keep what is recorded of every step, in the order of :data:`_COLUMNS`."""
         clip = None if interval.clip is None else interval.clip[1]

@@ -1,0 +1,13 @@
+"""Tensors that are spread over processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def local_shard(tensor: Any) -> Tensor:
+    """Return this process's shard of a distributed tensor; any other tensor as it is."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

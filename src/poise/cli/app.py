@@ -7,6 +7,7 @@ import sys
 import typer
 
 from poise.cli.explain import explain
+from poise.cli.fuse import fuse
 from poise.cli.report import report
 from poise.cli.run import run
 from poise.cli.runs import runs
@@ -30,6 +31,7 @@ app.command(context_settings=_OPEN)(trial)
 app.command()(runs)
 app.command()(report)
 app.command()(explain)
+app.command()(fuse)
 app.command()(studies)
 app.command()(study)
 

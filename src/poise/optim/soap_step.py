@@ -1,0 +1,214 @@
+"""The equations of SOAP, on batches of parameters that are alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poise.optim import kronecker_basis
+from poise.optim.tensor_layout import TensorLayout
+
+_STACKED_ON_CPU, _STACKED_ON_DEVICE = 2**10, 2**24
+"""Elements of equal tensors that go into one call. On a CPU only tiny ones gain from it; larger ones are worked off one
+by one, so that their temporaries stay in the cache."""
+
+Bases = list[Float[Tensor, "batch n n"] | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A parameter with its gradient and state, seen in its layout.
+
+    Args:
+        param: the parameter itself.
+        grad: gradient in the layout's shape and the state's precision, with the sign to descend along.
+        state: ``step``, ``exp_avg`` (rotated), ``exp_avg_sq`` or ``exp_avg_sq_row`` and ``exp_avg_sq_col`` (rotated),
+            and ``gram_i``, ``basis_i`` for each rotated axis i.
+        layout: merged shape and rotated axes.
+        step: this step's number; 0 for the gradient that only founds the bases.
+    """
+
+    param: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    layout: TensorLayout
+    step: int
+
+    @property
+    def kind(self) -> Hashable:
+        """What parts of a batch have in common; parts without bases are never stacked and may differ in shape."""
+        return self.layout if self.layout.axes else None, self.grad.dtype, self.grad.device, self.step
+
+    @property
+    def batch_size(self) -> int:
+        """How many parts like this one go into a batch."""
+        return _stack_size(self.grad) if self.layout.axes else 2**20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotatedAxis:
+    """One axis of a part, with its Gram matrix and basis."""
+
+    part: Part
+    axis: int
+
+    @property
+    def gram(self) -> Float[Tensor, "n n"]:
+        """Average Gram matrix (lower triangle)."""
+        return self.part.state[f"gram_{self.axis}"]
+
+    @property
+    def basis(self) -> Float[Tensor, "n n"]:
+        """Eigenvectors as columns."""
+        return self.part.state[f"basis_{self.axis}"]
+
+    @property
+    def kind(self) -> Hashable:
+        """Bases of one size are alike, whatever parameter they belong to."""
+        return self.gram.shape[0], self.gram.dtype, self.gram.device
+
+    @property
+    def batch_size(self) -> int:
+        """How many axes like this one go into a batch."""
+        return _stack_size(self.gram)
+
+
+Item = TypeVar("Item", Part, RotatedAxis)
+
+
+def found_bases(parts: Iterable[Part], beta: float) -> None:
+    """Begin each part's Gram matrices with its gradient, and take their eigenvectors as bases."""
+    for batch in batches(parts):
+        accumulate_grams(batch, beta)
+    for axes in batches(rotated_axes(parts)):
+        grams = _stacked([axis.gram for axis in axes])
+        _write([axis.basis for axis in axes], kronecker_basis.eigenbasis(grams))
+
+
+def accumulate_grams(batch: list[Part], beta: float) -> None:
+    r"""Average a batch's gradients in: :math:`P_i \leftarrow \beta P_i + (1 - \beta)\, G_{(i)} G_{(i)}^T`."""
+    axes = batch[0].layout.axes
+    if not axes:
+        return
+    grads = _stacked([part.grad for part in batch])
+    for axis in axes:
+        grams = [part.state[f"gram_{axis}"] for part in batch]
+        stack = _stacked(grams)
+        kronecker_basis.accumulate_gram(stack, grads, axis, beta)
+        if len(grams) > 1:  # a stack of one is the state itself
+            _write(grams, stack)
+
+
+def move(batch: list[Part], group: Mapping[str, Any]) -> None:
+    """Update both moments and the parameters of a batch by the settings of its group."""
+    beta1, beta2 = group["betas"]
+    bases = _stacked_bases(batch)
+    grads = _in_bases(kronecker_basis.rotate, [part.grad for part in batch], bases)
+    averages = [part.state["exp_avg"] for part in batch]
+    torch._foreach_lerp_(averages, grads, 1 - beta1)
+    roots = _root_second_moments(batch, grads, beta2)
+    torch._foreach_add_(roots, group["eps"])
+    directions = _in_bases(kronecker_basis.rotate_back, list(torch._foreach_div(averages, roots)), bases)
+    updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
+    if group["normalize_grads"]:
+        torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
+    lr, step = group["lr"], batch[0].step
+    rate = lr * sqrt(1 - beta2**step) / (1 - beta1**step) if group["correct_bias"] else lr
+    torch._foreach_mul_(updates, -rate)
+    _add([part.param for part in batch], updates, 1 - lr * group["weight_decay"])
+
+
+def refresh(axes: Iterable[RotatedAxis], group: Mapping[str, Any]) -> None:
+    """Refresh the bases of some axes; both moments follow."""
+    for batch in batches(axes):
+        grams, bases = _stacked([axis.gram for axis in batch]), _stacked([axis.basis for axis in batch])
+        new, orders = kronecker_basis.power_iteration(grams, bases, group["null_space"], group["eps"])
+        for axis, basis, order in zip(batch, new, orders, strict=True):
+            _turn_moments(axis, basis, order)
+        _write([axis.basis for axis in batch], new)
+
+
+def rotated_axes(parts: Iterable[Part]) -> list[RotatedAxis]:
+    """Return all axes of all parts that have a basis."""
+    return [RotatedAxis(part, axis) for part in parts for axis in part.layout.axes]
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Group items of one kind, in batches that are worth stacking."""
+    kinds: dict[Hashable, list[Item]] = defaultdict(list)
+    for item in items:
+        kinds[item.kind].append(item)
+    for members in kinds.values():
+        size = members[0].batch_size
+        yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _stack_size(x: Tensor) -> int:
+    most = _STACKED_ON_CPU if x.device.type == "cpu" else _STACKED_ON_DEVICE
+    return max(1, most // x.numel())
+
+
+def _stacked(tensors: list[Tensor]) -> Float[Tensor, "batch *shape"]:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+
+
+def _stacked_bases(batch: list[Part]) -> Bases:
+    layout = batch[0].layout
+    return [
+        _stacked([part.state[f"basis_{axis}"] for part in batch]) if axis in layout.axes else None
+        for axis in range(len(layout.shape) if layout.axes else 0)
+    ]
+
+
+def _in_bases(turn: Callable[[Tensor, Bases], Tensor], tensors: list[Tensor], bases: Bases) -> list[Tensor]:
+    return list(turn(_stacked(tensors), bases).unbind()) if bases else tensors
+
+
+def _write(targets: list[Tensor], stack: Float[Tensor, "batch *shape"]) -> None:
+    torch._foreach_copy_(targets, stack.unbind())
+
+
+def _root_second_moments(batch: list[Part], grads: list[Tensor], beta2: float) -> list[Tensor]:
+    """Average the squares of rotated gradients in, and return the root of the second moment."""
+    if "exp_avg_sq_row" in batch[0].state:
+        return [_factored_root(part.state, grad, beta2) for part, grad in zip(batch, grads, strict=True)]
+    squares = [part.state["exp_avg_sq"] for part in batch]
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    return list(torch._foreach_sqrt(squares))
+
+
+def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta2: float) -> Float[Tensor, "m n"]:
+    r"""Adafactor's estimate :math:`\sqrt{r c^T / \sum r}` from the sums of squares over rows and columns."""
+    rows, columns, square = state["exp_avg_sq_row"], state["exp_avg_sq_col"], grad.square()
+    rows.lerp_(square.sum(1), 1 - beta2)
+    columns.lerp_(square.sum(0), 1 - beta2)
+    share = rows / rows.sum().clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.outer(share.sqrt(), columns.sqrt())
+
+
+def _add(params: list[Tensor], updates: list[Tensor], kept: float | Tensor) -> None:
+    """Add updates, then let each parameter decay to the share that is kept; rounded once."""
+    wide = [p.to(u.dtype) for p, u in zip(params, updates, strict=True)]  # p itself unless its precision is lower
+    torch._foreach_add_(wide, updates)
+    torch._foreach_mul_(wide, kept)
+    torch._foreach_copy_(params, wide)
+
+
+def _turn_moments(axis: RotatedAxis, basis: Float[Tensor, "n n"], order: Tensor) -> None:
+    """Express the momentum in a new basis; sort the second moment as the basis was sorted."""
+    state, along = axis.part.state, kronecker_basis.along_axis
+    unrotated = along(state["exp_avg"][None], axis.basis.mT[None], axis.axis)
+    state["exp_avg"].copy_(along(unrotated, basis[None], axis.axis)[0])
+    if "exp_avg_sq" in state:
+        state["exp_avg_sq"].copy_(state["exp_avg_sq"].index_select(axis.axis, order))
+    else:
+        sums = state["exp_avg_sq_row" if axis.axis == 0 else "exp_avg_sq_col"]
+        sums.copy_(sums[order])

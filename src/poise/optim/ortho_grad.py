@@ -1,0 +1,113 @@
+"""OrthoGrad: gradients without the part that only scales the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from poise.optim.geometry import View, check_view, inner, norm
+from poise.optim.wrapper import OptimizerWrapper, evaluate
+
+
+class OrthoGrad(OptimizerWrapper):
+    r"""Give an optimizer gradients that are orthogonal to the weights.
+
+    Once a classifier fits its data, the gradient of the cross entropy points along the weights: scaling all logits up
+    still lowers the loss, and changes no prediction. OrthoGrad takes that direction out,
+
+    .. math:: g_\perp = g - \frac{\langle w, g\rangle}{\lVert w\rVert^2} w, \qquad
+        g \leftarrow g_\perp \frac{\lVert g\rVert}{\lVert g_\perp\rVert}
+
+    before the wrapped optimizer steps. The gradients are changed in place. A gradient that is parallel to its weight
+    up to rounding becomes zero, and a vector of a single number keeps its gradient (nothing is orthogonal to it).
+    The wrapped optimizer's weight decay and momentum act as before: its *step* need not be orthogonal.
+
+    Args:
+        optimizer: the optimizer to wrap; its groups, state, schedulers and checkpoints stay its own.
+        view: what is one vector: every ``"tensor"`` (as in the authors' experiments), every ``"channel"``, or
+            ``"global"``, all parameters together (as in the paper's equations).
+        graft: give the projected gradient the norm of the original one, as the authors' experiments do.
+        params: the parameters to project; all of them by default, those of later groups included.
+        noise_floor: a projected gradient below this many times rounding error counts as zero.
+
+    Raises:
+        TypeError: if ``optimizer`` is no optimizer or a parameter is complex.
+        ValueError: if ``view`` is unknown, ``noise_floor`` is negative, or ``params`` holds a tensor that the optimizer
+            does not have.
+        RuntimeError: in ``step`` if a gradient is sparse.
+
+    References:
+        Prieto et al., "Grokking at the Edge of Numerical Stability", ICLR 2025, arXiv:2501.04697.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = OrthoGrad(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        view: View = "tensor",
+        graft: bool = True,
+        params: Iterable[Tensor] | None = None,
+        noise_floor: float = 4.0,
+    ) -> None:
+        super().__init__(optimizer)
+        check_view(view)
+        if not noise_floor >= 0:
+            raise ValueError(f"noise_floor must not be negative, got {noise_floor!r}")
+        self.view, self.graft, self.noise_floor = view, graft, noise_floor
+        self.params = None if params is None else self.known(params)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Project the gradients and let the wrapped optimizer step.
+
+        Args:
+            closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss. The wrapped
+                optimizer may call it several times; each time the gradients are projected.
+        """
+        if closure is None:
+            self.project()
+            return self.optimizer.step()
+
+        def projected() -> Any:
+            loss = evaluate(closure)
+            self.project()
+            return loss
+
+        return self.optimizer.step(projected)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Project the gradients that are there, in place."""
+        with_gradient = self.with_gradient()
+        chosen = with_gradient if self.params is None else _members(with_gradient, self.params)
+        if self.view == "global":
+            _project(chosen, "global", self.graft, self.noise_floor)
+            return
+        for w in chosen:  # one after the other: what the next operation needs is still in the cache
+            if w.numel() > (w.shape[0] if self.view == "channel" and w.ndim > 1 else 1):
+                _project([w], self.view, self.graft, self.noise_floor)
+
+
+def _project(weights: Sequence[Tensor], view: View, graft: bool, noise_floor: float) -> None:
+    grads = [w.grad for w in weights if w.grad is not None]
+    if not grads:
+        return
+    before = norm(grads, view)
+    squares = [n.square() for n in norm(weights, view)]
+    for w, g, wg, ww in zip(weights, grads, inner(weights, grads, view), squares, strict=True):
+        g.addcmul_(w, torch.where(ww > 0, wg / ww, 0.0), value=-1)
+    for g, old, new in zip(grads, before, norm(grads, view), strict=True):
+        noise = new <= noise_floor * torch.finfo(g.dtype).eps * old
+        g.mul_(torch.where(noise, 0.0, old / new if graft else 1.0))
+
+
+def _members(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    wanted = {id(p) for p in params}
+    return [t for t in tensors if id(t) in wanted]

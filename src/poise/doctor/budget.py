@@ -8,6 +8,7 @@ import time
 # Shares of the overhead: a tenth is kept back for what cannot be timed from inside (the dispatch of hooks, colder
 # caches), and close looks get a part in any case.
 _ALL, _LOOKS = 0.9, 0.3
+_INSTALMENTS = 3.0  # a loan is paid back this many times more slowly than the whole allowance would
 
 
 class Budget:
@@ -15,7 +16,8 @@ class Budget:
 
     The watch reports every second that it spends (:attr:`spent`). What it may have spent after ``t`` seconds of the
     run is ``overhead * t`` plus a small loan, so that the first steps of a run, which decide so often, and the steps
-    after a trigger are seen densely.
+    after a trigger are seen densely. The loan is paid back: what is left of it falls exponentially, within a minute or
+    so at 3 %, and a long run keeps to its share.
 
     Args:
         overhead: share of the run's own time that watching may cost, in (0, 1]; 0.03 is 3 %.
@@ -29,7 +31,7 @@ class Budget:
         if not 0.0 < overhead <= 1.0:
             raise ValueError(f"overhead must be a share in (0, 1], for example 0.03 for 3 %, got {overhead!r}")
         self.overhead = overhead
-        self.loan = loan
+        self._loan, self._lent_at = loan, 0.0
         self.spent = 0.0
         self.looked = 0.0  # of it, on looking closely
         self.setup = 0.0
@@ -42,7 +44,7 @@ class Budget:
         What was spent before, mostly on finding the model, is :attr:`setup`: it comes once, and is not to be saved
         from the steps that follow.
         """
-        self.setup = self.spent
+        self.setup, self.spent = self.spent, 0.0
         self._started = time.perf_counter()
 
     def charge(self, since: float) -> None:
@@ -52,10 +54,16 @@ class Budget:
             since = self._started
         self.spent += time.perf_counter() - since
 
+    @property
+    def loan(self) -> float:
+        """Seconds that are still lent."""
+        term = _INSTALMENTS * self._loan / self._rate
+        return self._loan * math.exp((self._lent_at - self._own) / term) if term > 0 else 0.0
+
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
-        debt = max(0.0, self.looked - _LOOKS * self.overhead * self._own)
-        self.loan = max(self.loan, debt) + seconds
+        debt = self.spent - self._rate * self._own
+        self._loan, self._lent_at = max(self.loan, debt) + seconds, self._own
 
     @property
     def elapsed(self) -> float:
@@ -69,7 +77,7 @@ class Budget:
         """
         unspent = self._rate * self._own - self.spent
         set_aside = _LOOKS * self.overhead * self._own - self.looked
-        return cost <= max(unspent, set_aside) + self.loan
+        return cost <= max(unspent + self.loan, set_aside)
 
     def every(self, cost: float, step_seconds: float, share: float = 0.25) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""

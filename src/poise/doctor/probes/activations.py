@@ -13,7 +13,10 @@ from poise.doctor.probes.probe import Probe
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
 
-_ELEMENTS = 1 << 18  # of a larger output the first samples only
+_ELEMENTS = (
+    1 << 14
+)  # of a larger output the first samples only; of a ReLU's more, for all of them say which units are dead
+_UNIT_ELEMENTS = 1 << 18
 
 
 class ActivationProbe(Probe):
@@ -28,7 +31,7 @@ class ActivationProbe(Probe):
         output = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.numel() == 0:
             return
-        values = _first_samples(output.detach())
+        values = _first_samples(output.detach(), _ELEMENTS)
         norm = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
         tap.observe("act_rms", norm / math.sqrt(values.numel()), module)
         if output.dtype in (torch.float16, torch.bfloat16):
@@ -42,13 +45,13 @@ class ActivationProbe(Probe):
         """Measure the output of a ReLU."""
         if output.dim() < 2 or output.numel() == 0:
             return
-        values = _first_samples(output.detach())
+        values = _first_samples(output.detach(), _UNIT_ELEMENTS)
         unit = 1 if values.dim() >= 4 else values.dim() - 1
         others = [d for d in range(values.dim()) if d != unit]
         tap.observe("dead_units", (values.amax(others) <= 0).float().mean(), tap.module, site)
 
 
-def _first_samples(output: Tensor) -> Tensor:
-    if output.numel() <= _ELEMENTS or output.dim() == 0:
+def _first_samples(output: Tensor, elements: int) -> Tensor:
+    if output.numel() <= elements or output.dim() == 0:
         return output
-    return output[: max(1, _ELEMENTS * output.shape[0] // output.numel())]
+    return output[: max(1, elements * output.shape[0] // output.numel())]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.doctor.probes.probe import Probe
-from poise.doctor.probes.segments import Segments
+from poise.doctor.probes.segments import Segments, segments_of
 
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
@@ -48,22 +48,23 @@ class AdamProbe(Probe):
         moments = list(_moments(timeline))
         if not moments:
             return
-        segments = Segments([m.second for m in moments])
+        segments, names = segments_of([m.second for m in moments]), [m.name for m in moments]
         g = segments.flatten([m.gradient for m in moments])
         v = segments.flatten([m.second for m in moments]) / segments.spread([m.corrections[1] for m in moments])
-        eps = segments.spread([m.eps for m in moments])
-        names = [m.name for m in moments]
-        self._emit_rms(tap, timeline, moments, segments, g.square() / (v + 1e-45).clamp_min(_tiny(eps)))
-        touched = g != 0
+        # max(v, eps^2), and no division of zero by zero where eps is zero too.
+        floor = segments.spread([max(m.eps**2, 1e-38) for m in moments])
+        self._emit_rms(tap, timeline, moments, segments, g.square() / v.clamp_min(floor))
+        touched = (g != 0).float()
         root = v.sqrt()
-        count = segments.sum(touched.float())
-        kept = segments.sum(torch.where(touched, root / (root + eps), 0.0)) / count.clamp_min(1)
+        count = segments.sum(touched)
+        shrink = root / (root + segments.spread([max(m.eps, 1e-38) for m in moments]))
+        kept = segments.sum(shrink * touched) / count.clamp_min(1)
         # Where no coordinate has a gradient there is nothing for eps to shrink.
         tap.emit(timeline, "adam_eps_shrink", names, torch.where(count > 0, kept, 1.0))
         if all(m.first is not None for m in moments):
             m = segments.flatten([m.first for m in moments])  # type: ignore[misc]
             m = m / segments.spread([m.corrections[0] for m in moments])
-            tap.emit(timeline, "adam_bimodality", names, segments.mean(((m.abs() > 0.8 * root) & touched).float()))
+            tap.emit(timeline, "adam_bimodality", names, segments.mean((m.abs() > 0.8 * root) * touched))
 
     def _emit_rms(
         self, tap: Tap, timeline: Timeline, moments: list[_Moments], segments: Segments, ratio: Tensor
@@ -72,10 +73,6 @@ class AdamProbe(Probe):
         matrices = [i for i, m in enumerate(moments) if m.parameter.dim() >= 2 and id(m.parameter) not in embeddings]
         rms = segments.mean(ratio).sqrt()
         tap.emit(timeline, "adam_rms", [moments[i].name for i in matrices], rms[matrices])
-
-
-def _tiny(eps: float | Tensor) -> Any:
-    return eps**2 if isinstance(eps, Tensor) else max(eps**2, 1e-38)
 
 
 def _moments(timeline: Timeline) -> Iterator[_Moments]:

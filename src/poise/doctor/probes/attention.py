@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
 
 
+_HIDDEN = -1e30  # the logit of what may not be seen: finite, so that nothing becomes NaN
+
+
 class AttentionProbe(Probe):
     """``attention_logit_max[m]`` over the visible entries, and ``attention_entropy[m]`` of the lowest head.
 
@@ -31,20 +34,19 @@ class AttentionProbe(Probe):
         visible: Bool[Tensor, "#heads query key"] | None,
     ) -> None:
         """Measure one sample."""
-        if visible is None:
-            visible = torch.ones_like(logits[:1], dtype=torch.bool)
-        hidden = ~visible
-        seen = logits.masked_fill(hidden, 0.0)
-        low, high = torch.aminmax(seen)
-        masked = logits.masked_fill(hidden, -torch.inf)
-        # H = log Z - E[logit]
-        entropy = torch.logsumexp(masked, -1) - (torch.softmax(masked, -1) * seen).sum(-1)
-        keys = visible.sum(-1)
+        magnitudes = logits.abs()
+        keys = torch.full(logits.shape[1:2], logits.shape[-1], device=logits.device).unsqueeze(0)
+        if visible is not None:
+            hidden = ~visible
+            magnitudes.masked_fill_(hidden, 0.0)
+            logits = logits.masked_fill(hidden, _HIDDEN)
+            keys = visible.sum(-1)
+        tap.observe("attention_logit_max", magnitudes.amax(), tap.module)
+        logits = logits.clamp_min(_HIDDEN)  # -inf of an additive mask: 0 log 0 is 0
+        entropy = -(torch.softmax(logits, -1) * torch.log_softmax(logits, -1)).sum(-1)
         several = (keys > 1).float()
         weights = several / (keys.clamp_min(2).log() * several.sum(-1, keepdim=True).clamp_min(1))
-        # A query that sees nothing makes 0 x NaN.
-        by_head = torch.where(weights > 0, entropy * weights, 0.0).sum(-1)
-        tap.observe("attention_logit_max", torch.maximum(-low, high), tap.module)
+        by_head = (entropy * weights).sum(-1)
         # Rounding may leave a collapsed attention a little below zero; heads in which no query sees two keys spread
         # as far as they can.
         spread = torch.where(several.any(-1), by_head, 1.0)

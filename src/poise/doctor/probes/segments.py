@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,25 +12,30 @@ from torch import Tensor
 
 from poise.doctor.shards import local_shard
 
-_ELEMENTS = 1 << 12  # per tensor: of a larger one, evenly spread rows and columns tell enough
+_ELEMENTS = 1 << 11  # per tensor: of a larger one, so many of its coordinates tell enough
 
 
 class Segments:
-    """Reduces a flat vector by the tensors it was made of.
+    """Reduces a flat vector by the tensors it was made of; :func:`segments_of` makes one.
 
     Args:
-        tensors: the tensors; only their sampled sizes and their device are kept.
+        sizes: numbers of elements of the tensors.
+        device: where they are.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.sizes = [sample(t).numel() for t in tensors]
-        self.lengths = torch.tensor(self.sizes, device=tensors[0].device)
-        whole = torch.tensor([t.numel() for t in tensors], device=tensors[0].device)
-        self._enlarge = (whole / self.lengths.clamp_min(1)).sqrt()
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        self.sizes = [len(range(0, size, _stride(size))) for size in sizes]
+        self.lengths = torch.tensor(self.sizes, device=device)
+        self._counts = self.lengths.clamp_min(1)
+        self._enlarge = (torch.tensor(sizes, device=device) / self._counts).sqrt()
 
-    def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " element"]:
+    @staticmethod
+    def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, " element"]:
         """Copy (samples of) the tensors into one float32 vector."""
-        return torch.cat([sample(t).reshape(-1).to(torch.float32) for t in tensors])
+        samples = [sample(t) for t in tensors]
+        if any(s.dtype != torch.float32 for s in samples):
+            samples = [s.to(torch.float32) for s in samples]
+        return torch.cat(samples)
 
     def sum(self, values: Float[Tensor, " element"]) -> Float[Tensor, " segment"]:
         """Sum each tensor's part."""
@@ -37,7 +43,7 @@ class Segments:
 
     def mean(self, values: Float[Tensor, " element"]) -> Float[Tensor, " segment"]:
         """Average each tensor's part; 0 for an empty tensor."""
-        return self.sum(values) / self.lengths.clamp_min(1)
+        return self.sum(values) / self._counts
 
     def norm(self, values: Float[Tensor, " element"]) -> Float[Tensor, " segment"]:
         """Return the 2-norm of each tensor, estimated from its part."""
@@ -52,12 +58,24 @@ class Segments:
         return torch.repeat_interleave(stacked, self.lengths, output_size=sum(self.sizes))
 
 
-def sample(tensor: Any) -> Tensor:
-    """Return this process's part of ``tensor``, or if that is large a view of evenly spread rows and columns."""
-    tensor = local_shard(tensor).detach()
-    if tensor.numel() <= _ELEMENTS or tensor.dim() == 0:
-        return tensor
-    tensor = tensor[:: min(tensor.shape[0], -(-tensor.numel() // _ELEMENTS))]
-    if tensor.numel() > _ELEMENTS and tensor.dim() > 1:
-        tensor = tensor[..., :: min(tensor.shape[-1], -(-tensor.numel() // _ELEMENTS))]
-    return tensor
+def segments_of(tensors: Sequence[Tensor]) -> Segments:
+    """Return what reduces the samples of ``tensors``."""
+    return _segments(tuple(local_shard(t).numel() for t in tensors), tensors[0].device)
+
+
+_segments = functools.lru_cache(maxsize=16)(Segments)  # a model's tensors keep their sizes
+
+
+def sample(tensor: Any) -> Float[Tensor, " element"]:
+    """Return evenly spread coordinates of this process's part of ``tensor``: all of a small one, else about 2000."""
+    tensor = local_shard(tensor)
+    size = tensor.numel()
+    stride = _stride(size)
+    if stride > 1 and tensor.is_contiguous():  # the same as below, in one operation
+        return tensor.as_strided((-(-size // stride),), (stride,), tensor.storage_offset())
+    return tensor.reshape(-1)[::stride]
+
+
+def _stride(numel: int) -> int:
+    # Odd: prime to widths that are powers of two, so that it meets every column.
+    return -(-numel // _ELEMENTS) | 1 if numel > _ELEMENTS else 1

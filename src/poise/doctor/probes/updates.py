@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from poise.doctor.probes.probe import Probe
-from poise.doctor.probes.segments import Segments, sample
+from poise.doctor.probes.segments import sample, segments_of
 
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
@@ -27,12 +27,12 @@ class UpdateProbe(Probe):
         self._parameters: list[int] = []
 
     def before_step(self, tap: Tap, timeline: Timeline) -> None:
-        """Keep a copy of the parameters, or of some of their rows."""
+        """Keep a copy of the parameters, or of some of their coordinates."""
         shown = timeline.shown_of(range(len(timeline.parameters)))
         device = timeline.parameters[0].device  # a model spread over devices is seen on its first one
         self._parameters = [i for i in shown if timeline.parameters[i].device == device]
         parameters = [timeline.parameters[i] for i in self._parameters]
-        self._segments = Segments(parameters)
+        self._segments = segments_of(parameters)
         self._before = self._segments.flatten(parameters)
 
     def after_step(self, tap: Tap, timeline: Timeline) -> None:

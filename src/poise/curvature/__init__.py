@@ -1,20 +1,35 @@
 """Spectra of a loss: curvature operators that never form a matrix, eigenvalues with error bounds, traces, densities."""
 
+from poise.curvature.block_davidson import block_davidson
+from poise.curvature.deflated import deflated
 from poise.curvature.dense import DenseOperator
+from poise.curvature.eigen_result import EigenResult, Which
+from poise.curvature.eigs import eigs
 from poise.curvature.empirical_fisher import EmpiricalFisher
 from poise.curvature.flat import FlatParameters, flatten, unflatten
 from poise.curvature.function_operator import FunctionOperator
 from poise.curvature.ggn import GGN
 from poise.curvature.hessian import Hessian
+from poise.curvature.hutch_plus_plus import hutch_plus_plus
+from poise.curvature.hutchinson import hutchinson
 from poise.curvature.jacobian import per_example_gradients, per_example_jacobians
+from poise.curvature.krylov_schur import krylov_schur
+from poise.curvature.lanczos import lanczos
 from poise.curvature.linear_operator import LinearOperator
 from poise.curvature.ntk import NTK
+from poise.curvature.numerical_abscissa import numerical_abscissa
 from poise.curvature.objective import LossFunction, Objective, Supervised, as_objective
+from poise.curvature.spectral_density import SpectralDensity, spectral_density
+from poise.curvature.spectral_norm import spectral_norm
+from poise.curvature.trace import trace
+from poise.curvature.trace_estimate import TraceEstimate
+from poise.curvature.xtrace import xtrace
 
 __all__ = [
     "GGN",
     "NTK",
     "DenseOperator",
+    "EigenResult",
     "EmpiricalFisher",
     "FlatParameters",
     "FunctionOperator",
@@ -22,10 +37,25 @@ __all__ = [
     "LinearOperator",
     "LossFunction",
     "Objective",
+    "SpectralDensity",
     "Supervised",
+    "TraceEstimate",
+    "Which",
     "as_objective",
+    "block_davidson",
+    "deflated",
+    "eigs",
     "flatten",
+    "hutch_plus_plus",
+    "hutchinson",
+    "krylov_schur",
+    "lanczos",
+    "numerical_abscissa",
     "per_example_gradients",
     "per_example_jacobians",
+    "spectral_density",
+    "spectral_norm",
+    "trace",
     "unflatten",
+    "xtrace",
 ]

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
+from poise.dynamics.ascent import unwrap_sam
+
 Group = Mapping[str, Any]
 AT_THE_EDGE = (0.95, 1.15)
 """Sharpness over threshold where a run counts as being at its edge of stability."""
@@ -116,8 +118,8 @@ def edge(optimizer: Optimizer, grad_norm: float | None = None) -> float:
     Several param groups: the smallest of their edges. Below it nothing can diverge; above it something may.
 
     Args:
-        optimizer: ``SGD``, ``Adam``, ``AdamW``, ``RMSprop`` or ``Adagrad`` of torch, or a SAM around ``SGD`` whose
-            param groups hold ``rho``.
+        optimizer: ``SGD``, ``Adam``, ``AdamW``, ``RMSprop`` or ``Adagrad`` of torch, or a SAM around ``SGD`` (with
+            its radius in the param groups, as ``poise.optim.SAM``).
         grad_norm: norm of the gradient, for normalised SAM only.
 
     Raises:
@@ -127,10 +129,9 @@ def edge(optimizer: Optimizer, grad_norm: float | None = None) -> float:
     References:
         Cohen et al. (2021), arXiv:2103.00065; Cohen et al. (2022), arXiv:2207.14484.
     """
-    base = getattr(optimizer, "optimizer", optimizer)
+    base, ascent = unwrap_sam(optimizer)
     rule = _RULES.get(type(base))
-    wrapped_by_unknown = base is not optimizer and "rho" not in optimizer.param_groups[0]
-    if rule is None or wrapped_by_unknown or ("rho" in optimizer.param_groups[0] and type(base) is not SGD):
+    if rule is None or (ascent is not None and type(base) is not SGD):
         known = ", ".join(kind.__name__ for kind in _RULES)
         raise TypeError(
             f"optimizer must be exactly one of {known}, or a SAM around SGD, got {type(optimizer).__name__}; "
@@ -140,11 +141,13 @@ def edge(optimizer: Optimizer, grad_norm: float | None = None) -> float:
         if group.get("maximize"):
             raise ValueError("optimizer must descend, got maximize=True; state the loss with the other sign")
     edges = [rule(group, _steps(base, group)) for group in optimizer.param_groups]
-    if "rho" in optimizer.param_groups[0]:
-        edges = [
-            _with_ascent(e, _group_radius(g, grad_norm)) for e, g in zip(edges, optimizer.param_groups, strict=True)
-        ]
-    return min(edges)
+    if ascent is None:
+        return min(edges)
+    if ascent.normalize and grad_norm is None:
+        raise ValueError("grad_norm is needed: the edge of normalised SAM moves with the norm of the gradient")
+    norm = grad_norm if ascent.normalize else None
+    radii = [_radius(float(group["rho"]), norm) for group in optimizer.param_groups]
+    return min(_with_ascent(plain, radius) for plain, radius in zip(edges, radii, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,14 +238,6 @@ def _steps(optimizer: Optimizer, group: Group) -> int:
     """Return how many steps the group has taken."""
     taken = [optimizer.state[p].get("step", 0) for p in group["params"] if p in optimizer.state]
     return max((int(t) for t in taken), default=0)
-
-
-def _group_radius(group: Group, grad_norm: float | None) -> float:
-    if group.get("adaptive"):
-        raise ValueError("adaptive SAM has no edge in terms of the sharpness; analyse its map with stability")
-    if group.get("normalize", True) and grad_norm is None:
-        raise ValueError("grad_norm is needed: the edge of normalised SAM moves with the norm of the gradient")
-    return _radius(float(group["rho"]), grad_norm if group.get("normalize", True) else None)
 
 
 def _radius(rho: float, grad_norm: float | None) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from poise.curvature.evaluation import Evaluation
+from poise.dynamics.ascent import Ascent, unwrap_sam
 from poise.dynamics.map import Map
 from poise.dynamics.system import check_state
 
@@ -64,8 +65,8 @@ def optimizer_map(
     stable with the preconditioner it has now.
 
     Args:
-        optimizer: ``SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of torch, or a SAM around one of them whose param groups
-            hold ``rho``.
+        optimizer: ``SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of torch, or a SAM around one of them (with its radius in
+            the param groups, as ``poise.optim.SAM``).
         model: the model whose parameters it trains; those it does not train stay fixed.
         loss_fn: see :func:`poise.curvature.as_objective`.
         data: a batch or an iterable of batches; the loss is the mean over all.
@@ -75,9 +76,9 @@ def optimizer_map(
         TypeError: if the optimizer's step is not known here.
         ValueError: if a setting is not supported, a parameter is not the model's, or the loss is random or not finite.
     """
-    base = getattr(optimizer, "optimizer", optimizer)
+    base, ascent = unwrap_sam(optimizer)
     rule = _RULES.get(type(base))
-    if rule is None or (base is not optimizer and "rho" not in optimizer.param_groups[0]):
+    if rule is None:
         known = ", ".join(kind.__name__ for kind in _RULES)
         raise TypeError(
             f"optimizer must be exactly one of {known}, or a SAM around one, got {type(optimizer).__name__}; "
@@ -90,8 +91,8 @@ def optimizer_map(
     _check_hold(hold, slots)
     settings = _settings(base, evaluation, hold)
     gradient = _mean_gradient(evaluation)
-    if "rho" in settings:
-        gradient = _ascended(gradient, settings["rho"], bool(optimizer.param_groups[0].get("normalize", True)))
+    if ascent is not None:
+        gradient = _ascended(gradient, settings["rho"], ascent)
     free = [name for name in slots if name not in hold]
     held = {f"held {name}": slots[name] for name in hold}
 
@@ -138,7 +139,7 @@ def _mean_square(slots: Slots, name: str, decay: Tensor, g: Tensor) -> Tensor:
 _RULES: dict[type[Optimizer], Rule] = {SGD: _sgd, Adam: _adam, AdamW: _adam, RMSprop: _rmsprop}
 _MEMORY = {SGD: ("momentum_buffer",), Adam: ("exp_avg", "exp_avg_sq"), RMSprop: ("square_avg", "momentum_buffer")}
 _MEAN_SQUARES = ("exp_avg_sq", "square_avg")
-_UNSUPPORTED = ("maximize", "amsgrad", "centered", "adaptive")
+_UNSUPPORTED = ("maximize", "amsgrad", "centered")
 
 
 def _check_hold(hold: Sequence[str], slots: Slots) -> None:
@@ -246,11 +247,11 @@ def _total(evaluation: Evaluation, w: Tensor, v: Tensor | None) -> Tensor:
     return total
 
 
-def _ascended(gradient: Gradient, rho: Tensor, normalize: bool) -> Gradient:
+def _ascended(gradient: Gradient, rho: Tensor, ascent: Ascent) -> Gradient:
     """Return the gradient at the point that SAM climbs to."""
 
     def at_the_top(w: Tensor) -> Tensor:
         g = gradient(w)
-        return gradient(w + rho * (g / (torch.linalg.vector_norm(g) + 1e-12) if normalize else g))
+        return gradient(w + rho * (g / (torch.linalg.vector_norm(g) + ascent.eps) if ascent.normalize else g))
 
     return at_the_top

@@ -9,6 +9,7 @@ from poise.studies.study import Study
 
 # Titles stand here as well so that a listing imports no study (and with it no torch).
 STUDIES: dict[str, str] = {
+    "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "fair-coins": "Do fair coins land on the side they started from?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
 }

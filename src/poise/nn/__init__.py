@@ -1,6 +1,23 @@
 """Layers that keep training stable."""
 
+from poise.nn.balance_ratio import balance_ratio
+from poise.nn.diagonal_linear import DiagonalLinear
+from poise.nn.layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
+from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
 from poise.nn.logit_scale import transplant_logit_scale
+from poise.nn.path_norm import path_norm
 from poise.nn.qk_norm import QKNorm
 
-__all__ = ["QKNorm", "transplant_logit_scale"]
+__all__ = [
+    "DiagonalLinear",
+    "LayerNormGRU",
+    "LayerNormGRUCell",
+    "LayerNormLSTM",
+    "LayerNormLSTMCell",
+    "LayerNormRNN",
+    "LayerNormRNNCell",
+    "QKNorm",
+    "balance_ratio",
+    "path_norm",
+    "transplant_logit_scale",
+]

@@ -33,6 +33,8 @@ class Trajectory:
         lr: learning rate; the edge of stability is ``lr * ntk_max = 2``.
         diverged_at: first step with a residual above 1e6 or not finite, -1 if there was none, shape (...).
         converged_at: first step with a residual of at most the tolerance, -1 if there was none, shape (...).
+        end: what the model needs to go on from the end: the Jacobian of a quadratic model, shape
+            (..., outputs, parameters), or the move of the weights of a surrogate, shape (parameters,).
     """
 
     steps: Int64[Tensor, " records"]
@@ -42,6 +44,7 @@ class Trajectory:
     lr: float
     diverged_at: Int64[Tensor, "..."]
     converged_at: Int64[Tensor, "..."]
+    end: Tensor
 
     @property
     def diverged(self) -> Bool[Tensor, "..."]:
@@ -58,7 +61,7 @@ class Trajectory:
         if self.diverged_at.ndim == 0:
             raise IndexError("this trajectory is of a single run")
         parts = (self.z[:, run], self.ntk_max[:, run], self.loss[:, run])
-        return Trajectory(self.steps, *parts, self.lr, self.diverged_at[run], self.converged_at[run])
+        return Trajectory(self.steps, *parts, self.lr, self.diverged_at[run], self.converged_at[run], self.end[run])
 
 
 def classify(trajectory: Trajectory, *, settled: tuple[float, float] = (1.85, 2.05), burst: float = 3.0) -> Phase:
@@ -141,7 +144,7 @@ def follow(
     z = torch.stack([record[1] for record in records])
     steps = torch.tensor([record[0] for record in records])
     largest = torch.stack([record[2] for record in records])
-    return Trajectory(steps, z, largest, 0.5 * z.square().sum(-1), lr, diverged_at, converged_at)
+    return Trajectory(steps, z, largest, 0.5 * z.square().sum(-1), lr, diverged_at, converged_at, state[1])
 
 
 def _where(mask: Bool[Tensor, "..."], new: Tensor, old: Tensor) -> Tensor:

@@ -9,8 +9,12 @@ from poise.studies.study import Study
 
 # Titles stand here as well so that a listing imports no study (and with it no torch).
 STUDIES: dict[str, str] = {
+    "adamp": "Does momentum inflate the norm of scale-invariant weights, and do tangential steps cure it?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "fair-coins": "Do fair coins land on the side they started from?",
+    "gfs-sharpness": "Does gradient descent lower the sharpness of gradient-flow solutions?",
+    "sam-eos": "Does SAM settle at an edge of stability of its own?",
+    "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
 }
 

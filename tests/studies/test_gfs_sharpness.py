@@ -1,0 +1,98 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from poise.dynamics import STABLE_SET_LIMIT, ScalarNetwork
+from poise.studies import gfs_sharpness as study
+from poise.studies import load_study
+
+CASES = [
+    ("scalar", {"largest_rise": 1e-14}, "reproduced"),
+    ("scalar", {"largest_rise": 1e-6}, "partly"),
+    ("scalar", {"largest_rise": 0.02}, "refuted"),
+    ("regression", {"largest_rise": 0.0}, "reproduced"),
+    ("regression", {"largest_rise": 0.5}, "refuted"),
+    ("scalar-end", {"inside": 0.95, "highest": 1.999}, "reproduced"),
+    ("scalar-end", {"inside": 0.95, "highest": 2.1}, "partly"),
+    ("scalar-end", {"inside": 0.7, "highest": 1.999}, "partly"),
+    ("scalar-end", {"inside": 0.3, "highest": 1.999}, "refuted"),
+    ("network", {"largest_rise": 1e-5, "plain_share": 1.0, "at_rest": 1.0}, "reproduced"),
+    ("network", {"largest_rise": 1e-5, "plain_share": 0.8, "at_rest": 1.0}, "partly"),
+    ("network", {"largest_rise": 1e-5, "plain_share": 1.0, "at_rest": 0.0}, "partly"),
+    ("network", {"largest_rise": 1e-3, "plain_share": 1.0, "at_rest": 1.0}, "partly"),
+    ("network", {"largest_rise": math.inf, "plain_share": 1.0, "at_rest": 1.0}, "refuted"),
+    ("others", {"loss_share": 0.95, "plain_share": 1.0}, "reproduced"),
+    ("others", {"loss_share": 0.6, "plain_share": 1.0}, "partly"),
+    ("others", {"loss_share": 0.95, "plain_share": 0.3}, "refuted"),
+]
+
+
+@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
+def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
+    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
+    assert judge(numbers) == verdict
+
+
+def test_a_rise_is_relative_to_the_value_before():
+    assert study.rise(np.array([4.0, 3.0, 3.3, 1.0])) == pytest.approx(0.1)
+    assert study.rise(np.array([3.0, 2.0, 1.0])) == 0
+    assert study.rise(np.array([3.0])) == 0
+
+
+def test_derivatives_of_the_network_are_those_of_autograd():
+    network, w = study.draw_network(0)
+    assert network.size == len(w) == 100
+    torch.testing.assert_close(network.gradient(w), torch.func.grad(network.loss)(w))
+    torch.testing.assert_close(network.hessian(w), torch.func.hessian(network.loss)(w))
+
+
+def test_data_of_the_network():
+    network, _ = study.draw_network(0)
+    assert network.inputs.shape == (24, 8)
+    assert network.inputs.std(correction=0).item() == pytest.approx(1.0)
+    assert set(network.targets.tolist()) == {-1.0, 1.0}
+    gram = network.inputs.T @ network.inputs
+    torch.testing.assert_close(gram, torch.diag(gram.diagonal()), rtol=0, atol=1e-10)
+
+
+def test_scalar_networks_start_in_the_stable_set_at_the_edges_asked_for():
+    w, lr = study.draw_scalar(4, 10, torch.Generator().manual_seed(0))
+    edges = lr * ScalarNetwork(w).gfs_sharpness()
+    assert (edges >= 1.5).all()
+    assert (edges <= STABLE_SET_LIMIT).all()
+    assert all(ScalarNetwork(w[i]).in_stable_set(float(lr[i])) for i in range(10))
+
+
+def test_scalar_runs_are_those_of_single_networks():
+    runs = study.run_scalar(3, 4, 50, seed=1)
+    w, lr = study.draw_scalar(3, 4, torch.Generator().manual_seed(3001))
+    for i in range(4):
+        net, phi = ScalarNetwork(w[i]), [ScalarNetwork(w[i]).gfs_sharpness().item()]
+        for _ in range(50):
+            net = net.gd_step(float(lr[i]))
+            phi.append(net.gfs_sharpness().item())
+        assert runs.edges[i] == pytest.approx(lr[i].item() * phi[0], rel=1e-12)
+        if np.isfinite(runs.ends[i]):
+            assert runs.ends[i] == pytest.approx(lr[i].item() * phi[-1], rel=1e-9)
+        assert study.rise(np.array(phi)) <= max(runs.largest_rise, 1e-15) * 2
+
+
+def test_a_run_that_explodes_is_no_progress():
+    run = study.run_network(0, 30.0, 20, 10)
+    assert run.exploded
+    assert run.largest_rise == math.inf
+    assert len(run.loss) < 21
+
+
+@pytest.mark.slow
+def test_the_tiny_study_runs_and_reports():
+    shares = []
+    outcome = load_study("gfs-sharpness").run("tiny", progress=lambda share, words: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert [r.claim.id for r in outcome.results] == [c.id for c in study.CLAIMS]
+    html = outcome.report().to_html()
+    assert "Sharpness of the flow" in html
+    assert study.run_regression(0, 2.2, 30).gfs.tolist() == study.run_regression(0, 2.2, 30).gfs.tolist()

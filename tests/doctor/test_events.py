@@ -94,6 +94,13 @@ def test_a_flat_loss_near_its_start_is_a_stall_but_a_converged_one_is_not():
     assert kinds(converged) == []
 
 
+@pytest.mark.parametrize("floor", [0.3, 0.5, 0.75])
+def test_a_loss_that_rests_on_the_noise_of_its_data_has_not_stalled(floor):
+    t = np.arange(400)
+    loss = 4.6 * (floor + (1 - floor) * np.exp(-t / 20)) + 0.02 * np.random.default_rng(0).standard_normal(400)
+    assert kinds(loss) == []
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=120), st.data())
 def test_events_depend_only_on_the_past(loss, data):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from poise.doctor.probes.logits import entropy
+
 
 def steps_of_one_parameter(optimizer_of, gradients, start=1.0, dtype=torch.float32, shape=(4, 4)):
     """Step a single parameter with prescribed gradients."""
@@ -146,7 +148,7 @@ def test_label_entropy_and_ignored_share(watching):
     targets = torch.tensor([0] * 8 + [1] * 8 + [-100] * 16)
     with watching() as watched:
         classify(F.cross_entropy, targets=targets)
-    assert watched["label_entropy"].values[-1] == pytest.approx(math.log(2), rel=1e-6)
+    assert watched["label_entropy"].values[-1] == pytest.approx(math.log(2) + 1 / 32, rel=1e-6)
     assert watched["label_ignored"].values[-1] == 0.5
 
 
@@ -373,6 +375,44 @@ def test_orphans_are_told_by_name(watching):
     assert set(event.payload["unoptimized"]) == {"forgotten.weight", "forgotten.bias"}
     assert set(event.payload["no_gradient"]) == {"idle.weight", "idle.bias"}
     assert any(str(shape) in name for name in event.payload["replaced"])
+
+
+def test_a_replaced_parameter_is_named_by_what_stands_in_its_place(watching):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model[1] = nn.Linear(3, 5)
+    with watching() as watched:
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    (event,) = watched.record.events("orphans")
+    assert event.payload["replaced"] == ["1.weight (4, 3)", "1.bias (4,)"]
+    assert event.payload["unoptimized"] == ["1.weight", "1.bias"]
+
+
+def test_a_second_optimizer_tells_when_in_the_run_it_began(watching):
+    model = nn.Linear(2, 1)
+    with watching() as watched:
+        for _ in range(2):
+            optimizer = torch.optim.Adam(model.parameters())
+            for _ in range(7):
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+    assert [e.payload["run_step"] for e in watched.record.events("first_step")] == [0, 7]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 50])
+def test_entropy_of_few_draws_is_nearly_unbiased(classes):
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(classes, generator=generator, dtype=torch.float64) + 0.5
+    shares /= shares.sum()
+    truth = -(shares * shares.log()).sum().item()
+    draws = torch.multinomial(shares, 64 * 400, replacement=True, generator=generator).view(400, 64)
+    counts = F.one_hot(draws, classes).sum(1).float()
+    plain = torch.stack([torch.special.entr(c / c.sum()).sum() for c in counts]).mean().item()
+    estimate = torch.stack([entropy(c) for c in counts]).mean().item()
+    assert abs(estimate - truth) < 0.5 * (truth - plain)
 
 
 def test_forward_order_of_the_parameters(watching):

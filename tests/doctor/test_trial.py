@@ -475,7 +475,7 @@ def test_the_report_shows_both_losses_the_logits_the_verdict_and_the_code(script
         findings=[finding],
     )
     report = trial_report(result)
-    assert report.verdict == "proved"
+    assert report.verdict == "proved: logit_soft_cap=30"
     assert report.findings == [finding]
     figures = [block for block in report.blocks if block.kind == "figure"]
     assert [figure.title for figure in figures] == ["Loss", "Largest attention logit"]
@@ -498,7 +498,7 @@ def test_to_dict_is_json_even_with_one_seed(script):
     result = made_trial(script, arms, ["warmup=10"], seeds=1)
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert json.loads(text)["best"] == "warmup=10"
-    assert trial_report(result).verdict == "helps, not proved"
+    assert trial_report(result).verdict == "helps, not proved: warmup=10"
 
 
 def test_over_seeds_aligns_curves_that_were_sampled_at_different_steps():

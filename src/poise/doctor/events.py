@@ -10,8 +10,9 @@ Definitions, with ``start`` the loss at the start, ``best`` the lowest running m
   is none);
 - *divergence*: a loss that is not finite; or a median of five that gave back half of what was learned
   (``best + drop / 2``), or, where nothing was learned yet, that doubled;
-- *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still above half of where
-  it started.
+- *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still above four fifths of
+  where it started. (A loss that has fallen further and rests may well have reached the noise of its data: from the
+  loss alone nobody can tell.)
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ def _stalls(curve: LossCurve) -> list[LossEvent]:
     then = np.maximum(here - back, 0)
     gain = best[then] - best
     still = gain < np.maximum(0.01 * np.abs(curve.start), 0.3 * curve.noise)
-    stalled = long_enough & still & (curve.start > 0) & (level > 0.5 * curve.start)
+    stalled = long_enough & still & (curve.start > 0) & (level > 0.8 * curve.start)
     events: list[LossEvent] = []
     for i in np.flatnonzero(stalled & ~np.roll(stalled, 1)):
         step = int(curve.steps[then[i]])

@@ -66,7 +66,7 @@ def _tried(result: TrialResult) -> str:
 
 def _verdict(result: TrialResult) -> str | None:
     if result.best is not None:
-        return result.best.verdict
+        return f"{result.best.verdict}: {result.best.name}"
     words = {comparison.verdict for comparison in result.comparisons if comparison.verdict}
     return next((word for word in ("no effect", "hurts") if word in words), None)
 

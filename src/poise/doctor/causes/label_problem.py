@@ -117,7 +117,7 @@ def _nothing_to_learn(record: Record) -> Finding | None:
     floor = _typical_entropy(entropy, curve)
     level = trailing_median(curve.values, 25)
     classes = align(record["classes"], curve.steps)
-    # Batches hold fewer labels than there are: their entropy is an underestimate, that of uniform labels a bound.
+    # Estimated from small batches, the entropy may still be low; that of uniform labels is a bound.
     uniform = np.minimum(1.02 * np.log(np.fmax(np.nan_to_num(classes), 1.0)), 1.15 * floor)
     near = (level >= (1 - NEAR_ENTROPY) * floor) & (level <= np.maximum((1 + NEAR_ENTROPY) * floor, uniform))
     near[: min(25, len(near))] &= np.abs(curve.values[:25] - floor[:25]) <= 0.2 * floor[:25]
@@ -158,9 +158,9 @@ def _guesses(accuracy: Series, curve: LossCurve, floor: np.ndarray, run: np.ndar
 
 
 def _typical_entropy(entropy: Series, curve: LossCurve) -> np.ndarray:
-    # Entropy of a small batch is below that of all targets: the largest so far is closest to the truth.
+    # One small batch says little: the median of the last samples does.
     finite = np.where(np.isfinite(entropy.values), entropy.values, 0.0)
-    return align(Series(entropy.steps, np.maximum.accumulate(finite)), curve.steps)
+    return align(Series(entropy.steps, trailing_median(finite, 25)), curve.steps)
 
 
 def _run_lengths(mask: np.ndarray) -> np.ndarray:

@@ -45,9 +45,15 @@ RISE = 1.5
 def find(record: Record) -> list[Finding]:
     """Find an optimizer that starts empty below loaded weights."""
     for first in record.events("first_step"):
-        if first.payload.get("state_empty") and first.payload.get("stateful", True) and _model_loaded(record, first):
+        empty = first.payload.get("state_empty") and first.payload.get("stateful", True)
+        if empty and _run_step(first) <= record.last_step and _model_loaded(record, first):
             return _judge(record, first)
     return []
+
+
+def _run_step(first: Event) -> int:
+    # A second optimizer begins at its own step 0 when the run is further on; loads are told in the run's steps.
+    return int(first.payload.get("run_step", first.step))
 
 
 def _model_loaded(record: Record, first: Event) -> bool:
@@ -56,29 +62,29 @@ def _model_loaded(record: Record, first: Event) -> bool:
 
 
 def _before(record: Record, first: Event, kind: str) -> list[Event]:
-    # A second optimizer begins at its own step 0 when the run is further on; loads are told in the run's steps.
-    now = first.payload.get("run_step", first.step)
-    return [event for event in record.events(kind) if event.step <= now]
+    return [event for event in record.events(kind) if event.step <= _run_step(first)]
 
 
 def _judge(record: Record, first: Event) -> list[Finding]:
-    step = first.step
-    if record.last_step < step + 3 or value_at(record["lr"], step + 3) >= REWARMED * value_at(record["lr"], step):
+    step, prefix = first.step, first.payload.get("timeline", "")
+    lr, loss = record[prefix + "lr"], record[prefix + "loss"]
+    last = int(lr.steps[-1]) if len(lr.steps) else -1
+    if last < step + 3 or value_at(lr, step + 3) >= REWARMED * value_at(lr, step):
         return []
     loads = _before(record, first, "torch_load")
     had_state = any(event.payload.get("has_optimizer_state") for event in loads)
-    loaded = max((event.step for event in [*loads, *_before(record, first, "load_state_dict")]), default=step)
+    loaded = max((event.step for event in [*loads, *_before(record, first, "load_state_dict")]), default=0)
     adaptive = bool(first.payload.get("adaptive", True))
-    loss = record["loss"]
     now = loss.values[(loss.steps >= step) & (loss.steps < step + 3)]
     soon = loss.values[(loss.steps > step) & (loss.steps <= step + 20)]
-    known = len(now) == 3 and record.last_step >= step + 20 and len(soon) > 0
+    known = len(now) == 3 and last >= step + 20 and len(soon) > 0
     ratio = float(np.median(soon) / now[0]) if known and now[0] > 0 else 0.0
     rose = ratio >= RISE or not np.isfinite(ratio)
     if not had_state and not (adaptive and rose):
         return []
-    event = following(breakdowns(find_events(record)), step, within=50)
-    evidence = [Evidence("lr", value_at(record["lr"], step), None, None, step)]
+    onset = _run_step(first)
+    event = following(breakdowns(find_events(record)), onset, within=50)
+    evidence = [Evidence("lr", value_at(lr, step), None, None, step)]
     consequence = ""
     if rose:
         evidence.append(Evidence("loss", float(np.median(soon)), RISE * float(now[0]), float(now[0]), step + 20))
@@ -91,9 +97,9 @@ def _judge(record: Record, first: Event) -> list[Finding]:
         CAUSE.finding(
             severity,
             EXACT if had_state else confidence(ratio, RISE),
-            f"Weights were loaded, but the optimizer started empty at step {step}{held}{consequence}.",
-            onset=step,
-            detected=max(loaded, step + 3 if had_state else step + 20),
+            f"Weights were loaded, but the optimizer started empty at step {onset}{held}{consequence}.",
+            onset=onset,
+            detected=max(loaded, onset, step + 3 if had_state else step + 20),
             event=event.step if event else None,
             evidence=evidence,
         )

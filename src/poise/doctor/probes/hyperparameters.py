@@ -29,7 +29,7 @@ class HyperparameterProbe(Probe):
                 "stateful": _is_stateful(timeline),
                 "adaptive": _is_adaptive(timeline),
             }
-            tap.event(0, "first_step", {"timeline": timeline.prefix, **facts})
+            tap.event(0, "first_step", {"timeline": timeline.prefix, "run_step": tap.step, **facts})
         groups = _describe_groups(timeline)
         fixed = [{k: v for k, v in group.items() if k != "lr"} for group in groups]
         if fixed != timeline.hyperparameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,8 +58,7 @@ class LogitProbe(Probe):
         tap.observe("label_ignored", (labels == ignore_index).float().mean())
         weights = used.float()
         counts = torch.zeros(classes, device=rows.device).index_add_(0, labels.clamp(0, classes - 1), weights)
-        shares = counts / counts.sum().clamp_min(1)
-        tap.observe("label_entropy", -torch.xlogy(shares, shares).sum())
+        tap.observe("label_entropy", entropy(counts))
         if classes <= _CLASSES:
             self._agreement(tap, rows.argmax(-1), labels.clamp(0, classes - 1), weights, classes)
 
@@ -71,3 +71,18 @@ class LogitProbe(Probe):
         total = table.sum().clamp_min(1e-12)
         tap.observe("label_agreement", table.diagonal().sum() / total)
         tap.observe("label_purity", table.amax(1).sum() / total)
+
+
+def entropy(counts: Float[Tensor, " cls"]) -> Float[Tensor, ""]:
+    """Estimate the entropy, in nats, of what ``counts`` were drawn from.
+
+    The entropy of the shares themselves is too low by about (K - 1) / 2n, for n draws that met K classes; it cannot
+    exceed the logarithm of the number of classes.
+
+    References:
+        Miller, Note on the bias of information estimates, 1955.
+    """
+    draws = counts.sum().clamp_min(1)
+    shares = counts / draws
+    correction = ((counts > 0).sum() - 1).clamp_min(0) / (2 * draws)
+    return (correction - torch.xlogy(shares, shares).sum()).clamp_max(math.log(len(counts)))

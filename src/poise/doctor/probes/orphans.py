@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from poise.doctor.probes.probe import Probe
@@ -36,10 +37,23 @@ class OrphanProbe(Probe):
             "timeline": timeline.prefix,
             "unoptimized": _unoptimized(tap),
             "no_gradient": [timeline.names[i] for i in idle],
-            "replaced": [f"{timeline.names[i]} {tuple(timeline.parameters[i].shape)}" for i in lost],
+            "replaced": _replaced(tap, timeline, lost),
         }
         if any(payload[k] for k in ("unoptimized", "no_gradient", "replaced")):
             tap.event(timeline.step, "orphans", payload)
+
+
+def _replaced(tap: Tap, timeline: Timeline, lost: list[int]) -> list[str]:
+    """Name tensors of no live module by what stands in their place in the model, and tell their shape."""
+    named = tap.names.parameters
+    held = [named.get(id(p), "") for p in timeline.parameters]
+    live = [named[id(p)] for root in tap.names.roots for p in root.parameters()]
+    places: dict[int, str] = {}
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, held, live, autojunk=False).get_opcodes():
+        if kind == "replace" and i_end - i == j_end - j:
+            places.update(zip(range(i, i_end), live[j:j_end], strict=True))
+    names = [places.get(i, timeline.names[i]) for i in lost]
+    return [f"{name} {tuple(timeline.parameters[i].shape)}" for name, i in zip(names, lost, strict=True)]
 
 
 def _unoptimized(tap: Tap) -> list[str]:

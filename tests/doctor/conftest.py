@@ -1,4 +1,10 @@
 import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,3 +47,35 @@ def watching(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[
         watched.record = read_run(path)
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[subprocess.Popen[str]]:
+    """A process from which commands are forked: importing torch anew for each of them would take most of the time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def poise(zygote, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call the command line in a process of its own: ``poise("run", "train.py", cwd=folder)``."""
+
+    def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        said = {name: tmp_path / f".{name}" for name in ("stdout", "stderr")}
+        files = {name: str(path) for name, path in said.items()}
+        command = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "env": {"COLUMNS": "200"}, **files}
+        zygote.stdin.write(json.dumps(command) + "\n")
+        zygote.stdin.flush()
+        child = int(zygote.stdout.readline())
+        stop = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+        stop.start()
+        code = int(zygote.stdout.readline())
+        stop.cancel()
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in said.values()))
+
+    return call

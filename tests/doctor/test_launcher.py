@@ -37,10 +37,6 @@ def python(*arguments, cwd, **options):
     )
 
 
-def poise(*arguments, cwd, **options):
-    return python("-m", "poise", *arguments, cwd=cwd, **options)
-
-
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(text))
@@ -61,7 +57,7 @@ def test_output_arguments_and_parameters_are_those_of_python(tmp_path):
     cls = "\nclass Thing:\n    pass\n"
     script = write(tmp_path / "deep" / "train.py", TRAIN + cls + textwrap.dedent(tail))
     plain = python(script, "--lr", "a.pt", "--out", "x", cwd=tmp_path)
-    watched = poise("run", "--out", "run", script, "--lr", "b.pt", "--out", "x", cwd=tmp_path)
+    watched = python("-m", "poise", "run", "--out", "run", script, "--lr", "b.pt", "--out", "x", cwd=tmp_path)
     assert plain.returncode == watched.returncode == 0, watched.stderr
     assert watched.stdout == plain.stdout.replace("a.pt", "b.pt")
     import torch
@@ -75,7 +71,7 @@ def test_output_arguments_and_parameters_are_those_of_python(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_module_with_relative_imports(tmp_path):
+def test_a_module_with_relative_imports(tmp_path, poise):
     write(tmp_path / "pkg" / "__init__.py", "")
     write(tmp_path / "pkg" / "parts.py", TRAIN)
     write(
@@ -101,7 +97,7 @@ ENDINGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_exit_codes_and_reports(ending, tmp_path):
+def test_exit_codes_and_reports(ending, tmp_path, poise):
     write(tmp_path / "train.py", TRAIN + f"import sys, os, signal\ntrain(12)\n{ending}\n")
     done = poise("run", "--out", "run", "train.py", cwd=tmp_path)
     assert done.returncode == ENDINGS[ending], done.stderr
@@ -118,7 +114,7 @@ def test_exit_codes_and_reports(ending, tmp_path):
 
 
 @pytest.mark.slow
-def test_check_turns_an_error_into_exit_code_3(tmp_path):
+def test_check_turns_an_error_into_exit_code_3(tmp_path, poise):
     bad = TRAIN.replace("optimizer.zero_grad()", "pass")
     write(tmp_path / "train.py", bad + "train(80)\n")
     done = poise("run", "--check", "--json", "--out", "run", "train.py", cwd=tmp_path)
@@ -133,7 +129,7 @@ def test_check_turns_an_error_into_exit_code_3(tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_on_ends_the_run(tmp_path):
+def test_stop_on_ends_the_run(tmp_path, poise):
     bad = TRAIN.replace("optimizer.zero_grad()", "pass").replace("for step", "import time\n    for step")
     bad = bad.replace("optimizer.step()", "optimizer.step(); time.sleep(0.02)")
     write(tmp_path / "train.py", bad + "train(100000)\n")
@@ -143,7 +139,7 @@ def test_stop_on_ends_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_reported_afterwards(tmp_path):
+def test_a_killed_run_is_reported_afterwards(tmp_path, poise):
     write(tmp_path / "train.py", TRAIN + "import time\nwhile True:\n    train(5)\n    time.sleep(0.05)\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "poise", "run", "--out", "run", "train.py"]
@@ -168,7 +164,7 @@ def test_a_killed_run_is_reported_afterwards(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_script_that_never_trains(tmp_path):
+def test_a_script_that_never_trains(tmp_path, poise):
     write(tmp_path / "look.py", "import torch\nprint(torch.nn.Linear(2, 2)(torch.ones(1, 2)).shape)\n")
     done = poise("run", "--out", "run", "look.py", cwd=tmp_path)
     assert done.returncode == 0
@@ -178,7 +174,7 @@ def test_a_script_that_never_trains(tmp_path):
 
 
 @pytest.mark.slow
-def test_seed_option_moves_the_scripts_own_seed(tmp_path):
+def test_seed_option_moves_the_scripts_own_seed(tmp_path, poise):
     write(tmp_path / "train.py", TRAIN + "print(train(3).item())\n")
     outputs = [poise("run", "--seed", k, "-q", "--out", f"run{k}", "train.py", cwd=tmp_path).stdout for k in (0, 1)]
     assert outputs[0] == python("train.py", cwd=tmp_path).stdout
@@ -186,7 +182,7 @@ def test_seed_option_moves_the_scripts_own_seed(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path):
+def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path, poise):
     write(tmp_path / "train.py", TRAIN)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.db").write_bytes(b"not a run file")
@@ -214,7 +210,7 @@ def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_explain_runs_and_version(tmp_path):
+def test_explain_runs_and_version(tmp_path, poise):
     shown = poise("explain", "attention-logit-growth", cwd=tmp_path).stdout
     for heading in ("What it is", "Why it hurts", "How it is detected", "What cures it", "References"):
         assert heading in shown

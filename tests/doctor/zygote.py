@@ -1,0 +1,48 @@
+"""A process that has imported what takes seconds, and forks a child for every command it is given.
+
+Run as a script. Each line on stdin is a JSON object with ``arguments`` of ``python -m poise``, ``cwd``, ``env``, and
+files for ``stdout`` and ``stderr``; it is answered by the process id and then, when the command has ended, by its
+exit code as :mod:`subprocess` gives it.
+"""
+
+import json
+import os
+import runpy
+import sys
+
+import plotly.graph_objects
+import sklearn.datasets
+import sklearn.model_selection
+import sklearn.preprocessing
+import torch
+
+import poise.cli
+
+IMPORTED = (plotly, sklearn, torch, poise)
+
+
+def become(command):
+    """Turn this process into ``python -m poise ...``."""
+    for stream, path in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
+        file = os.open(path, os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, stream)
+        os.close(file)
+    os.chdir(command["cwd"])
+    os.environ.update(command["env"])
+    sys.argv = ["poise", *command["arguments"]]
+    sys.path[0] = command["cwd"]
+    runpy.run_module("poise", run_name="__main__", alter_sys=True)
+
+
+def main():
+    for line in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if child == 0:
+            become(json.loads(line))
+            break
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Eigenbases of a gradient's Gram matrices, one for each axis: where Shampoo and SOAP precondition.
 
-Every function works on a stack of equal tensors (first dimension ``batch``), so that equal layers share one call.
+Every function takes one tensor with its matrices, or a stack of equal ones (first dimension ``batch``, written
+``*batch``), so that equal layers may share one call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _PANEL = 256
 """Rows of a Gram matrix that one product computes; only what is left of the panel's end is computed at all."""
 
 
-def accumulate_gram(gram: Float[Tensor, "batch n n"], x: Float[Tensor, "batch *shape"], axis: int, beta: float) -> None:
+def accumulate_gram(
+    gram: Float[Tensor, "*batch n n"], x: Float[Tensor, "*batch *shape"], axis: int, beta: float
+) -> None:
     r"""Average the Gram matrix of an axis in place: :math:`P \leftarrow \beta P + (1 - \beta)\, x_{(i)} x_{(i)}^T`.
 
     As in LAPACK only the lower triangle counts afterwards: blocks above the diagonal are neither computed nor written.
@@ -29,20 +32,21 @@ def accumulate_gram(gram: Float[Tensor, "batch n n"], x: Float[Tensor, "batch *s
         axis: axis of one tensor, from 0.
         beta: how much of the old average is kept.
     """
-    rows = x.movedim(axis + 1, 1).reshape(x.shape[0], x.shape[axis + 1], -1)
-    for start in range(0, rows.shape[1], _PANEL):
+    rows = _unfolded(x, axis, gram.dim() - 2).mT
+    for start in range(0, gram.shape[-1], _PANEL):
         stop = start + _PANEL
-        gram[:, start:stop, :stop].baddbmm_(rows[:, start:stop], rows[:, :stop].mT, beta=beta, alpha=1 - beta)
+        panel, left, right = gram[..., start:stop, :stop], rows[..., start:stop, :], rows[..., :stop, :].mT
+        (panel.baddbmm_ if gram.dim() == 3 else panel.addmm_)(left, right, beta=beta, alpha=1 - beta)
 
 
-def symmetric(gram: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
+def symmetric(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return Gram matrices with both triangles, from their lower ones."""
     return gram.tril() + gram.tril(-1).mT
 
 
 def rotate(
-    x: Float[Tensor, "batch *shape"], bases: Sequence[Float[Tensor, "batch n n"] | None]
-) -> Float[Tensor, "batch *shape"]:
+    x: Float[Tensor, "*batch *shape"], bases: Sequence[Float[Tensor, "*batch n n"] | None]
+) -> Float[Tensor, "*batch *shape"]:
     """Return coordinates in the bases: each axis times the transpose of its basis; ``None`` leaves an axis alone."""
     for axis, basis in enumerate(bases):
         if basis is not None:
@@ -51,41 +55,56 @@ def rotate(
 
 
 def rotate_back(
-    x: Float[Tensor, "batch *shape"], bases: Sequence[Float[Tensor, "batch n n"] | None]
-) -> Float[Tensor, "batch *shape"]:
+    x: Float[Tensor, "*batch *shape"], bases: Sequence[Float[Tensor, "*batch n n"] | None]
+) -> Float[Tensor, "*batch *shape"]:
     """Undo :func:`rotate`."""
     return rotate(x, [None if basis is None else basis.mT for basis in bases])
 
 
 def along_axis(
-    x: Float[Tensor, "batch *shape"], matrix: Float[Tensor, "batch n n"], axis: int
-) -> Float[Tensor, "batch *shape"]:
+    x: Float[Tensor, "*batch *shape"], matrix: Float[Tensor, "*batch n n"], axis: int
+) -> Float[Tensor, "*batch *shape"]:
     r"""Return :math:`y_{..a..} = \sum_j x_{..j..} M_{ja}` with the sum over one axis."""
-    if axis == 0:  # no axis has to move
-        return (matrix.mT @ x.reshape(x.shape[0], x.shape[1], -1)).reshape(x.shape)
-    rows = x.movedim(axis + 1, -1)
-    return (rows.flatten(1, -2) @ matrix).reshape(rows.shape).movedim(-1, axis + 1)
+    if x.dim() == matrix.dim():  # matrices need no unfolding
+        return matrix.mT @ x if axis == 0 else x @ matrix
+    lead = matrix.dim() - 2
+    moved = x.movedim(axis + lead, -1).shape
+    return (_unfolded(x, axis, lead) @ matrix).reshape(moved).movedim(-1, axis + lead)
 
 
-def eigenbasis(gram: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
-    """Return eigenvectors as columns, the largest eigenvalue first. Reads the lower triangles."""
-    tiny = torch.zeros_like(gram)
-    tiny.diagonal(dim1=1, dim2=2).fill_(1e-30)
-    try:
-        vectors = torch.linalg.eigh(gram + tiny).eigenvectors
-    except torch.linalg.LinAlgError:  # float32 may fail to converge where float64 does
-        vectors = torch.linalg.eigh((gram + tiny).double()).eigenvectors.to(gram.dtype)
-    return vectors.flip(-1)
+def _unfolded(x: Float[Tensor, "*batch *shape"], axis: int, lead: int) -> Float[Tensor, "*batch rest n"]:
+    """Return matrices whose columns run along one axis; ``lead`` dimensions of ``x`` come before the axes."""
+    if x.dim() == lead + 2:
+        return x.mT if axis == 0 else x
+    return x.movedim(axis + lead, -1).reshape(*x.shape[:lead], -1, x.shape[axis + lead])
 
 
-def rayleigh_quotients(gram: Float[Tensor, "batch n n"], basis: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n"]:
+def eigenbasis(gram: Float[Tensor, "*batch n n"], null_space: NullSpace) -> Float[Tensor, "*batch n n"]:
+    """Return eigenvectors as columns, the largest eigenvalue first.
+
+    Args:
+        gram: Gram matrices (lower triangles), best in float64.
+        null_space: ``"lift"`` adds a diagonal that falls from 1e-8 of the largest entry to 0, which decides between
+            the vectors of a null space; ``"reference"`` leaves that to rounding.
+    """
+    n = gram.shape[-1]
+    added = torch.full((n,), 1e-30, dtype=gram.dtype, device=gram.device)
+    if null_space == "lift":
+        ramp = torch.linspace(1e-8, 0, n, dtype=gram.dtype, device=gram.device)
+        added = added + ramp * gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
+    return torch.linalg.eigh(gram + torch.diag_embed(added)).eigenvectors.flip(-1)
+
+
+def rayleigh_quotients(
+    gram: Float[Tensor, "*batch n n"], basis: Float[Tensor, "*batch n n"]
+) -> Float[Tensor, "*batch n"]:
     r"""Return :math:`\mathrm{diag}(Q^T P Q)`: the eigenvalues, once the basis is an eigenbasis."""
-    return ((symmetric(gram) @ basis) * basis).sum(1)
+    return ((symmetric(gram) @ basis) * basis).sum(-2)
 
 
 def power_iteration(
-    gram: Float[Tensor, "batch n n"], basis: Float[Tensor, "batch n n"], null_space: NullSpace, eps: float
-) -> tuple[Float[Tensor, "batch n n"], Int64[Tensor, "batch n"]]:
+    gram: Float[Tensor, "*batch n n"], basis: Float[Tensor, "*batch n n"], null_space: NullSpace, eps: float
+) -> tuple[Float[Tensor, "*batch n n"], Int64[Tensor, "*batch n"]]:
     r"""Take one step of orthogonal iteration: columns sorted by Rayleigh quotient, then the Q factor of :math:`P Q`.
 
     With ``null_space="lift"`` the factor is that of :math:`(P + \delta \max(e)\, I) Q`, with
@@ -102,22 +121,22 @@ def power_iteration(
         The new bases, and for each new column the old one that it continues.
     """
     image = symmetric(gram) @ basis
-    quotients = (image * basis).sum(1)
+    quotients = (image * basis).sum(-2)
     order = quotients.argsort(dim=-1, descending=True)
     if null_space == "lift":
         share = max(eps, 4 * gram.shape[-1] ** 0.5 * torch.finfo(gram.dtype).eps)
-        image += share * quotients.amax(-1)[:, None, None] * basis
-    columns = order[:, None, :].expand_as(image)
-    return orthogonalize(image.gather(2, columns)), order
+        image += share * quotients.amax(-1)[..., None, None] * basis
+    columns = order[..., None, :].expand_as(image)
+    return orthogonalize(image.gather(-1, columns)), order
 
 
-def orthogonalize(matrix: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch n n"]:
+def orthogonalize(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return the Q factor of the QR decomposition."""
     reflectors, tau = torch.geqrf(matrix)  # torch.linalg.qr would form the triangular factor as well
     return torch.linalg.householder_product(reflectors, tau)
 
 
-def departure_from_orthogonality(basis: Float[Tensor, "batch n n"]) -> Float[Tensor, " batch"]:
+def departure_from_orthogonality(basis: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
     r"""Return :math:`\|Q^T Q - I\|_F` of each matrix."""
     identity = torch.eye(basis.shape[-1], dtype=basis.dtype, device=basis.device)
     return torch.linalg.matrix_norm(basis.mT @ basis - identity)

@@ -44,7 +44,7 @@ class SOAP(Optimizer):
 
     Args:
         params: parameters or param groups.
-        lr: learning rate, not negative; a tensor too.
+        lr: learning rate, not negative; a tensor is read on every step.
         betas: decay rates of the averages of the gradient and of its square, in [0, 1).
         shampoo_beta: decay rate of the Gram matrices, in [0, 1); ``None`` takes the second of ``betas``.
         eps: added to the root of the second moment (which is not corrected for bias before).
@@ -59,8 +59,9 @@ class SOAP(Optimizer):
         normalize_grads: scale each update to a root mean square of one.
         correct_bias: whether the factor of :math:`\eta` above is applied.
         skip_first: whether the first gradient moves nothing; otherwise it is also the first that moves the weights.
-        null_space: ``"lift"`` keeps the basis of a singular Gram matrix's null space, see
-            :func:`poise.optim.kronecker_basis.power_iteration`; ``"reference"`` leaves it to rounding.
+        null_space: ``"lift"`` decides which basis the null space of a singular Gram matrix has, and keeps it (see
+            :mod:`poise.optim.kronecker_basis`), so that runs agree between machines; ``"reference"`` leaves it to
+            rounding, as the paper's code does.
         data_format: ``"channels_last"`` if the channels of four axes are the last; counts for ``merge_dims`` only.
         refresh: ``"together"`` refreshes all bases on the same step; ``"staggered"`` spreads them over the period, so
             that no step takes much longer than another.
@@ -143,10 +144,9 @@ class SOAP(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, _with_gradients(group)) for group in self.param_groups]
-        if all(_may_step(group, params) for group, params in work):
-            for group, params in work:
-                self._step_group(group, params)
+        # What is due depends on step counters, which a traced step would be compiled for anew each time.
+        update = torch.compiler.disable(self._update) if torch.compiler.is_compiling() else self._update
+        update()
         return loss
 
     def basis(self, p: Tensor) -> list[Float[Tensor, "n n"] | None]:
@@ -176,7 +176,7 @@ class SOAP(Optimizer):
         state = self.state.get(p, {})
         quotients = kronecker_basis.rayleigh_quotients
         return [
-            None if basis is None else quotients(state[f"gram_{axis}"][None], basis[None])[0]
+            None if basis is None else quotients(state[f"gram_{axis}"], basis)
             for axis, basis in enumerate(self.basis(p))
         ]
 
@@ -210,17 +210,23 @@ class SOAP(Optimizer):
             if key in saved["state"]:
                 self.state[p] = {name: _loaded(name, value, p) for name, value in saved["state"][key].items()}
 
+    def _update(self) -> None:
+        work = [(group, _with_gradients(group)) for group in self.param_groups]
+        if all(_may_step(group, params) for group, params in work):
+            for group, params in work:
+                self._step_group(group, params)
+
     def _step_group(self, group: dict[str, Any], params: Iterable[Tensor]) -> None:
         beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
         new = [self._founded(p, group) for p in params if not self.state.get(p)]
-        soap_step.found_bases(new, beta)
+        soap_step.found_bases(new, beta, group["null_space"])
         founded = {id(part.param) for part in new}
-        old = [self._advanced(p, group) for p in params if id(p) not in founded]
+        old = self._advanced([p for p in params if id(p) not in founded], group)
         for batch in soap_step.batches(old):
             soap_step.move(batch, group)
             soap_step.accumulate_grams(batch, beta)
         if not group["skip_first"]:  # the Gram matrices hold this gradient already
-            for batch in soap_step.batches([self._advanced(part.param, group) for part in new]):
+            for batch in soap_step.batches(self._advanced([part.param for part in new], group)):
                 soap_step.move(batch, group)
         soap_step.refresh(self._due(old, group), group)
 
@@ -229,11 +235,17 @@ class SOAP(Optimizer):
         self.state[p] = _initial_state(p, layout, group["factored"])
         return Part(p, _gradient(p, layout, group["maximize"]), self.state[p], layout, 0)
 
-    def _advanced(self, p: Tensor, group: dict[str, Any]) -> Part:
-        layout, state = _layout(p, group), self.state[p]
-        _require_fitting(state, layout, group, partial(_name, p, group))
-        state["step"] += 1
-        return Part(p, _gradient(p, layout, group["maximize"]), state, layout, int(state["step"].item()))
+    def _advanced(self, params: list[Tensor], group: dict[str, Any]) -> list[Part]:
+        """Count a step for each parameter that has bases."""
+        layouts, states = [_layout(p, group) for p in params], [self.state[p] for p in params]
+        for p, state, layout in zip(params, states, layouts, strict=True):
+            _require_fitting(state, layout, group, partial(_name, p, group))
+        if params:
+            torch._foreach_add_([state["step"] for state in states], 1)
+        return [
+            Part(p, _gradient(p, layout, group["maximize"]), state, layout, int(state["step"]))
+            for p, state, layout in zip(params, states, layouts, strict=True)
+        ]
 
     def _due(self, parts: list[Part], group: dict[str, Any]) -> list[RotatedAxis]:
         """Return the axes whose bases are to be refreshed now."""
@@ -287,8 +299,8 @@ def _loaded(name: str, value: Any, p: Tensor) -> Any:
     if not isinstance(value, Tensor) or name == "step":
         return value
     loaded = value.to(device=p.device, dtype=_precision(p))
-    if name.startswith("basis_") and kronecker_basis.departure_from_orthogonality(loaded[None]).item() > 1e-3:
-        return kronecker_basis.orthogonalize(loaded[None])[0]  # it was saved in a lower precision
+    if name.startswith("basis_") and kronecker_basis.departure_from_orthogonality(loaded).item() > 1e-3:
+        return kronecker_basis.orthogonalize(loaded)  # it was saved in a lower precision
     return loaded
 
 
@@ -300,9 +312,7 @@ def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
     for p in params:
         if p.grad.layout != torch.strided or p.grad.is_complex():
             what = "complex" if p.grad.is_complex() else "sparse"
-            raise RuntimeError(
-                f"SOAP supports neither sparse nor complex gradients; that of {_name(p, group)} is {what}"
-            )
+            raise RuntimeError(f"SOAP takes neither sparse nor complex gradients, that of {_name(p, group)} is {what}")
     return params
 
 
@@ -311,8 +321,7 @@ def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
     if group["nonfinite"] == "unchecked" or not params:
         return True
     # A norm that overflows would make the Gram matrix infinite too.
-    norms = [torch.linalg.vector_norm(p.grad, dtype=_precision(p)).double() for p in params]
-    finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite()
+    finite = torch.stack(_norms(params)).isfinite()
     if finite.all():
         return True
     if group["nonfinite"] == "raise":
@@ -322,6 +331,16 @@ def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
             "(nonfinite='skip' leaves such steps out)"
         )
     return False
+
+
+def _norms(params: list[Tensor]) -> list[Tensor]:
+    """Return the gradients' norms in the state's precision, on one device."""
+    grads = [p.grad for p in params if p.grad is not None]
+    precision = {_precision(p) for p in params}
+    if len(precision) > 1 or len({g.device for g in grads}) > 1:
+        norms = [torch.linalg.vector_norm(g, dtype=_precision(p)) for g, p in zip(grads, params, strict=True)]
+        return [norm.double().to(norms[0].device) for norm in norms]
+    return list(torch._foreach_norm(grads, 2, precision.pop()))
 
 
 def _require_fitting(

@@ -13,16 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poise.optim import kronecker_basis
+from poise.optim.kronecker_basis import NullSpace
 from poise.optim.tensor_layout import TensorLayout
 
 _STACKED_ON_CPU, _STACKED_ON_DEVICE = 2**10, 2**24
 """Elements of equal tensors that go into one call. On a CPU only tiny ones gain from it; larger ones are worked off one
 by one, so that their temporaries stay in the cache."""
 
-Bases = list[Float[Tensor, "batch n n"] | None]
+Bases = list[Float[Tensor, "*batch n n"] | None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Part:
     """A parameter with its gradient and state, seen in its layout.
 
@@ -44,7 +45,7 @@ class Part:
     @property
     def kind(self) -> Hashable:
         """What parts of a batch have in common; parts without bases are never stacked and may differ in shape."""
-        return self.layout if self.layout.axes else None, self.grad.dtype, self.grad.device, self.step
+        return self.layout if self.layout.axes else None, self.param.dtype, self.grad.device, self.step
 
     @property
     def batch_size(self) -> int:
@@ -52,7 +53,7 @@ class Part:
         return _stack_size(self.grad) if self.layout.axes else 2**20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RotatedAxis:
     """One axis of a part, with its Gram matrix and basis."""
 
@@ -83,13 +84,16 @@ class RotatedAxis:
 Item = TypeVar("Item", Part, RotatedAxis)
 
 
-def found_bases(parts: Iterable[Part], beta: float) -> None:
-    """Begin each part's Gram matrices with its gradient, and take their eigenvectors as bases."""
+def found_bases(parts: Iterable[Part], beta: float, null_space: NullSpace) -> None:
+    """Begin each part's Gram matrices with its gradient, and take their eigenvectors as bases; all in float64."""
     for batch in batches(parts):
-        accumulate_grams(batch, beta)
-    for axes in batches(rotated_axes(parts)):
-        grams = _stacked([axis.gram for axis in axes])
-        _write([axis.basis for axis in axes], kronecker_basis.eigenbasis(grams))
+        for axis in batch[0].layout.axes:
+            grads = _stacked([part.grad for part in batch]).double()
+            grams, bases = ([part.state[f"{name}_{axis}"] for part in batch] for name in ("gram", "basis"))
+            stack = torch.zeros_like(_stacked(grams), dtype=torch.float64)
+            kronecker_basis.accumulate_gram(stack, grads, axis, beta)
+            _write(grams, stack)
+            _write(bases, kronecker_basis.eigenbasis(stack, null_space))
 
 
 def accumulate_grams(batch: list[Part], beta: float) -> None:
@@ -102,7 +106,7 @@ def accumulate_grams(batch: list[Part], beta: float) -> None:
         grams = [part.state[f"gram_{axis}"] for part in batch]
         stack = _stacked(grams)
         kronecker_basis.accumulate_gram(stack, grads, axis, beta)
-        if len(grams) > 1:  # a stack of one is the state itself
+        if len(grams) > 1:  # otherwise the stack is the state itself
             _write(grams, stack)
 
 
@@ -119,10 +123,9 @@ def move(batch: list[Part], group: Mapping[str, Any]) -> None:
     updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
     if group["normalize_grads"]:
         torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
-    lr, step = group["lr"], batch[0].step
+    lr, step = float(group["lr"]), batch[0].step
     rate = lr * sqrt(1 - beta2**step) / (1 - beta1**step) if group["correct_bias"] else lr
-    torch._foreach_mul_(updates, -rate)
-    _add([part.param for part in batch], updates, 1 - lr * group["weight_decay"])
+    _add([part.param for part in batch], updates, -rate, 1 - lr * group["weight_decay"])
 
 
 def refresh(axes: Iterable[RotatedAxis], group: Mapping[str, Any]) -> None:
@@ -130,7 +133,7 @@ def refresh(axes: Iterable[RotatedAxis], group: Mapping[str, Any]) -> None:
     for batch in batches(axes):
         grams, bases = _stacked([axis.gram for axis in batch]), _stacked([axis.basis for axis in batch])
         new, orders = kronecker_basis.power_iteration(grams, bases, group["null_space"], group["eps"])
-        for axis, basis, order in zip(batch, new, orders, strict=True):
+        for axis, basis, order in zip(batch, _unstacked(new, batch), _unstacked(orders, batch), strict=True):
             _turn_moments(axis, basis, order)
         _write([axis.basis for axis in batch], new)
 
@@ -155,8 +158,14 @@ def _stack_size(x: Tensor) -> int:
     return max(1, most // x.numel())
 
 
-def _stacked(tensors: list[Tensor]) -> Float[Tensor, "batch *shape"]:
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+def _stacked(tensors: list[Tensor]) -> Float[Tensor, "*batch *shape"]:
+    """Return several tensors as a stack, a single one as it is."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def _unstacked(stack: Float[Tensor, "*batch *shape"], members: list[Any]) -> list[Tensor]:
+    """Undo :func:`_stacked`."""
+    return list(stack.unbind()) if len(members) > 1 else [stack]
 
 
 def _stacked_bases(batch: list[Part]) -> Bases:
@@ -168,11 +177,11 @@ def _stacked_bases(batch: list[Part]) -> Bases:
 
 
 def _in_bases(turn: Callable[[Tensor, Bases], Tensor], tensors: list[Tensor], bases: Bases) -> list[Tensor]:
-    return list(turn(_stacked(tensors), bases).unbind()) if bases else tensors
+    return _unstacked(turn(_stacked(tensors), bases), tensors) if bases else tensors
 
 
-def _write(targets: list[Tensor], stack: Float[Tensor, "batch *shape"]) -> None:
-    torch._foreach_copy_(targets, stack.unbind())
+def _write(targets: list[Tensor], stack: Float[Tensor, "*batch *shape"]) -> None:
+    torch._foreach_copy_(targets, _unstacked(stack, targets))
 
 
 def _root_second_moments(batch: list[Part], grads: list[Tensor], beta2: float) -> list[Tensor]:
@@ -194,19 +203,22 @@ def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta
     return torch.outer(share.sqrt(), columns.sqrt())
 
 
-def _add(params: list[Tensor], updates: list[Tensor], kept: float | Tensor) -> None:
+def _add(params: list[Tensor], updates: list[Tensor], alpha: float, kept: float) -> None:
     """Add updates, then let each parameter decay to the share that is kept; rounded once."""
-    wide = [p.to(u.dtype) for p, u in zip(params, updates, strict=True)]  # p itself unless its precision is lower
-    torch._foreach_add_(wide, updates)
-    torch._foreach_mul_(wide, kept)
-    torch._foreach_copy_(params, wide)
+    lower = params[0].dtype != updates[0].dtype
+    wide = [p.to(updates[0].dtype) for p in params] if lower else params
+    torch._foreach_add_(wide, updates, alpha=alpha)
+    if kept != 1:
+        torch._foreach_mul_(wide, kept)
+    if lower:
+        torch._foreach_copy_(params, wide)
 
 
 def _turn_moments(axis: RotatedAxis, basis: Float[Tensor, "n n"], order: Tensor) -> None:
     """Express the momentum in a new basis; sort the second moment as the basis was sorted."""
     state, along = axis.part.state, kronecker_basis.along_axis
-    unrotated = along(state["exp_avg"][None], axis.basis.mT[None], axis.axis)
-    state["exp_avg"].copy_(along(unrotated, basis[None], axis.axis)[0])
+    unrotated = along(state["exp_avg"], axis.basis.mT, axis.axis)
+    state["exp_avg"].copy_(along(unrotated, basis, axis.axis))
     if "exp_avg_sq" in state:
         state["exp_avg_sq"].copy_(state["exp_avg_sq"].index_select(axis.axis, order))
     else:

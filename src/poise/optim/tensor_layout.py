@@ -28,12 +28,14 @@ class TensorLayout:
 
     def view(self, x: Tensor) -> Tensor:
         """Return a tensor of the parameter's shape in this layout."""
+        if x.shape == self.shape:
+            return x
         return (x.permute(0, 3, 1, 2) if self.channels_last else x).reshape(self.shape)
 
     def restore(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Return a tensor of this layout in the parameter's ``shape``."""
         if not self.channels_last:
-            return x.reshape(tuple(shape))
+            return x if x.shape == shape else x.reshape(tuple(shape))
         a, b, c, channels = shape
         return x.reshape(a, channels, b, c).permute(0, 2, 3, 1)
 

@@ -33,6 +33,5 @@ def unwrap_sam(optimizer: Optimizer) -> tuple[Optimizer, Ascent | None]:
         return optimizer, None
     if getattr(optimizer, "adaptive"):  # noqa: B009 - no class here says that it is there
         raise ValueError("adaptive SAM climbs by another radius for every weight; write its step as a function for Map")
-    normalize, eps = (getattr(optimizer, name, default) for name, default in (("normalize", True), ("eps", 1e-12)))
     base: Optimizer = getattr(optimizer, "optimizer")  # noqa: B009
-    return base, Ascent(normalize, eps)
+    return base, Ascent(bool(getattr(optimizer, "normalize")), float(getattr(optimizer, "eps", 1e-12)))  # noqa: B009

@@ -186,12 +186,10 @@ class CatalyticPore:
         rows = [wall, wall, beside, beside]
         columns = [beside, wall, beside, wall]
         values = [by_bulk.numpy(), by_surface.numpy(), -loss * by_bulk.numpy(), -loss * by_surface.numpy()]
-        for i in range(self.n_species):
-            direction = torch.zeros_like(surface)
-            direction[i] = 1.0
-            values.append(torch.func.jvp(self.reaction, (surface,), (direction,))[1].numpy())
-            rows.append(wall)
-            columns.append(np.broadcast_to(wall[i], wall.shape))
+        for i, slopes in enumerate(self._reaction_slopes(surface).numpy()):
+            values.append(slopes)
+            rows.append(np.broadcast_to(wall[i], wall.shape))
+            columns.append(wall)
         entries = np.concatenate([v.ravel() for v in values])
         at = np.concatenate([r.ravel() for r in rows]), np.concatenate([c.ravel() for c in columns])
         return scipy.sparse.csc_matrix(self._transport + scipy.sparse.coo_matrix((entries, at), (self.n_unknowns,) * 2))
@@ -214,7 +212,7 @@ class CatalyticPore:
             NotConverged: if the end is near no equilibrium.
         """
         flow = self.flow()
-        late = integrate(flow, start, duration)
+        late = integrate(flow, start, duration, rtol=1e-6)
         method: Method = "newton" if self._flows.any() else "newton-krylov"
         return find_fixed_point(flow, late, method, tol=1e-12, max_steps=20).x
 
@@ -235,12 +233,18 @@ class CatalyticPore:
         surface = self.split(x)[1]
         if not bool((surface > 0).all()):
             raise ValueError("x must have positive wall concentrations: the energy is weighed by their inverse")
-        columns = [
-            torch.func.jvp(self.reaction, (surface,), (unit[:, None].expand_as(surface).contiguous(),))[1]
-            for unit in torch.eye(self.n_species, dtype=torch.float64)
-        ]
-        form = (torch.stack(columns, dim=1) / surface[:, None]).permute(2, 0, 1)
+        form = (self._reaction_slopes(surface) / surface[:, None]).permute(2, 0, 1)
         return float(torch.linalg.eigvalsh((form + form.mT) / 2).max())
+
+    def _reaction_slopes(self, surface: Float[Tensor, "species nz"]) -> Float[Tensor, "species by nz"]:
+        """Return how each species' rate in a cell changes with each concentration there."""
+        with torch.enable_grad():
+            at = surface.detach().requires_grad_()
+            sums = self.reaction(at).sum(dim=1)  # a cell's rate depends on that cell alone
+            if not sums.requires_grad:  # a constant reaction
+                return surface.new_zeros(self.n_species, *surface.shape)
+            slopes = [torch.autograd.grad(rate, at, retain_graph=True, materialize_grads=True)[0] for rate in sums]
+        return torch.stack(slopes)
 
     def _check_species(self, name: str, positive: bool) -> None:
         values = getattr(self, name)

@@ -135,7 +135,8 @@ def _krylov_solve(system: System, x: Tensor, b: Tensor) -> Tensor:
     right = b.cpu().numpy()
     operator = scipy.sparse.linalg.LinearOperator((n, n), matvec=product, dtype=right.dtype)
     # Starting from zero, GMRES never leaves the range of the Jacobian's powers: conserved totals stay what they are.
-    solution, _ = scipy.sparse.linalg.gmres(operator, right, rtol=1e-4, restart=min(n, 200), maxiter=2)
+    # Loosely solved, because where the Jacobian is singular the last digits of the residual are not in its range.
+    solution, _ = scipy.sparse.linalg.gmres(operator, right, rtol=1e-2, restart=min(n, 200), maxiter=2)
     return torch.as_tensor(solution, dtype=x.dtype, device=x.device)
 
 

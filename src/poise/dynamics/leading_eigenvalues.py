@@ -130,6 +130,7 @@ def rightmost_eigenvalues(jacobian: Matrix, k: int, mass: Matrix | None = None) 
     end = rightmost_gershgorin(jacobian)
     if end <= 0.0:
         return near_zero
+    end += 1e-6 * size  # the end itself may be an eigenvalue
     far = shift_invert_eigenvalues(jacobian, end, k)
     found = _union(near_zero, far)
     reach = float(np.abs(far.values - end).max())

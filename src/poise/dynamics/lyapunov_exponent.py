@@ -52,10 +52,10 @@ def lyapunov_exponent(
 
     Args:
         step: a ``Map``, or a function ``(state, generator) -> state`` that torch can differentiate in the state.
-        state: where every repeat starts, of shape (n,).
-        steps: steps that count.
+        state: where the orbit starts, of shape (n,).
+        steps: steps of a repeat that count.
         burn_in: steps before them, in which the vector turns to the leading direction.
-        repeats: independent repeats, at least 2.
+        repeats: consecutive parts of the orbit, each with a vector of its own, at least 2.
         generator: of the start vectors and of random steps.
 
     Raises:
@@ -64,23 +64,16 @@ def lyapunov_exponent(
     References:
         Chemnitz and Engel (2024), arXiv:2407.20209; Benettin et al. (1980).
     """
-    x0 = check_state("state", state)
-    generator = generator or torch.Generator(x0.device).manual_seed(0)
+    x = check_state("state", state)
+    generator = generator or torch.Generator(x.device).manual_seed(0)
 
-    def start() -> Callable[[Tensor], Tensor]:
-        x = x0
+    def multiply(v: Tensor) -> Tensor:
+        nonlocal x
+        x, along = _tangent(step, x, v[0], generator)
+        return along[None]
 
-        def multiply(v: Tensor) -> Tensor:
-            nonlocal x
-            x, v = _tangent(step, x, v[0], generator)
-            return v[None]
-
-        return multiply
-
-    exponents = [
-        _mean_log_growth(start(), _unit_rows(1, x0, generator), steps, burn_in, repeats) for _ in range(repeats)
-    ]
-    return _estimate(torch.cat(exponents))
+    parts = [_mean_log_growth(multiply, _unit_rows(1, x, generator), steps, burn_in, repeats) for _ in range(repeats)]
+    return _estimate(torch.cat(parts))
 
 
 def lyapunov_of_product(

@@ -51,7 +51,7 @@ class MeanSquaredError(Criterion):
                 f"outputs and targets of the squared error must have one shape; "
                 f"got {tuple(outputs.shape)} and {tuple(targets.shape)}"
             )
-        return F.mse_loss(outputs, targets)
+        return (outputs - targets).square().mean()  # F.mse_loss crashes torch.func.linearize
 
     def hessian(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> 2 v / (number of outputs)."""
@@ -126,12 +126,12 @@ class CrossEntropy(Criterion):
         weight = weight.to(targets.device, dtype)
         if targets.is_floating_point():
             classes = 0 if targets.ndim == 1 else 1
-            return self._smoothed(targets.to(dtype).movedim(classes, -1) @ weight, weight, targets.sum(classes))
+            return self._smoothed(targets.to(dtype).movedim(classes, -1) @ weight, weight)
         kept = targets != self.ignore_index
-        return self._smoothed(weight[targets.where(kept, 0)], weight, 1.0) * kept
+        return self._smoothed(weight[targets.where(kept, 0)], weight) * kept
 
-    def _smoothed(self, on_target: Tensor, weight: Tensor, total: Tensor | float) -> Tensor:
-        return (1 - self.label_smoothing) * on_target + self.label_smoothing * weight.mean() * total
+    def _smoothed(self, on_target: Tensor, weight: Tensor) -> Tensor:
+        return (1 - self.label_smoothing) * on_target + self.label_smoothing * weight.mean()
 
 
 class AnyCriterion(Criterion):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
@@ -21,6 +22,7 @@ from poise.curvature.objective import Objective, Supervised, as_objective
 from poise.curvature.random_states import RandomStates, preserved_random_states
 
 T = TypeVar("T")
+_NO_DERIVATIVE = ("is not implemented", "not been implemented", "once_differentiable", "double backward")
 
 
 class Evaluation:
@@ -40,6 +42,7 @@ class Evaluation:
         flat: the parameters that vary.
         objective: the loss.
         n_examples: per batch.
+        weights: share of each batch in the mean.
 
     Raises:
         ValueError: if there is no batch or a batch has no example, and as :class:`FlatParameters` does.
@@ -49,28 +52,36 @@ class Evaluation:
         self.model = _plain(model)
         self.objective: Objective = as_objective(loss_fn)
         self.flat = FlatParameters(self.model, params)
-        self._batches = as_batches(data)
-        self.n_examples = [self.objective.n_examples(batch) for batch in self._batches]
-        if 0 in self.n_examples:
-            raise ValueError(f"every batch needs an example; batch {self.n_examples.index(0)} is empty")
         self._bound = _Bound(self.model)
         self._buffers = {f"model.{name}": b for name, b in self.model.named_buffers()}
         self._autocast = _Autocast(self.flat.device.type)
         self._plain_attention = False
-        self._versions = self._current_versions()
         self._draws = True
+        self._take(data)
+
+    def renewed(self, data: Any) -> Evaluation:
+        """Return the same at the parameters as they are now, on other data.
+
+        Args:
+            data: a batch or an iterable of batches.
+        """
+        other = copy.copy(self)
+        other._take(data)
+        return other
 
     @functools.cached_property
+    def _weights(self) -> list[float]:
+        return [self.objective.weight(batch) for batch in self._batches]
+
+    @property
     def total_weight(self) -> float:
         """The number of terms that the mean over all data averages."""
-        return math.fsum(self.objective.weight(batch) for batch in self._batches)
+        return math.fsum(self._weights)
 
-    @functools.cached_property
+    @property
     def weights(self) -> list[float]:
         """The share of each batch in the mean."""
-        if len(self._batches) == 1:
-            return [1.0]
-        return [self.objective.weight(batch) / self.total_weight for batch in self._batches]
+        return [1.0] if len(self._batches) == 1 else [w / self.total_weight for w in self._weights]
 
     @property
     def supervised(self) -> Supervised:
@@ -152,13 +163,11 @@ class Evaluation:
             ValueError: if the function is random.
         """
         states = RandomStates(self.flat.device)
-        try:
+        with self.measuring():
             first = function(0).detach()
             with _SavedBytes(self.flat.tensors) as saved:
                 second = function(0).detach()
             self._draws = RandomStates(self.flat.device) != states
-        finally:
-            states.restore()
         difference = float((first - second).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny))
         if difference > 100 * torch.finfo(first.dtype).eps:
             raise ValueError(
@@ -166,6 +175,12 @@ class Evaluation:
                 "without chance. Call model.eval(), or set the model's dropout to 0 where batch statistics are wanted"
             )
         return int(saved.total * sum(self.n_examples) / self.n_examples[0])
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Compute with gradients on, whatever the surroundings, and put random states back at the end."""
+        with torch.inference_mode(False), torch.enable_grad(), self.random_states():
+            yield
 
     def random_states(self) -> AbstractContextManager[None]:
         """Put random states back at the end, if an evaluation moves them."""
@@ -192,13 +207,22 @@ class Evaluation:
                 stacklevel=5,
             )
             self._plain_attention = True
-        elif any(sign in str(error) for sign in ("is not implemented", "once_differentiable", "double backward")):
+        elif any(sign in str(error) for sign in _NO_DERIVATIVE):
             raise RuntimeError(
-                f"the model holds an operation without a second derivative ({error}); "
-                "Hessian(..., mode='finite_difference') does without"
+                f"an operation in the model or the loss has no derivative that is needed here ({error}). The Hessian "
+                "needs forward derivatives in no mode but 'linearize' and 'forward_over_reverse', and no second "
+                "derivative in mode 'finite_difference'"
             ) from error
         else:
             raise error
+
+    def _take(self, data: Any) -> None:
+        self._batches = as_batches(data)
+        self.n_examples = [self.objective.n_examples(batch) for batch in self._batches]
+        if 0 in self.n_examples:
+            raise ValueError(f"every batch needs an example; batch {self.n_examples.index(0)} is empty")
+        self.__dict__.pop("_weights", None)
+        self._versions = self._current_versions()
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -225,7 +249,7 @@ class PlainAttentionFallback(Generic[T]):
     def __init__(self, build: Callable[[], T], evaluation: Evaluation) -> None:
         self._build = build
         self._evaluation = evaluation
-        with evaluation.random_states():
+        with evaluation.measuring():
             try:
                 self._built = build()
             except RuntimeError as error:
@@ -235,7 +259,7 @@ class PlainAttentionFallback(Generic[T]):
     def use(self, action: Callable[[T], Tensor]) -> Tensor:
         """Return ``action`` of what was built."""
         self._evaluation.check_unchanged()
-        with self._evaluation.random_states():
+        with self._evaluation.measuring():
             try:
                 return action(self._built)
             except RuntimeError as error:
@@ -310,8 +334,9 @@ def _check_loss(loss: Any, i: int) -> None:
 
 
 def _check_finite(value: Tensor, what: str, i: int) -> None:
-    if not value.isfinite().all():
-        got = f"is {value.item()}" if value.ndim == 0 else "has NaN or infinite entries"
+    # A sum is finite only if all of its terms are (save overflow, which is no better), and costs one pass.
+    if not math.isfinite(value.detach().sum()):
+        got = f"is {value.item()}" if value.ndim == 0 else "have NaN or infinite entries"
         raise ValueError(f"the {what} of batch {i} {got}; curvature needs finite values")
     if not value.requires_grad:
         raise ValueError(f"the {what} of batch {i} depends on none of the parameters; it may have been detached")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -79,15 +80,31 @@ class Hessian(LinearOperator):
         saved = evaluation.examine(evaluation.checked_loss)
         if mode == "auto":
             mode = "retained" if GRADIENT_GRAPH * saved <= max_bytes else "rebuild"
-        self.mode = mode
+        self.mode: HessianMode = mode
         self.flat = evaluation.flat
         self._again = (model, loss_fn, data, mode, max_bytes)
-        self._products = PlainAttentionFallback(lambda: BUILDERS[mode](evaluation), evaluation)
+        self._build(evaluation)
+
+    def renewed(self, data: Any) -> Hessian:
+        """Return the Hessian at the parameters as they are now, on other data, without examining the loss again.
+
+        Args:
+            data: a batch or an iterable of batches.
+        """
+        other = copy.copy(self)
+        other.n_matvec = 0
+        other._again = (*self._again[:2], data, *self._again[3:])
+        other._build(self._evaluation.renewed(data))
+        return other
 
     def submatrix(self, names: Sequence[str]) -> Hessian:
         """Return the rows and columns of the named parameters or modules, as an operator of its own."""
         model, loss_fn, data, mode, max_bytes = self._again
         return Hessian(model, loss_fn, data, names, mode, max_bytes)
+
+    def _build(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._products = PlainAttentionFallback(lambda: BUILDERS[self.mode](evaluation), evaluation)
 
     def _matvec(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         return self._products.use(lambda product: product(v))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,39 @@ def linearize(evaluation: Evaluation) -> HessianProduct:
 
     Args:
         evaluation: the loss.
+
+    Raises:
+        ValueError: if the loss uses ``F.mse_loss``.
     """
     flat = evaluation.flat
+    _check_traceable(evaluation.loss(0))
 
     def loss(*parameters: Tensor) -> Tensor:
         return torch.stack([evaluation.loss(i, parameters) for i in range(len(evaluation))]).sum()
 
     gradient = torch.func.grad(loss, argnums=tuple(range(len(flat.tensors))))
-    _, along = torch.func.linearize(gradient, *(p.detach() for p in flat.tensors))
+    with warnings.catch_warnings():
+        # torch's constant folding warns of its own doing.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
+        _, along = torch.func.linearize(gradient, *(p.detach() for p in flat.tensors))
 
     def product(v: Tensor) -> Tensor:
         return flat.join(along(*flat.split(v)))
 
     return product
+
+
+def _check_traceable(loss: Tensor) -> None:
+    """Look for the kernel that crashes the process in ``torch.func.linearize`` (seen in torch 2.13)."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().startswith("MseLossBackward"):
+            raise ValueError(
+                "torch.func.linearize does not survive F.mse_loss inside loss_fn; write "
+                "(outputs - targets).square().mean(), give nn.MSELoss() as loss_fn, or take mode='retained'"
+            )
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]

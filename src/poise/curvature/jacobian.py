@@ -93,7 +93,7 @@ def _chunks(evaluation: Evaluation, function: Any, chunk_size: int) -> Iterator[
     for i, n in enumerate(evaluation.n_examples):
         chunks = over_examples(function, point, evaluation.batch(i), n, chunk_size)
         while True:
-            with evaluation.random_states():
+            with evaluation.measuring():
                 chunk = next(chunks, None)
             if chunk is None:
                 break

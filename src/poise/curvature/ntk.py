@@ -55,7 +55,7 @@ class NTK(LinearOperator):
         self.flat = evaluation.flat
         self._evaluation = evaluation
         self._max_bytes = max_bytes
-        with evaluation.random_states():
+        with evaluation.measuring():
             self._shapes = [evaluation.outputs(i).shape for i in range(len(evaluation))]
         n = sum(shape.numel() for shape in self._shapes)
         super().__init__((n, n), dtype=self.flat.dtype, device=self.flat.device, symmetric=True)
@@ -76,7 +76,7 @@ class NTK(LinearOperator):
     def _retained(self) -> Callable[[Tensor], Tensor]:
         evaluation = self._evaluation
         jacobian = Linearization([evaluation.outputs(i) for i in range(len(evaluation))], self.flat)
-        return lambda u: _joined(jacobian.jvp(jacobian.vjp(self._split(u))))
+        return lambda u: _joined(jacobian.jvp(jacobian.vjp(self.split(u))))
 
     def _rebuild(self) -> Callable[[Tensor], Tensor]:
         def linearization(i: int) -> Linearization:
@@ -84,13 +84,14 @@ class NTK(LinearOperator):
 
         def product(u: Tensor) -> Tensor:
             pulled = torch.zeros(self.flat.numel, dtype=u.dtype, device=u.device)
-            for i, part in enumerate(self._split(u)):
+            for i, part in enumerate(self.split(u)):
                 pulled += linearization(i).vjp([part])
             return torch.cat([_joined(linearization(i).jvp(pulled)) for i in range(len(self._evaluation))])
 
         return product
 
-    def _split(self, u: Tensor) -> list[Tensor]:
+    def split(self, u: Float[Tensor, " n"]) -> list[Tensor]:
+        """Return a vector over all outputs as one tensor per batch, shaped like its outputs."""
         parts = u.split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 

@@ -1,8 +1,13 @@
-"""What watching costs: step time under poise, trainscope and torchmortem at their defaults, against no watch.
+"""What watching costs: step time under poise, and under trainscope and torchmortem at their defaults, against no watch.
 
-All arms train the same models on the same data in one process, in turn, several rounds; the ratio is taken within a
-round, so that a machine whose speed drifts does not favour anybody. The first seconds of a run, in which poise spends
-its loan, are part of it.
+poise: one training in one process, in which the watch is taken off and put on again every few steps, so that a machine
+whose speed drifts slows both alike. While it is off its functions fall straight through, and its clocks stand still:
+its budget earns nothing from steps that it does not watch. The first step after each change is left out. A close look is rare and long: its extra time is
+averaged over the looks seen and spread over all watched steps. The first seconds, in which the loan is spent, are part
+of it. The interval is a bootstrap over stretches of 200 steps.
+
+The peers cannot be taken off and put on again: they and an unwatched run train in turn, several rounds, and the ratio
+is taken within a round. That is good to a third, on a drifting machine, which is less than what they cost.
 """
 
 from __future__ import annotations
@@ -10,18 +15,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pydoc_data.topics
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
 import poise
+from poise.doctor.tap.tap import Tap
 
 Tick = Callable[[float], None]
 
@@ -88,14 +97,6 @@ def unwatched(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) 
 
 
 @contextlib.contextmanager
-def by_poise(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[Tick]:
-    run = poise.watch(model, optimizer, out=folder / "poise").start()
-    yield lambda loss: None
-    # The report is made after the training and is not timed, here as for the others.
-    run.stop()
-
-
-@contextlib.contextmanager
 def by_trainscope(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Iterator[Tick]:
     from trainscope import TrainScope
     from trainscope.core.config import TrainScopeConfig
@@ -115,7 +116,17 @@ def by_torchmortem(model: nn.Module, optimizer: torch.optim.Optimizer, folder: P
         yield lambda loss: autopsy.step(loss=loss)
 
 
-ARMS = {"no watch": unwatched, "poise": by_poise, "trainscope": by_trainscope, "torchmortem": by_torchmortem}
+ARMS = {"no watch": unwatched, "trainscope": by_trainscope, "torchmortem": by_torchmortem}
+
+
+def train_step(model: nn.Module, loss_of: Callable, optimizer: torch.optim.Optimizer, tick: Tick | None = None) -> None:
+    loss = loss_of(model)
+    optimizer.zero_grad()
+    loss.backward()
+    value = loss.item()
+    if tick is not None:
+        tick(value)
+    optimizer.step()
 
 
 def step_seconds(make: Callable, arm: Callable, seconds: float) -> float:
@@ -129,34 +140,123 @@ def step_seconds(make: Callable, arm: Callable, seconds: float) -> float:
         while steps < 0 or time.perf_counter() - start < seconds:
             if steps == 0:
                 start = time.perf_counter()
-            loss = loss_of(model)
-            optimizer.zero_grad()
-            loss.backward()
-            tick(loss.item())
-            optimizer.step()
+            train_step(model, loss_of, optimizer, tick)
             steps += 1
         return (time.perf_counter() - start) / steps
 
 
+class Switch:
+    """Takes a running watch off and puts it on again."""
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+        self._off_since = 0.0
+
+    def off(self) -> None:
+        self._off_since = time.perf_counter()
+        self.tap.off = True
+        self.tap.detach_module_hooks()
+
+    def on(self) -> None:
+        gone = time.perf_counter() - self._off_since
+        self.tap.budget._started += gone
+        for timeline in self.tap.timelines.values():
+            timeline.ended += gone
+        self.tap.off = False
+        if self.tap.sampling:
+            self.tap.attach_module_hooks()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of steps of one training, by what happened in them; those after a change are not among them."""
+
+    bare: np.ndarray
+    plain: np.ndarray  # watched, without a close look
+    looks: np.ndarray
+    share_of_looks: float  # among all watched steps
+
+    def ratio(self) -> float:
+        look = self.share_of_looks * (self.looks.mean() - self.plain.mean()) if len(self.looks) else 0.0
+        return float((self.plain.mean() + look) / self.bare.mean())
+
+
+def alternate(make: Callable, count: int) -> tuple[Steps, list[Steps], float]:
+    """Train ``count`` steps; return them, the same in stretches, and the share that the watch says it took."""
+    torch.manual_seed(0)
+    model, loss_of = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    lengths = random.Random(0)  # random stretches: no rhythm of the watch can hide in them
+    rows = []  # seconds, watched, looked at closely, after a change
+    with tempfile.TemporaryDirectory() as folder:
+        run = poise.watch(model, optimizer, out=Path(folder) / "run").start()
+        tap = run._session.tap
+        switch = Switch(tap)
+        train_step(model, loss_of, optimizer)  # the model is found, the clock started
+        watched = True
+        while len(rows) < count:
+            for i in range(lengths.randint(2, 4)):
+                looking = watched and tap.sampling
+                start = time.perf_counter()
+                train_step(model, loss_of, optimizer)
+                rows.append((time.perf_counter() - start, watched, looking, i == 0))
+            (switch.off if watched else switch.on)()
+            watched = not watched
+        if not watched:
+            switch.on()
+        share = tap.budget.share
+        run.stop()
+    table = np.array(rows)
+    return _steps(table), [_steps(part) for part in np.array_split(table, max(2, count // 200))], share
+
+
+def _steps(table: np.ndarray) -> Steps:
+    seconds, (watched, looked, changed) = table[:, 0], table[:, 1:].T.astype(bool)
+    kept = ~changed
+    looks = float(looked[watched].mean())
+    return Steps(seconds[kept & ~watched], seconds[kept & watched & ~looked], seconds[kept & looked], looks)
+
+
+def interval(stretches: list[Steps]) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the ratio."""
+    generator = np.random.default_rng(0)
+    ratios = []
+    for _ in range(1000):
+        chosen = [stretches[i] for i in generator.integers(len(stretches), size=len(stretches))]
+        parts = [np.concatenate([getattr(s, name) for s in chosen]) for name in ("bare", "plain", "looks")]
+        ratios.append(Steps(*parts, float(np.mean([s.share_of_looks for s in chosen]))).ratio())
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=20.0, help="of training per arm and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=6000, help="of the training under poise")
+    parser.add_argument("--seconds", type=float, default=12.0, help="of training per peer and round")
+    parser.add_argument("--rounds", type=int, default=5, help="of the peers; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for make in (char_gpt, digits_cnn):
-        times: dict[str, list[float]] = {name: [] for name in options.arms}
-        for _ in range(options.rounds):
-            for name in options.arms:
-                times[name].append(step_seconds(make, ARMS[name], options.seconds))
-        bare = times[options.arms[0]]
-        print(f"\n{make.__name__}: {statistics.median(bare) * 1e3:.2f} ms a step, {options.rounds} rounds")
-        for name in options.arms:
-            ratios = [t / b for t, b in zip(times[name], bare, strict=True)]
-            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-            print(f"  {name:12s} {statistics.median(ratios):7.3f} x no watch   ({spread})", flush=True)
+        steps, stretches, share = alternate(make, options.steps)
+        low, high = interval(stretches)
+        bare, plain = steps.bare.mean(), steps.plain.mean()
+        look = steps.looks.mean() - plain if len(steps.looks) else float("nan")
+        print(f"\n{make.__name__}: {bare * 1e3:.2f} ms a step")
+        print(f"  poise        {steps.ratio():7.3f} x no watch   (95 % interval {low:.3f} to {high:.3f})")
+        print(f"    a step without a close look {plain / bare:.3f}; a look {look * 1e3:.1f} ms more, in ", end="")
+        print(f"{steps.share_of_looks:.1%} of the steps; the watch itself says {share:.1%}", flush=True)
+        if options.rounds:
+            against_peers(make, options.seconds, options.rounds)
+
+
+def against_peers(make: Callable, seconds: float, rounds: int) -> None:
+    """Print the ratios of the peers' step times to unwatched ones."""
+    times = [{name: step_seconds(make, arm, seconds) for name, arm in ARMS.items()} for _ in range(rounds)]
+    for name in list(ARMS)[1:]:
+        ratios = [row[name] / row["no watch"] for row in times]
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"  {name:12s} {statistics.median(ratios):7.3f} x no watch   ({spread})", flush=True)
 
 
 if __name__ == "__main__":

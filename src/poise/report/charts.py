@@ -58,13 +58,10 @@ def line_chart(
         keep = thin(y, _MOST_POINTS)
         mode = "lines+markers" if len(y) == 1 else "lines"
         figure.add_trace(go.Scatter(x=x[keep], y=y[keep], name=label, legendgroup=label, mode=mode, line=line))
-    figure.update_layout(hovermode="x unified", showlegend=len(curves) > 1)
-    _set_axes(figure, x_title, y_title)
-    if log_y:
-        _set_log(figure, curves)
+    figure.update_layout(hovermode="x unified")
+    caption = _set_plane(figure, curves, x_title, y_title, log_y)
     if markers:
         _mark(figure, markers, np.concatenate([x for x, _ in curves.values()]))
-    caption = _lost_on_log_axis(curves) if log_y else None
     return Figure(title, figure, alt or _describe("Line chart", curves, x_title, y_title), caption)
 
 
@@ -95,11 +92,7 @@ def scatter_chart(
     for i, (label, (x, y)) in enumerate(curves.items()):
         marker = {"color": _color(i), "size": 8, "opacity": 0.8, "symbol": symbols[i % len(symbols)]}
         figure.add_trace(go.Scatter(x=x, y=y, name=label, mode="markers", marker=marker))
-    figure.update_layout(showlegend=len(curves) > 1)
-    _set_axes(figure, x_title, y_title)
-    if log_y:
-        _set_log(figure, curves)
-    caption = _lost_on_log_axis(curves) if log_y else None
+    caption = _set_plane(figure, curves, x_title, y_title, log_y)
     return Figure(title, figure, alt or _describe("Scatter chart", curves, x_title, y_title), caption)
 
 
@@ -203,6 +196,16 @@ def _mark(figure: go.Figure, markers: Mapping[str, float], x: np.ndarray) -> Non
 def _plain_label(label: str) -> str:
     # Plotly reads a few HTML tags in annotations; a label is text.
     return str(label).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _set_plane(figure: go.Figure, curves: Mapping[str, Any], x_title: str, y_title: str, log_y: bool) -> str | None:
+    """Set legend and axes; return what has to be said of points that a logarithmic axis cannot show."""
+    figure.update_layout(showlegend=len(curves) > 1)
+    _set_axes(figure, x_title, y_title)
+    if not log_y:
+        return None
+    _set_log(figure, curves)
+    return _lost_on_log_axis(curves)
 
 
 def _set_axes(figure: go.Figure, x_title: str, y_title: str) -> None:

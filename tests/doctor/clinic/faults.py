@@ -37,6 +37,10 @@ class Fault:
     severity: tuple[str, ...] = ("error",)
     prepare: tuple[str, ...] = ()
 
+    def label(self) -> str:
+        """Return the name of its tests."""
+        return f"{self.cause}-{self.name.replace(' ', '-')}"
+
     def source(self) -> str:
         """Return the text of the script with the fault in it."""
         text = (HEALTHY / f"{self.script}.py").read_text(encoding="utf-8")

@@ -2,9 +2,9 @@
 
 poise: one training in one process, in which the watch is taken off and put on again every few steps, so that a machine
 whose speed drifts slows both alike. While it is off its functions fall straight through, and its clocks stand still:
-its budget earns nothing from steps that it does not watch. The first step after each change is left out. A close look is rare and long: its extra time is
-averaged over the looks seen and spread over all watched steps. The first seconds, in which the loan is spent, are part
-of it. The interval is a bootstrap over stretches of 200 steps.
+its budget earns nothing from steps that it does not watch. The first step after each change is left out. A close look
+is rare and long: its extra time is averaged over the looks seen and spread over all watched steps. The first seconds,
+in which the loan is spent, are part of it. The interval is a bootstrap over stretches of 200 steps.
 
 The peers cannot be taken off and put on again: they and an unwatched run train in turn, several rounds, and the ratio
 is taken within a round. That is good to a third, on a drifting machine, which is less than what they cost.

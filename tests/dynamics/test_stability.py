@@ -211,7 +211,8 @@ def test_large_maps_are_treated_by_products_alone():
     result = stability(Map(lambda x: scale * x + 0.01 * x.roll(1) ** 2), torch.zeros(n, dtype=torch.float64), k=2)
     assert result.verdict == "stable"
     assert result.eigenvalues[0].real == pytest.approx(-0.97, abs=1e-8)
-    assert result.non_normality is None
+    assert result.non_normality.sigma_max == pytest.approx(0.97, rel=1e-3)
+    assert result.non_normality.numerical_abscissa == pytest.approx(0.5, rel=1e-2)
     assert any("not computed" in b.markdown for b in result.report().blocks if b.kind == "text")
 
 
@@ -219,10 +220,13 @@ def test_more_neutral_directions_than_k_are_not_hidden():
     n = 600
     scale = torch.ones(n, dtype=torch.float64)
     scale[0] = 0.5
-    result = stability(Map(lambda x: scale * x), torch.zeros(n, dtype=torch.float64), k=3, conserved=n - 1)
-    assert result.verdict == "undecided"
-    assert math.isnan(result.rate)
-    assert "raise k" in result.notes[0]
+    many = stability(Map(lambda x: scale * x), torch.zeros(n, dtype=torch.float64), k=3, conserved=n - 1)
+    assert many.verdict == "undecided"
+    assert "copies of equal eigenvalues" in many.notes[-1]
+    alone = stability(Map(lambda x: scale * x), torch.zeros(n, dtype=torch.float64), k=1, conserved=1)
+    assert alone.verdict == "undecided"
+    assert math.isnan(alone.rate)
+    assert "raise k" in alone.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from poise.curvature import FunctionOperator
 from poise.dynamics.system import Field, Jvp, Matrix, System
 
 
@@ -75,6 +76,24 @@ class Flow(System):
         if matrix.shape != (x.numel(), x.numel()):
             raise ValueError(f"jac must return a matrix of shape {(x.numel(),) * 2}, got {matrix.shape}")
         return matrix
+
+    def operator(self, x: Float[Tensor, " n"]) -> FunctionOperator:
+        """Return the derivative of ``f`` at ``x`` as a linear operator; a given Jacobian is taken once."""
+        if self._jac is None:
+            return super().operator(x)
+        matrix = self.jacobian(x)
+
+        def product(a: Matrix) -> Callable[[Tensor], Tensor]:
+            return lambda v: torch.as_tensor(a @ v.cpu().numpy(), dtype=v.dtype, device=v.device)
+
+        return FunctionOperator(
+            product(matrix),
+            x.numel(),
+            rmatvec=product(_matrix(matrix.T)),
+            symmetric=False,
+            dtype=x.dtype,
+            device=x.device,
+        )
 
     def solve_mass(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return the solution of ``mass @ y = b`` as a function of ``b``.

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import torch
 from jaxtyping import Float
 
+from poise.curvature import LinearOperator, numerical_abscissa, spectral_norm
+
 _MOST_DOUBLINGS = 60
+MOST_PRODUCTS = 500
 TRANSIENT_LIMIT = 400
 """Up to this many unknowns the transient growth is computed."""
 
@@ -20,12 +24,13 @@ class NonNormality:
     Attributes:
         sigma_max: largest singular value of the Jacobian: the most that one step of a map can amplify.
         numerical_abscissa: largest eigenvalue of its symmetric part: the fastest growth of a flow at the start.
-        transient_growth: the largest amplification over all times that were looked at, at least 1.
+        transient_growth: the largest amplification over all times that were looked at, at least 1; ``None`` where the
+            system is too large.
     """
 
     sigma_max: float
     numerical_abscissa: float
-    transient_growth: float
+    transient_growth: float | None
 
 
 def non_normality_of_map(jacobian: Float[np.ndarray, "n n"]) -> NonNormality:
@@ -45,6 +50,23 @@ def non_normality_of_flow(jacobian: Float[np.ndarray, "n n"]) -> NonNormality:
     shortest = 0.1 / max(_spectral_norm(jacobian), 1e-300)
     bases = [scipy.linalg.expm(factor * shortest * jacobian) for factor in (1.0, 2.0**0.5)]
     return _non_normality(jacobian, bases)
+
+
+def non_normality_of_operator(operator: LinearOperator) -> NonNormality | None:
+    """Return singular value and numerical abscissa of a large operator; ``None`` without transpose or if they are slow.
+
+    Args:
+        operator: the Jacobian.
+    """
+    generator = torch.Generator(operator.device).manual_seed(0)
+    try:
+        largest = spectral_norm(operator, generator=generator, max_matvecs=MOST_PRODUCTS)
+        top = numerical_abscissa(operator, generator=generator, max_matvecs=MOST_PRODUCTS)
+    except NotImplementedError:
+        return None
+    if not bool(largest.converged.all() and top.converged.all()):
+        return None
+    return NonNormality(float(largest.values[0]), float(top.values[0]), None)
 
 
 def _non_normality(jacobian: np.ndarray, bases: list[np.ndarray]) -> NonNormality:

@@ -19,6 +19,7 @@ from poise.dynamics.non_normality import (
     NonNormality,
     non_normality_of_flow,
     non_normality_of_map,
+    non_normality_of_operator,
 )
 from poise.dynamics.smoothness import Smoothness, check_smoothness
 from poise.dynamics.system import System, check_state
@@ -142,7 +143,7 @@ def stability(
         non_normality=None if verdict == "unstable" else _non_normality(system, x),
         smoothness=smoothness,
         per=system.per,
-        notes=[*notes, *found.notes],
+        notes=[*notes, *found.notes, *_undercounted(found, neutral)],
     )
 
 
@@ -220,6 +221,12 @@ def _verdict(
     ]
 
 
+def _undercounted(found: LeadingEigenvalues, neutral: np.ndarray) -> list[str]:
+    if found.whole or not neutral.any():
+        return []
+    return ["A system of this size is searched from one start vector, which can overlook copies of equal eigenvalues."]
+
+
 def _not_smooth(s: Smoothness) -> str:
     if s.kink > s.mismatch:
         return (
@@ -241,4 +248,4 @@ def _non_normality(system: System, x: Tensor) -> NonNormality | None:
         jacobian = system.jacobian(x)
         dense = jacobian if isinstance(jacobian, np.ndarray) else jacobian.toarray()
         return non_normality_of_flow(dense) if flow else non_normality_of_map(dense)
-    return None
+    return non_normality_of_operator(system.operator(x))

@@ -74,7 +74,7 @@ def _growth_figure(r: StabilityReport) -> Figure:
 def _non_normality_table(r: StabilityReport) -> Table:
     n = r.non_normality
     assert n is not None
-    rows = [
+    rows: list[list[object]] = [
         ["largest singular value of the Jacobian", n.sigma_max],
         ["numerical abscissa (fastest growth at the start of a flow)", n.numerical_abscissa],
         ["largest amplification before decay, at least", n.transient_growth],
@@ -84,8 +84,10 @@ def _non_normality_table(r: StabilityReport) -> Table:
 
 def _transient_note(r: StabilityReport) -> list[str]:
     n = r.non_normality
-    if n is None:
-        return ["Growth before decay was not computed."] if r.verdict != "unstable" else []
+    if r.verdict == "unstable":
+        return []
+    if n is None or n.transient_growth is None:
+        return ["How far perturbations grow before they decay was not computed for a system of this size."]
     if n.transient_growth <= _LARGE_GROWTH:
         return []
     return [

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.curvature.function_operator import FunctionOperator
+from poise.curvature import FunctionOperator
 
 Field = Callable[[Tensor], Tensor]
 Jvp = Callable[[Tensor, Tensor], Tensor]

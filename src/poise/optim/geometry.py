@@ -46,7 +46,12 @@ def inner(w: Sequence[Tensor], x: Sequence[Tensor], view: View) -> list[Tensor]:
 
     Half-precision tensors are summed in float32.
     """
-    products = [_sum(a * b, view) for a, b in zip(_wide(w), _wide(x), strict=True)]
+    pairs = zip(_wide(w), _wide(x), strict=True)
+    if view == "channel":
+        return [
+            (a * b).sum(_rest(a), keepdim=True) if a.ndim > 1 else torch.dot(a.ravel(), b.ravel()) for a, b in pairs
+        ]
+    products = [torch.dot(a.ravel(), b.ravel()) for a, b in pairs]
     return products if view != "global" else _shared(products)
 
 
@@ -55,7 +60,11 @@ def norm(w: Sequence[Tensor], view: View) -> list[Tensor]:
 
     Half-precision tensors are summed in float32.
     """
-    norms = [torch.linalg.vector_norm(a, dim=_axes(a, view), keepdim=True) for a in _wide(w)]
+    wide = _wide(w)
+    if view == "channel":
+        axes = [_rest(a) if a.ndim > 1 else None for a in wide]
+        return [torch.linalg.vector_norm(a, dim=d, keepdim=d is not None) for a, d in zip(wide, axes, strict=True)]
+    norms = [torch.linalg.vector_norm(a) for a in wide]
     if view != "global":
         return norms
     return [total.sqrt() for total in _shared([n.square() for n in norms])]
@@ -194,18 +203,15 @@ def _flat(x: Tensor, w: Tensor, view: View) -> Tensor:
     return x.flatten() if view == "channel" and w.ndim > 1 else x.reshape(-1)[0]
 
 
-def _axes(w: Tensor, view: View) -> tuple[int, ...]:
-    return tuple(range(1, w.ndim)) if view == "channel" and w.ndim > 1 else tuple(range(w.ndim))
-
-
-def _sum(x: Tensor, view: View) -> Tensor:
-    return x.sum(_axes(x, view), keepdim=True) if x.ndim else x
+def _rest(w: Tensor) -> tuple[int, ...]:
+    """All axes but the first."""
+    return tuple(range(1, w.ndim))
 
 
 def _shared(parts: Sequence[Tensor]) -> list[Tensor]:
     """The sum of one number per tensor, for every tensor."""
-    total = torch.stack([part.reshape(()).to(parts[0].device) for part in parts]).sum()
-    return [total.to(part.device).expand_as(part) for part in parts]
+    total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    return [total.to(part.device) for part in parts]
 
 
 def _wide(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -129,12 +129,13 @@ class _Rows:
 
 def _rows_of(weights: list[Tensor]) -> _Rows:
     wide = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    block = _BLOCK if weights[0].is_cpu and not torch.compiler.is_compiling() else None
-    return _rows(tuple(w.shape for w in weights), weights[0].device, wide, block)
+    shapes, device = tuple(w.shape for w in weights), weights[0].device
+    if torch.compiler.is_compiling():
+        return _build_rows(shapes, device, wide, None)
+    return _rows(shapes, device, wide, _BLOCK if device.type == "cpu" else None)
 
 
-@lru_cache(maxsize=256)
-def _rows(shapes: tuple[torch.Size, ...], device: torch.device, dtype: torch.dtype, block: int | None) -> _Rows:
+def _build_rows(shapes: tuple[torch.Size, ...], device: torch.device, dtype: torch.dtype, block: int | None) -> _Rows:
     lengths = torch.tensor([shape[0] for shape in shapes])
     sizes = torch.tensor([shape.numel() for shape in shapes], dtype=torch.float64)
     owner = torch.repeat_interleave(torch.arange(len(shapes)), lengths)
@@ -144,6 +145,9 @@ def _rows(shapes: tuple[torch.Size, ...], device: torch.device, dtype: torch.dty
     return _Rows(
         tuple(each), tuple(counts), lengths.to(device), owner.to(device), root_of_row, sizes.sqrt().to(device, dtype)
     )
+
+
+_rows = lru_cache(maxsize=256)(_build_rows)
 
 
 def _projected_step(

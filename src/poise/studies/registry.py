@@ -15,7 +15,10 @@ STUDIES: dict[str, str] = {
     "gfs-sharpness": "Does gradient descent lower the sharpness of gradient-flow solutions?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
+    "sgd-dynamical-stability": "Does a large learning rate keep SGD at flat minima that generalise?",
+    "sgd-stability-geometry": "Does the coherence of examples tell where SGD becomes unstable?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
+    "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
 }
 
 

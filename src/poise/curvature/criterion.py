@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from poise.curvature.per_example import over_examples
+
 
 class Criterion(ABC):
     """The mean loss of a batch as a function of the outputs.
@@ -167,7 +169,9 @@ class AnyCriterion(Criterion):
             raise ValueError(
                 f"losses per example need outputs with one row per example ({n_examples}); got {tuple(outputs.shape)}"
             )
-        return torch.stack([self.criterion(outputs[i : i + 1], targets[i : i + 1]) for i in range(n_examples)])
+        batch, size = (outputs, targets), max(n_examples, 1)
+        alone = over_examples(lambda _, example: (self.criterion(*example),), (), batch, n_examples, size)
+        return torch.cat([losses for (losses,) in alone])
 
 
 def as_criterion(criterion: Any) -> Criterion:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from poise.curvature.autograd_graph import check_twice_differentiable
 from poise.curvature.batches import as_batches, to_device
 from poise.curvature.flat import FlatParameters
 from poise.curvature.objective import Objective, Supervised, as_objective
@@ -56,6 +57,7 @@ class Evaluation:
         self._buffers = {f"model.{name}": b for name, b in self.model.named_buffers()}
         self._autocast = _Autocast(self.flat.device.type)
         self._plain_attention = False
+        self._twice_differentiable = False
         self._draws = True
         self._take(data)
 
@@ -185,6 +187,16 @@ class Evaluation:
     def random_states(self) -> AbstractContextManager[None]:
         """Put random states back at the end, if an evaluation moves them."""
         return preserved_random_states(self.flat.device) if self._draws else nullcontext()
+
+    def check_twice_differentiable(self, gradient: Sequence[Tensor]) -> None:
+        """See, the first time, that a gradient can be differentiated once more.
+
+        Raises:
+            RuntimeError: if it cannot.
+        """
+        if not self._twice_differentiable:
+            check_twice_differentiable(gradient)
+            self._twice_differentiable = True
 
     def check_unchanged(self) -> None:
         """See that the parameters are those of the construction.

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from poise.curvature.autograd_graph import recorded_operations
 from poise.curvature.evaluation import Evaluation
 from poise.curvature.hessian_mode import HessianProduct
 
@@ -40,15 +41,8 @@ def linearize(evaluation: Evaluation) -> HessianProduct:
 
 def _check_traceable(loss: Tensor) -> None:
     """Look for the kernel that crashes the process in ``torch.func.linearize`` (seen in torch 2.13)."""
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().startswith("MseLossBackward"):
-            raise ValueError(
-                "torch.func.linearize does not survive F.mse_loss inside loss_fn; write "
-                "(outputs - targets).square().mean(), give nn.MSELoss() as loss_fn, or take mode='retained'"
-            )
-        seen.add(node)
-        waiting += [after for after, _ in node.next_functions]
+    if any(name.startswith("MseLossBackward") for name in recorded_operations([loss])):
+        raise ValueError(
+            "torch.func.linearize does not survive F.mse_loss inside loss_fn; write "
+            "(outputs - targets).square().mean(), give nn.MSELoss() as loss_fn, or take mode='retained'"
+        )

@@ -27,6 +27,7 @@ def differentiated_gradient(evaluation: Evaluation, batches: Iterable[int]) -> H
     gradient = torch.autograd.grad(loss, flat.tensors, create_graph=True, allow_unused=True)
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
     outputs = [gradient[i] for i in curved]
+    evaluation.check_twice_differentiable(outputs)
 
     def product(v: Tensor) -> Tensor:
         if not curved:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from poise.curvature.autograd_graph import check_twice_differentiable
 from poise.curvature.flat import FlatParameters
 
 JacobianMode = Literal["auto", "retained", "rebuild"]
@@ -34,6 +35,7 @@ class Linearization:
         transposed = torch.autograd.grad(self._outputs, flat.tensors, self._u, create_graph=True, allow_unused=True)
         self._reached = [i for i, t in enumerate(transposed) if t is not None]
         self._transposed = [t for t in transposed if t is not None]
+        check_twice_differentiable(self._transposed)
 
     def jvp(self, v: Float[Tensor, " P"]) -> list[Tensor]:
         """Return J v, shaped like the outputs."""

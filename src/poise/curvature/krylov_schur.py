@@ -124,7 +124,7 @@ class _Run:
 
     def _ritz(self) -> None:
         j = self.j
-        theta, left, right = scipy.linalg.eig(self.h[:j, :j], left=True, right=True)
+        theta, left, right = scipy.linalg.eig(self.h[:j, :j], left=True, right=True)  # type: ignore[misc]
         order = order_complex(theta, self.which)[: self.k]
         self.theta, self.y = theta[order], right[:, order]
         overlap = np.abs((left[:, order].conj() * self.y).sum(0))
@@ -151,7 +151,7 @@ class _Run:
         def is_kept(re: float, im: float) -> bool:
             return bool(np.abs(chosen - complex(re, im)).min() <= 1e-8 * np.abs(everything).max())
 
-        schur, z, m = scipy.linalg.schur(self.h[:j, :j], output="real", sort=is_kept)  # type: ignore[misc]
+        schur, z, m = scipy.linalg.schur(self.h[:j, :j], output="real", sort=is_kept)
         rows = torch.as_tensor(z[:, :m].T.copy(), dtype=self.op.dtype, device=self.op.device)
         last = self.basis[j].clone()
         coupling = self.h[j, :j] @ z[:, :m]

@@ -13,8 +13,10 @@ from poise.curvature.linear_operator import LinearOperator
 from poise.curvature.orthogonal import ASYMMETRY, AsymmetryError, orthogonalize, random_unit_vector
 from poise.curvature.ritz import rounding, select
 
-RISK = 2e-3
-"""Accepted probability that a cold start overlooks an eigenvalue."""
+RISK = 5.0
+"""Accepted probability that a cold start overlooks an eigenvalue, in units of the tolerance."""
+
+LEAST_RISK, MOST_RISK = 2e-3, 0.2
 
 WARM_NOISE = 0.01
 """Share of a random vector in a warm start, without which an eigenvector that is new would stay unseen."""
@@ -37,7 +39,8 @@ def lanczos(
     best Ritz vectors and the last vector begin the next one.
 
     The run ends when every residual, which bounds the error, is below ``tol`` times its value and, for a cold start,
-    the probability that an eigenvalue was overlooked is below 0.2 % (see :mod:`poise.curvature.false_convergence`).
+    the probability that an eigenvalue was overlooked is below ``5 tol``, but no less than 0.2 % (see
+    :mod:`poise.curvature.false_convergence`).
     (The usual bound residual^2 / gap is not taken: the gap between Ritz values does not show a cluster that is narrower
     than the residual.) ``error_bounds`` are never below ``tol`` times the value, within which nothing unseen is looked
     for. One vector sees one copy of a multiple eigenvalue; :func:`poise.curvature.block_davidson` sees them all.
@@ -73,6 +76,10 @@ def lanczos(
     return run.result()
 
 
+FAR = 100.0
+"""With residuals this many times too large, the next step is not looked at."""
+
+
 class _Run:
     """State of one run: basis rows q_1 .. q_{j+1}, projected matrix, Ritz pairs."""
 
@@ -89,12 +96,12 @@ class _Run:
         self.betas: list[float] = []
         self.discarded = np.zeros(0)
         self.needed = 0.0
-        self.done = False
+        self.countdown = 0
 
     def start(self, v0: Tensor | None) -> None:
         v = random_unit_vector(self.n, self.op, self.generator)
         if v0 is None:
-            self.needed = needed_growth(self.n, RISK)
+            self.needed = needed_growth(self.n, min(max(RISK * self.tol, LEAST_RISK), MOST_RISK))
         else:
             v = v0 / torch.linalg.vector_norm(v0) + WARM_NOISE * v
             v /= torch.linalg.vector_norm(v)
@@ -109,9 +116,7 @@ class _Run:
         self._check_symmetry(h)
         self.projected[: j + 1, j] = self.projected[j, : j + 1] = h
         self.j = j + 1
-        self._ritz()
-        scale = float(np.abs(self.theta).max())
-        if self.beta <= self._negligible(scale):
+        if self.beta <= self._negligible():
             return self._breakdown()
         self.betas.append(self.beta)
         self.basis[j + 1] = w / self.beta
@@ -119,8 +124,8 @@ class _Run:
             self.projected[j, j + 1] = self.projected[j + 1, j] = self.beta
         return self._converged()
 
-    def _negligible(self, scale: float) -> float:
-        return 10 * torch.finfo(self.op.dtype).eps * scale
+    def _negligible(self) -> float:
+        return 10 * torch.finfo(self.op.dtype).eps * float(np.abs(self.projected[: self.j, : self.j]).max())
 
     def _check_symmetry(self, h: np.ndarray) -> None:
         j = self.j
@@ -136,11 +141,15 @@ class _Run:
         self.wanted = select(self.theta, min(self.k, j), self.which)
 
     def _converged(self) -> bool:
-        if self.j <= min(self.k, self.n - 1):
+        self.countdown -= 1
+        if self.j <= min(self.k, self.n - 1) or (self.countdown > 0 and self.j < self.size):
             return False
+        self._ritz()
         value = np.abs(self.theta[self.wanted])
         enough = np.maximum(self.tol * value, rounding(self.theta, self.op.dtype))
-        if (self.residuals[self.wanted] > enough).any():
+        excess = float((self.residuals[self.wanted] / np.maximum(enough, np.finfo(float).tiny)).max())
+        if excess > 1:
+            self.countdown = 2 if excess > FAR else 1
             return False
         if not self.needed:
             return True
@@ -150,7 +159,8 @@ class _Run:
 
     def _breakdown(self) -> bool:
         """The basis spans an invariant subspace: all its Ritz values are eigenvalues."""
-        self.beta, self.residuals = 0.0, np.zeros(self.j)
+        self.beta = 0.0
+        self._ritz()
         if self.j >= self.k:
             return True
         v = random_unit_vector(self.n, self.op, self.generator)
@@ -173,6 +183,7 @@ class _Run:
         self.j = m
 
     def result(self) -> EigenResult:
+        self._ritz()
         chosen, error = self.wanted, rounding(self.theta, self.op.dtype)
         rows = torch.as_tensor(self.s[:, chosen], dtype=self.op.dtype, device=self.op.device)
         vectors = self.basis[: self.j].T @ rows

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_critical_lr_orders_and_limits(seed, n, outputs, parameters):
     gd = SecondMomentOperator(a, 1.0, 1).lr_gd
     slack = 1 + 1e-8
     for values in limits.values():
-        assert all(x <= y * slack for x, y in zip(values, values[1:], strict=False))
+        assert all(x <= y * slack for x, y in pairwise(values))
         assert values[-1] <= gd * slack
     assert limits["without"][-1] == pytest.approx(gd, rel=1e-8)
     assert limits["bernoulli"][-1] == pytest.approx(gd, rel=1e-8)

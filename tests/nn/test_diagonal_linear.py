@@ -70,7 +70,7 @@ def test_rescaling_units_keeps_the_path_norm_and_the_output(scales, bias):
 
 
 def test_trace_is_least_where_units_are_balanced():
-    # On the sphere of radius sqrt(d), relu(w.x)^2 averages |w|^2 / 2 and the rest d a^2 / 2: balance at |w| = sqrt(d)|a|.
+    # On the sphere of radius sqrt(d) the trace is sum(|w|^2 + d a^2) / 2: balance at |w| = sqrt(d)|a|.
     torch.manual_seed(0)
     net = two_layers()
     x = torch.randn(20000, 4, dtype=torch.float64)

@@ -18,11 +18,11 @@ from poise.report import Figure, Table, Text, line_chart
 _TITLE = "Batch-noise stability"
 _SIGNS = {1: "a typical run leaves", 0: "undecided", -1: "a typical run returns"}
 _MEANING = (
-    "Stable in mean square means that the squared distance from this minimum, averaged over all runs, stays bounded. It "
-    "is the stricter demand: above its limit rare bad batches can blow up the mean while a typical run still returns. "
+    "Stable in mean square means that the squared distance from this minimum, averaged over all runs, stays bounded. "
+    "It is the stricter demand: above its limit rare bad batches can blow up the mean while a typical run returns. "
     "What a typical run does is decided by the sign of the Lyapunov exponent, the mean growth of the logarithm of the "
-    "distance per step. Both describe SGD without momentum close to a minimum that fits every example; further away the "
-    "loss is not quadratic, and neither applies."
+    "distance per step. Both describe SGD without momentum close to a minimum that fits every example; further away "
+    "the loss is not quadratic, and neither applies."
 )
 
 
@@ -137,12 +137,11 @@ def _verdict(stability: SGDStability, lr: float | None) -> str:
     if lr is None:
         return "No learning rate was given; the table says what each batch size bears."
     limit, kind = _present_limit(stability)
-    words = f"At batch size {stability.batch_size} the {kind} is {limit:.3g}; the learning rate {lr:.3g} is {lr / limit:.2g} of it."
+    size = stability.batch_size
+    words = f"At batch size {size} the {kind} is {limit:.3g}; the learning rate {lr:.3g} is {lr / limit:.2g} of it."
     smallest = stability.batch_min(lr)
     if smallest is None:
-        return (
-            f"{words} No batch size is stable at this learning rate: gradient descent's limit is {stability.lr_gd:.3g}."
-        )
+        return f"{words} No batch size is stable there: gradient descent has its limit at {stability.lr_gd:.3g}."
     least = "The smallest stable batch size" if stability.operator is not None else "The smallest the bounds allow"
     return f"{words} {least} at this learning rate is {smallest}."
 

@@ -1,4 +1,4 @@
-"""Coherence of the Hessians of single examples: how much harsher mini-batch noise makes the limit of the learning rate."""
+"""Coherence of the Hessians of single examples: how much mini-batch noise lowers the limit of the learning rate."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ def critical_lr(
 ) -> float | dict[str, float]:
     """Return the learning rate at which SGD stops being stable at the model's present weights.
 
-    ``"gd"`` is the limit of full batches, 2 / largest eigenvalue. ``"exact"`` is the limit in mean square, ``"coherence"``
-    an estimate of it, ``"divergence"`` a bound above which the mean square certainly grows; the last two hold for
-    batches drawn by independent coins and do not depend on ``sampling``. A typical run may survive above all but the
-    first: see :func:`poise.dynamics.lyapunov_exponent`.
+    ``"gd"`` is the limit of full batches, 2 / largest eigenvalue. ``"exact"`` is the limit in mean square,
+    ``"coherence"`` an estimate of it, ``"divergence"`` a bound above which the mean square certainly grows; the last
+    two hold for batches drawn by independent coins and do not depend on ``sampling``. A typical run may survive above
+    all but the first: see :func:`poise.dynamics.lyapunov_exponent`.
 
     Args:
         model: float32 or float64, at a minimum that fits the data.

@@ -114,11 +114,11 @@ class PerExampleFactors:
 
         def rows(parameters: tuple[Tensor, ...], example: Any) -> tuple[Tensor, ...]:
             inputs, along = example
-            _, vjp = torch.func.vjp(lambda p: self._evaluation.outputs_of(inputs, p).reshape(-1), parameters)
+            vjp = torch.func.vjp(lambda p: self._evaluation.outputs_of(inputs, p).reshape(-1), parameters)[1]
             return torch.vmap(lambda v: vjp(v)[0])(along.squeeze(0))
 
         for found in over_examples(rows, point, (batch, cotangents), len(cotangents), len(cotangents)):
-            parts = [part.flatten(2) for part in found]
+            parts = [part.detach().flatten(2) for part in found]  # a parameter that stands still has a graph
             for name, part in zip(self._evaluation.flat.names, parts, strict=True):
                 if not torch.isfinite(part.sum()):
                     raise ValueError(f"gradients of {name!r} are NaN or infinite")
@@ -238,8 +238,8 @@ def per_example_gram(
         needed = len(examples) * rows * factors.parameters * 8
         if needed > max_bytes:
             raise ValueError(
-                f"the factors of {len(examples)} examples take {needed:.2g} bytes, more than max_bytes={max_bytes:.2g}; "
-                "give subsample or sketch"
+                f"the factors of {len(examples)} examples take {needed:.2g} bytes, more than "
+                f"max_bytes={max_bytes:.2g}; give subsample or sketch"
             )
     fitting = max_bytes // (16 * rows * factors.parameters)
     chunks = factors.chunks(examples, probes, max(1, min(chunk_size, fitting)), generator)
@@ -258,7 +258,7 @@ def _sketched_gram(
     own, short, energy = [], [], []
     for parts in chunks:
         parameters = sum(part.shape[2] for part in parts)
-        own.append(sum(torch.bmm(part, part.mT).double() for part in parts).cpu())
+        own.append(torch.stack([torch.bmm(part, part.mT).double() for part in parts]).sum(0).cpu())
         rows, squares = _folded(parts, min(sketch, parameters), torch.Generator().manual_seed(seed))
         short.append(rows.flatten(0, 1).double().cpu())
         energy.append(squares.double().cpu())

@@ -42,8 +42,8 @@ class SGDStability:
         trace: trace of G.
         frobenius: Frobenius norm of G.
         sharpness: largest eigenvalue of G.
-        fourth_moment_ratio: :math:`\frac1n\sum_i \mathrm{tr}\,H_i^2 / (\mathrm{tr}\,G)^2`; with one output at least 1, and
-            1 where all gradients are equally long.
+        fourth_moment_ratio: :math:`\frac1n\sum_i \mathrm{tr}\,H_i^2 / (\mathrm{tr}\,G)^2`; with one output at least 1,
+            and 1 where all gradients are equally long.
         lr_gd: limit of gradient descent, 2 / sharpness.
         lr_trace: 2 / trace, a limit for batches of one; ``None`` for more than one output, where it does not hold.
         lr_moment: moment bound: unstable in mean square above it.

@@ -15,10 +15,10 @@ from poise.nn.path_norm import linear_layers
 def balance_ratio(module: nn.Module) -> float:
     r"""Return how far the weights of successive layers are from balance: at least 1, and 1 at balance.
 
-    Of a diagonal linear network with weights a and b it is :math:`\sum_j (a_j^2 + b_j^2) / (2 \sum_j |a_j b_j|)`; of one
-    of depth D the arithmetic over the geometric mean of the D squares, each summed over j. Of a two-layer network a_j
-    stands for the length of a unit's outgoing and b_j for that of its incoming weights. Gradient descent with a small
-    learning rate keeps :math:`a_j^2 - b_j^2`; the noise of SGD drives the ratio towards 1.
+    Of a diagonal linear network with weights a and b it is :math:`\sum_j (a_j^2 + b_j^2) / (2 \sum_j |a_j b_j|)`; of
+    one of depth D the arithmetic over the geometric mean of the D squares, each summed over j. Of a two-layer network
+    a_j stands for the length of a unit's outgoing and b_j for that of its incoming weights. Gradient descent with a
+    small learning rate keeps :math:`a_j^2 - b_j^2`; the noise of SGD drives the ratio towards 1.
 
     Args:
         module: a :class:`DiagonalLinear`, or an ``nn.Sequential`` of two ``nn.Linear`` layers with a positively

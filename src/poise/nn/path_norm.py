@@ -15,10 +15,10 @@ _TRANSPARENT = (nn.Flatten, nn.Unflatten, nn.Dropout, nn.AlphaDropout)
 def path_norm(module: nn.Module) -> float:
     r"""Return the path norm of a network.
 
-    Of a two-layer network :math:`\sum_j a_j\,\mathrm{relu}(w_j \cdot x)` it is :math:`\sum_j |a_j| |w_j|_2`. More layers:
-    the sum over all paths from a unit of the first layer to an output of the product of absolute weights, each times the
-    Euclidean length of the first unit's weights. A bias counts as the weight of an input that is always 1. Of a
-    :class:`DiagonalLinear` it is :math:`\sum_j |\beta_j|`, the length of its coefficients in the 1-norm.
+    Of a two-layer network :math:`\sum_j a_j\,\mathrm{relu}(w_j \cdot x)` it is :math:`\sum_j |a_j| |w_j|_2`. With more
+    layers, the sum over all paths from a unit of the first layer to an output of the product of absolute weights, each
+    times the Euclidean length of the first unit's weights. A bias counts as the weight of an input that is always 1. Of
+    a :class:`DiagonalLinear` it is :math:`\sum_j |\beta_j|`, the length of its coefficients in the 1-norm.
 
     Args:
         module: a ``DiagonalLinear``, or an ``nn.Sequential`` of ``nn.Linear`` layers with positively homogeneous

@@ -1,0 +1,498 @@
+"""Study of "A Precise Characterization of SGD Stability Using Loss Surface Geometry": coherence, and what is exact.
+
+Three parts. Groups of copies, where the paper's bound is tight and the exact limit has a closed form. Random Hessians,
+where its divergence theorem may not be violated. A tanh network on digits, trained until it fits every example, pushed
+by a millionth and left to SGD at multiples of its exact limit: does it leave?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poise.data import load_digits
+from poise.dynamics import SecondMomentOperator, sgd_lyapunov_exponent
+from poise.dynamics.coherence import coherence_of_gram
+from poise.dynamics.curvature_moments import curvature_moments
+from poise.dynamics.per_example_factors import PerExampleGram
+from poise.evidence import clopper_pearson
+from poise.report import Figure, Table, Text, line_chart
+from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+
+FACTORS = (0.7, 0.95, 1.3, 2.0)
+WIDTH, PUSH, ESCAPED = 30, 1e-6, 1e-6
+_LESSON = "Mean square and typical behaviour"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a budget buys."""
+
+    ensembles: int
+    examples: int
+    batch_sizes: tuple[int, ...]
+    runs: int
+    steps: int
+    train_steps: int
+    lyapunov_steps: int
+
+
+PLANS: Mapping[Budget, Plan] = {
+    "tiny": Plan(40, 20, (1, 20), 3, 300, 40_000, 200),
+    "default": Plan(300, 60, (1, 4, 16, 60), 6, 1500, 40_000, 2000),
+    "full": Plan(3000, 60, (1, 2, 4, 8, 16, 32, 60), 24, 5000, 40_000, 2000),
+}
+
+
+# --- groups of copies, and random Hessians -----------------------------------------------------------------------
+
+
+def gram_of(factors: Float[Tensor, "n outputs parameters"]) -> PerExampleGram:
+    """Return the products of all rows of some factors."""
+    rows = factors.flatten(0, 1)
+    return PerExampleGram(rows @ rows.mT, len(factors), len(factors))
+
+
+def groups_of_copies(n: int, size: int, square: float = 2.0) -> Float[Tensor, "n 1 groups"]:
+    """Return gradients of ``n / size`` orthogonal groups of ``size`` copies, each of squared length ``square``."""
+    groups = torch.eye(n // size, dtype=torch.float64).repeat_interleave(size, 0)
+    return square**0.5 * groups[:, None]
+
+
+def tight_family_error(n: int = 12) -> float:
+    """Return the largest relative distance of the exact limit from its closed form over the family."""
+    errors = []
+    for size in (1, 3, 4, 12):
+        factors = groups_of_copies(n, size)
+        found = coherence_of_gram(gram_of(factors))
+        for batch_size in (1, 4):
+            exact = SecondMomentOperator(factors, 1.0, batch_size, "bernoulli").critical_lr()
+            closed = 2 * size / (2.0 * size / n * (size + n / batch_size - 1))
+            errors += [abs(exact / closed - 1), abs(found.lr_coherence(batch_size) / closed - 1)]
+    return max(errors)
+
+
+def random_factors(rng: np.random.Generator) -> Float[Tensor, "n outputs parameters"]:
+    """Return the factors of a few random Hessians of random rank in a few dimensions."""
+    n, parameters = int(rng.integers(2, 7)), int(rng.integers(1, 4))
+    outputs = int(rng.integers(1, parameters + 1))
+    return torch.from_numpy(rng.standard_normal((n, outputs, parameters)))
+
+
+def divergence_violations(ensembles: int, seed: int) -> tuple[int, list[float]]:
+    """Count random ensembles that are stable above the paper's bound; also exact over estimated limits."""
+    rng = np.random.default_rng(seed)
+    violations, ratios = 0, []
+    for _ in range(ensembles):
+        factors = random_factors(rng)
+        batch_size = int(rng.integers(1, len(factors)))
+        found = coherence_of_gram(gram_of(factors))
+        exact = SecondMomentOperator(factors, 1.0, batch_size, "bernoulli").critical_lr()
+        violations += exact > found.lr_divergence(batch_size) * (1 + 1e-9)
+        ratios.append(exact / found.lr_coherence(batch_size))
+    return violations, ratios
+
+
+# --- a network on digits -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TanhNet:
+    """Networks ``a . tanh(W x + b) + c`` with one flat vector of parameters each, and their data."""
+
+    x: Float[Tensor, "n d"]
+    y: Float[Tensor, " n"]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of W, b, a and c."""
+        return [WIDTH * self.x.shape[1], WIDTH, WIDTH, 1]
+
+    def initial(self, generator: torch.Generator) -> Float[Tensor, " P"]:
+        """Return random weights, output weights large enough that gradient descent comes to rest soon."""
+        scales = [self.x.shape[1] ** -0.5, 0.0, 0.4, 0.0]
+        return torch.cat(
+            [
+                scale * torch.randn(size, generator=generator, dtype=torch.float64)
+                for scale, size in zip(scales, self.sizes, strict=True)
+            ]
+        )
+
+    def residual_and_jacobian(
+        self, theta: Float[Tensor, "runs P"]
+    ) -> tuple[Float[Tensor, "runs n"], Float[Tensor, "runs n P"]]:
+        """Return errors and output gradients of many networks at once."""
+        hidden, a = self._hidden(theta)
+        back = (1 - hidden.square()) * a[:, None]
+        by_weight = (back.unsqueeze(-1) * self.x[:, None]).flatten(2)
+        one = torch.ones(*hidden.shape[:2], 1, dtype=theta.dtype)
+        return self._errors(theta, hidden, a), torch.cat([by_weight, back, hidden, one], dim=2)
+
+    def gradient(self, theta: Float[Tensor, "runs P"], weights: Float[Tensor, "runs n"]) -> Float[Tensor, "runs P"]:
+        """Return the gradients of ``sum_i weights_i (f_i - y_i)^2 / 2``."""
+        hidden, a = self._hidden(theta)
+        error = weights * self._errors(theta, hidden, a)
+        back = error.unsqueeze(-1) * (1 - hidden.square()) * a[:, None]
+        by_weight = (back.mT @ self.x).flatten(1)
+        return torch.cat([by_weight, back.sum(1), (hidden.mT @ error.unsqueeze(-1))[..., 0], error.sum(1, True)], 1)
+
+    def loss(self, theta: Float[Tensor, "runs P"]) -> Float[Tensor, " runs"]:
+        """Return half the mean squared error."""
+        return self._errors(theta, *self._hidden(theta)).square().mean(1) / 2
+
+    def _hidden(self, theta: Tensor) -> tuple[Float[Tensor, "runs n width"], Float[Tensor, "runs width"]]:
+        w, b, a, _ = theta.split(self.sizes, dim=1)
+        return (self.x @ w.view(-1, WIDTH, self.x.shape[1]).mT + b[:, None]).tanh(), a
+
+    def _errors(self, theta: Tensor, hidden: Tensor, a: Tensor) -> Float[Tensor, "runs n"]:
+        return (hidden @ a.unsqueeze(-1))[..., 0] + theta[:, -1:] - self.y
+
+
+def digits_of_two_kinds(n: int, generator: torch.Generator) -> TanhNet:
+    """Return n digits 3, 5 (+1) and 8, 9 (-1), less the mean digit and of length 8."""
+    data = load_digits()
+    chosen = torch.isin(data.targets, torch.tensor([3, 5, 8, 9])).nonzero()[:, 0]
+    x, y = data.inputs[chosen].double(), torch.where(data.targets[chosen] < 6, 1.0, -1.0).double()
+    x = x - x.mean(0)
+    drawn = torch.randperm(len(chosen), generator=generator)[:n]
+    return TanhNet(8 * x[drawn] / x[drawn].norm(dim=1, keepdim=True), y[drawn])
+
+
+def minimum(net: TanhNet, generator: torch.Generator, steps: int, lr: float = 0.02) -> Float[Tensor, " P"]:
+    """Return weights at which gradient descent fits every example, to a loss of 1e-20.
+
+    Raises:
+        RuntimeError: if it does not within ``steps``.
+    """
+    theta = net.initial(generator)[None]
+    full = torch.full((1, len(net.y)), 1 / len(net.y), dtype=torch.float64)
+    for step in range(steps):
+        theta = theta - lr * net.gradient(theta, full)
+        if step % 100 == 99 and net.loss(theta).item() < 1e-20:
+            return theta[0]
+    raise RuntimeError(f"gradient descent reached a loss of {net.loss(theta).item():.1e} in {steps} steps, not 1e-20")
+
+
+def escapes(
+    net: TanhNet,
+    at: Float[Tensor, " P"],
+    lrs: Sequence[float],
+    batch_size: int,
+    runs: int,
+    steps: int,
+    generator: torch.Generator,
+) -> list[int]:
+    """Count the runs of SGD that leave the minimum, for each learning rate."""
+    lr = torch.tensor(lrs, dtype=torch.float64).repeat_interleave(runs)[:, None]
+    push = torch.randn(len(lr), len(at), generator=generator, dtype=torch.float64)
+    theta = at + PUSH * push / push.norm(dim=1, keepdim=True)
+    gone = torch.zeros(len(lr), dtype=torch.bool)
+    for step in range(steps):
+        drawn = torch.rand(len(lr), len(net.y), generator=generator).topk(batch_size, dim=1).indices
+        weights = torch.zeros(len(lr), len(net.y), dtype=torch.float64).scatter_(1, drawn, 1 / batch_size)
+        theta = theta - lr * net.gradient(theta, weights)
+        if step % 50 == 49 or step == steps - 1:
+            gone |= ~(net.loss(theta) <= ESCAPED)  # NaN is gone too
+            theta = torch.where(gone[:, None], at, theta)  # what left stays counted and cannot overflow
+    return gone.view(len(lrs), runs).sum(1).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits at one minimum and batch size, and what runs did."""
+
+    seed: int
+    batch_size: int
+    exact: float
+    coherence: float
+    moment: float
+    trace: float
+    gd: float
+    sigma: float
+    escaped: dict[float, int]
+    lyapunov: dict[float, float]
+
+
+def _measure_net(seed: int, plan: Plan) -> list[Limits]:
+    generator = torch.Generator().manual_seed(seed)
+    net = digits_of_two_kinds(plan.examples, generator)
+    at = minimum(net, generator, plan.train_steps)
+    factors = net.residual_and_jacobian(at[None])[1][0][:, None]
+    gram = gram_of(factors)
+    found, moments = coherence_of_gram(gram), curvature_moments(gram)
+    operator = SecondMomentOperator(factors, 1.0, 1)
+    out = []
+    for batch_size in plan.batch_sizes:
+        exact = operator.at(batch_size=batch_size).critical_lr()
+        lrs = [factor * exact for factor in FACTORS]
+        counts = escapes(net, at, lrs, batch_size, plan.runs, plan.steps, generator)
+        exponents = [
+            sgd_lyapunov_exponent(
+                operator.at(lr=lr, batch_size=batch_size), steps=plan.lyapunov_steps, generator=generator
+            ).value
+            for lr in lrs
+        ]
+        out.append(
+            Limits(
+                seed,
+                batch_size,
+                exact,
+                found.lr_coherence(batch_size),
+                moments.lr_bound(batch_size, "without"),
+                2 / moments.trace,
+                found.lr_gd,
+                found.sigma,
+                dict(zip(FACTORS, counts, strict=True)),
+                dict(zip(FACTORS, exponents, strict=True)),
+            )
+        )
+    return out
+
+
+# --- the experiment ----------------------------------------------------------------------------------------------
+
+
+def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
+    """Run all three parts."""
+    plan = PLANS[budget]
+    progress(0.0, "groups of copies")
+    error = tight_family_error()
+    violations = 0
+    ratios: list[float] = []
+    for i, seed in enumerate(seeds):
+        progress(0.05 + 0.15 * i / len(seeds), "random Hessians")
+        found, more = divergence_violations(plan.ensembles // len(seeds), seed)
+        violations, ratios = violations + found, ratios + more
+    limits: list[Limits] = []
+    for i, seed in enumerate(seeds):
+        progress(0.2 + 0.8 * i / len(seeds), f"digits, network {i + 1}")
+        limits += _measure_net(seed, plan)
+    progress(1.0, "done")
+    claims = {
+        "tight": Measured(f"largest relative error {error:.1e}", {"error": error}),
+        "divergence": Measured(
+            f"{violations} of {len(ratios)} random ensembles", {"violations": violations, "ensembles": len(ratios)}
+        ),
+        "mean-square": _stability_claim(limits, plan),
+        "coherence": _coherence_claim(limits),
+        "gd": _gd_claim(limits, plan),
+    }
+    blocks: list[Text | Table | Figure] = [
+        _lesson(limits, plan),
+        _figure(limits, seeds[0]),
+        _limit_table(limits),
+        _escape_table(limits, plan),
+        _ratio_text(ratios),
+    ]
+    one = [limit for limit in limits if limit.batch_size == 1]
+    overstated = np.mean([limit.gd / limit.exact for limit in one])
+    summary = (
+        f"At single-example batches 2 / sharpness overstates the learning rate that is stable in mean square "
+        f"{overstated:.1f} times; the coherence estimate is off by a factor of at most "
+        f"{max(_off(limit) for limit in limits):.2f} over all batch sizes. {claims['mean-square'].ours}."
+    )
+    return Measurement(claims, summary, blocks, _figure(limits, seeds[0]).figure)
+
+
+def _off(limit: Limits) -> float:
+    return max(limit.coherence / limit.exact, limit.exact / limit.coherence)
+
+
+def _stability_claim(limits: Sequence[Limits], plan: Plan) -> Measured:
+    below = sum(limit.escaped[f] for limit in limits for f in (0.7, 0.95))
+    far_below = sum(limit.escaped[0.7] for limit in limits)
+    single = [limit.escaped[1.3] / plan.runs for limit in limits if limit.batch_size == 1]
+    total = len(single) * plan.runs
+    low, high = clopper_pearson(round(sum(single) * plan.runs), total)
+    ours = (
+        f"{below} of {2 * len(limits) * plan.runs} runs left at 0.95 of the exact limit or less; at 1.3 times and "
+        f"batch size 1, {np.mean(single):.0%} [{low:.0%}, {high:.0%}] left"
+    )
+    numbers = {"escaped_below": below, "escaped_far_below": far_below, "least_share_above": min(single)}
+    return Measured(ours, numbers)
+
+
+def _coherence_claim(limits: Sequence[Limits]) -> Measured:
+    worst = max(_off(limit) for limit in limits)
+    return Measured(f"within a factor of {worst:.2f} over {len(limits)} cases", {"worst_factor": worst})
+
+
+def _gd_claim(limits: Sequence[Limits], plan: Plan) -> Measured:
+    one = [limit for limit in limits if limit.batch_size == 1]
+    numbers = {
+        "gd": float(np.mean([limit.gd / limit.exact for limit in one])),
+        "trace": float(np.mean([limit.trace / limit.exact for limit in one])),
+        "coherence": float(np.mean([_off(limit) for limit in one])),
+    }
+    ours = f"2/sharpness {numbers['gd']:.1f} times too large, 2/trace {numbers['trace']:.2f} times, coherence estimate "
+    return Measured(f"{ours}off by {numbers['coherence']:.2f} times, at batch size 1", numbers)
+
+
+def _lesson(limits: Sequence[Limits], plan: Plan) -> Text:
+    above = [(limit, factor) for limit in limits for factor in FACTORS if factor > 1]
+    returning = [(limit, factor) for limit, factor in above if limit.lyapunov[factor] < 0]
+    words = (
+        "The limits are of the mean square. Above them the average over runs explodes, which rare bad batches can do "
+        "alone: whether a typical run leaves is decided by the sign of the Lyapunov exponent. Above the exact limit it "
+        f"is negative in {len(returning)} of {len(above)} cases here"
+    )
+    if not returning:
+        return Text(f"{words}: at these minima mean square and typical behaviour part nowhere.", _LESSON)
+    stayed = sum(plan.runs - limit.escaped[factor] for limit, factor in returning)
+    return Text(f"{words}, and in these {stayed} of {len(returning) * plan.runs} runs stayed.", _LESSON)
+
+
+def _figure(limits: Sequence[Limits], seed: int) -> Figure:
+    of = [limit for limit in limits if limit.seed == seed]
+    sizes = np.array([limit.batch_size for limit in of], dtype=float)
+    names = {
+        "exact": "exact",
+        "coherence": "coherence estimate",
+        "moment": "moment bound",
+        "gd": "2 / sharpness",
+    }
+    curves = {label: (sizes, np.array([getattr(limit, name) for limit in of])) for name, label in names.items()}
+    figure = line_chart("Limit of the learning rate over batch size", curves, "batch size", "learning rate", log_y=True)
+    figure.figure.update_xaxes(type="log")
+    return figure
+
+
+def _limit_table(limits: Sequence[Limits]) -> Table:
+    columns = [
+        "Network",
+        "Batch size",
+        "Exact",
+        "Coherence estimate",
+        "Moment bound",
+        "2/trace",
+        "2/sharpness",
+        "Sigma",
+    ]
+    rows = [
+        [
+            x.seed,
+            x.batch_size,
+            x.exact,
+            x.coherence,
+            x.moment,
+            x.trace if x.batch_size == 1 else None,
+            x.gd,
+            x.sigma,
+        ]
+        for x in limits
+    ]
+    caption = "Batches without replacement; the coherence estimate is of batches by independent coins."
+    return Table("Limits of the learning rate", columns, rows, caption)
+
+
+def _escape_table(limits: Sequence[Limits], plan: Plan) -> Table:
+    rows = [
+        [limit.seed, limit.batch_size, factor, limit.escaped[factor], limit.lyapunov[factor]]
+        for limit in limits
+        for factor in FACTORS
+    ]
+    columns = ["Network", "Batch size", "lr over exact limit", f"Left, of {plan.runs}", "Lyapunov exponent"]
+    caption = (
+        f"Pushed by {PUSH:g}, {plan.steps} steps; left: loss above {ESCAPED:g} at one of the checks, every 50 steps."
+    )
+    return Table("Who leaves", columns, rows, caption)
+
+
+def _ratio_text(ratios: Sequence[float]) -> Text:
+    low, median, high = np.quantile(ratios, [0, 0.5, 1])
+    return Text(
+        f"Over {len(ratios)} random ensembles the exact limit is {low:.3f} to {high:.3f} times the coherence estimate, "
+        f"median {median:.3f}.",
+        "How good the estimate is on random Hessians",
+    )
+
+
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+def judge_tight(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by the distance from the closed form."""
+    return "reproduced" if n["error"] <= 1e-10 else "refuted"
+
+
+def judge_divergence(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by violations: a theorem has none."""
+    return "reproduced" if n["violations"] == 0 else "refuted"
+
+
+def judge_mean_square(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by who leaves below and above the exact limit."""
+    if n["escaped_far_below"] > 0:
+        return "refuted"
+    return "reproduced" if n["escaped_below"] == 0 and n["least_share_above"] >= 5 / 6 else "partly"
+
+
+def judge_coherence(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by the worst factor."""
+    return "reproduced" if n["worst_factor"] <= 1.6 else "partly" if n["worst_factor"] <= 3 else "refuted"
+
+
+def judge_gd(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by which rule is nearest to the exact limit."""
+    if n["gd"] <= n["coherence"]:
+        return "refuted"
+    return "reproduced" if n["coherence"] < min(n["gd"], n["trace"]) else "partly"
+
+
+CLAIMS = (
+    Claim(
+        "tight",
+        "For orthogonal groups of identical examples the coherence formula is the exact limit.",
+        "near-optimality theorem",
+        "Reproduced if exact limit, formula and closed form agree to 1e-10 for all group and batch sizes.",
+        judge_tight,
+    ),
+    Claim(
+        "divergence",
+        "Above min(2, sigma (n/B - 1)^-1/2) / sharpness SGD diverges in mean square.",
+        "divergence theorem",
+        "Reproduced if no random ensemble is stable above it, refuted by one.",
+        judge_divergence,
+    ),
+    Claim(
+        "mean-square",
+        "A network at an interpolating minimum stays below its exact limit, and leaves above it at batch size 1.",
+        "boundary seen on synthetic quadratics",
+        "Reproduced if no run leaves at 0.95 of the limit or less, at any batch size, and at least 5 of 6 leave at 1.3 "
+        "times for each network at batch size 1. Refuted if one leaves at 0.7.",
+        judge_mean_square,
+    ),
+    Claim(
+        "coherence",
+        "Coherence, sharpness, batch size and n suffice to estimate the limit.",
+        "near-optimality theorem",
+        "Reproduced if the estimate is within a factor of 1.6 of the exact limit for all networks and batch sizes, "
+        "refuted beyond 3.",
+        judge_coherence,
+    ),
+    Claim(
+        "gd",
+        "The full-batch rule 2 / sharpness is far too permissive for small batches.",
+        "motivation of the paper",
+        "Batch size 1. Reproduced if the coherence estimate is nearer to the exact limit than 2 / sharpness and 2 / "
+        "trace, refuted if 2 / sharpness is nearer.",
+        judge_gd,
+    ),
+)
+
+STUDY = Study(
+    slug="sgd-stability-geometry",
+    title="Does the coherence of examples tell where SGD becomes unstable?",
+    room="dynamics",
+    paper=Paper(
+        "A Precise Characterization of SGD Stability Using Loss Surface Geometry", "Dexter et al.", 2024, "2401.12332"
+    ),
+    claims=CLAIMS,
+    seeds={"tiny": 2, "default": 3, "full": 5},
+    measure=measure,
+)

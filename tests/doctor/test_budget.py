@@ -65,8 +65,8 @@ def test_a_loan_is_paid_back(clock):
     assert budget.share > 0.2
     spend_all(budget, clock, 20.0)
     assert 0.03 < budget.share < 0.04
-    spend_all(budget, clock, 100.0)
-    assert 0.026 < budget.share < 0.03
+    spend_all(budget, clock, 300.0)
+    assert 0.026 < budget.share < 0.028
 
 
 @given(seconds=st.floats(0.0, 200.0), overhead=st.floats(0.001, 1.0), loan=st.floats(0.0, 10.0))
@@ -89,8 +89,8 @@ def test_a_loan_after_a_trigger_is_there_whatever_was_spent_and_is_paid_back_too
     budget.lend(0.1)
     assert budget.allows(0.0999)
     assert not budget.allows(0.101)
-    spend_all(budget, clock, 600.0)
-    assert budget.share < 0.035
+    spend_all(budget, clock, 1500.0)
+    assert budget.share < 0.03
 
 
 def test_time_before_the_start_is_setup_and_not_spent():

@@ -8,7 +8,7 @@ import time
 # Shares of the overhead: a tenth is kept back for what cannot be timed from inside (the dispatch of hooks, colder
 # caches), and close looks get a part in any case.
 _ALL, _LOOKS = 0.9, 0.3
-_INSTALMENTS = 3.0  # a loan is paid back this many times more slowly than the whole allowance would
+_INSTALMENTS = 10.0  # a loan is paid back this many times more slowly than the whole allowance could
 
 
 class Budget:
@@ -16,8 +16,8 @@ class Budget:
 
     The watch reports every second that it spends (:attr:`spent`). What it may have spent after ``t`` seconds of the
     run is ``overhead * t`` plus a small loan, so that the first steps of a run, which decide so often, and the steps
-    after a trigger are seen densely. The loan is paid back: what is left of it falls exponentially, within a minute or
-    so at 3 %, and a long run keeps to its share.
+    after a trigger are seen densely. The loan is paid back: what is left of it falls exponentially, to half within a
+    minute at 3 %, and a long run keeps to its share.
 
     Args:
         overhead: share of the run's own time that watching may cost, in (0, 1]; 0.03 is 3 %.
@@ -62,8 +62,7 @@ class Budget:
 
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
-        debt = self.spent - self._rate * self._own
-        self._loan, self._lent_at = max(self.loan, debt) + seconds, self._own
+        self._loan, self._lent_at = max(self.loan, -self._allowance) + seconds, self._own
 
     @property
     def elapsed(self) -> float:
@@ -71,13 +70,15 @@ class Budget:
         return time.perf_counter() - self._started
 
     def allows(self, cost: float) -> bool:
-        """Return whether ``cost`` more seconds may be spent on looking closely now.
+        """Return whether ``cost`` more seconds may be spent on looking closely now."""
+        return cost <= self._allowance + self.loan
 
-        A part of the allowance is set aside for it: what every step costs must not starve it.
-        """
+    @property
+    def _allowance(self) -> float:
+        """Seconds that looking closely has earned and not spent; what every step costs must not starve it."""
         unspent = self._rate * self._own - self.spent
         set_aside = _LOOKS * self.overhead * self._own - self.looked
-        return cost <= max(unspent + self.loan, set_aside)
+        return max(unspent, set_aside)
 
     def every(self, cost: float, step_seconds: float, share: float = 0.25) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""

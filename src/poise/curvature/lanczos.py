@@ -13,10 +13,7 @@ from poise.curvature.linear_operator import LinearOperator
 from poise.curvature.orthogonal import ASYMMETRY, AsymmetryError, orthogonalize, random_unit_vector
 from poise.curvature.ritz import rounding, select
 
-RISK = 5.0
-"""Accepted probability that a cold start overlooks an eigenvalue, in units of the tolerance."""
-
-LEAST_RISK, MOST_RISK = 2e-3, 0.2
+LEAST_RISK, MOST_RISK = 1e-3, 0.2
 
 WARM_NOISE = 0.01
 """Share of a random vector in a warm start, without which an eigenvector that is new would stay unseen."""
@@ -39,8 +36,7 @@ def lanczos(
     best Ritz vectors and the last vector begin the next one.
 
     The run ends when every residual, which bounds the error, is below ``tol`` times its value and, for a cold start,
-    the probability that an eigenvalue was overlooked is below ``5 tol``, but no less than 0.2 % (see
-    :mod:`poise.curvature.false_convergence`).
+    the probability that an eigenvalue was overlooked is below :func:`accepted_risk` (0.1 % at the default tolerance).
     (The usual bound residual^2 / gap is not taken: the gap between Ritz values does not show a cluster that is narrower
     than the residual.) ``error_bounds`` are never below ``tol`` times the value, within which nothing unseen is looked
     for. One vector sees one copy of a multiple eigenvalue; :func:`poise.curvature.block_davidson` sees them all.
@@ -80,6 +76,17 @@ FAR = 100.0
 """With residuals this many times too large, the next step is not looked at."""
 
 
+def accepted_risk(tol: float) -> float:
+    """Return the accepted probability that a cold start overlooks an eigenvalue, more for a rough answer.
+
+    See :mod:`poise.curvature.false_convergence`.
+
+    Args:
+        tol: relative tolerance of the values.
+    """
+    return min(max(300 * tol**2, LEAST_RISK), MOST_RISK)
+
+
 class _Run:
     """State of one run: basis rows q_1 .. q_{j+1}, projected matrix, Ritz pairs."""
 
@@ -101,7 +108,7 @@ class _Run:
     def start(self, v0: Tensor | None) -> None:
         v = random_unit_vector(self.n, self.op, self.generator)
         if v0 is None:
-            self.needed = needed_growth(self.n, min(max(RISK * self.tol, LEAST_RISK), MOST_RISK))
+            self.needed = needed_growth(self.n, accepted_risk(self.tol))
         else:
             v = v0 / torch.linalg.vector_norm(v0) + WARM_NOISE * v
             v /= torch.linalg.vector_norm(v)

@@ -33,7 +33,7 @@ def test_measures_the_largest_eigenvalue_of_the_full_hessian():
 
     start = torch.cat([p.detach().flatten() for p in params.values()])
     top = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, start))[-1]
-    assert run.sharpness[0] == pytest.approx(float(top), rel=2e-3)
+    assert run.sharpness[0] == pytest.approx(float(top), rel=study.TOLERANCE)
     assert run.steps.tolist() == [0, 2, 4]
     assert run.losses[-1] < run.losses[0]
 

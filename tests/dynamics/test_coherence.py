@@ -138,6 +138,7 @@ def test_coherence_of_a_model_and_of_some_of_its_parameters():
 # --- samples, signs and sketches -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased():
     model, loss_fn, data = problem(n=20, width=60)
     factors = PerExampleFactors(model, loss_fn, data)

@@ -134,7 +134,7 @@ class SecondMomentOperator:
         Args:
             tol: largest error; the usual one is far smaller.
         """
-        return _top_eigenvalue(self.matvec, torch.eye(self.rank, dtype=torch.float64), tol)
+        return _top_eigenvalue(self.matvec, torch.eye(self.rank, dtype=torch.float64), tol, basis=40)
 
     def critical_lr(self, tol: float = 1e-10) -> float:
         """Return the largest learning rate that is stable in mean square; the operator's own does not enter.
@@ -260,11 +260,13 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[keep], vectors[:, keep].contiguous()
 
 
-def _top_eigenvalue(apply: Callable[[Tensor], Tensor], start: Float[Tensor, "rank rank"], tol: float) -> float:
+def _top_eigenvalue(
+    apply: Callable[[Tensor], Tensor], start: Float[Tensor, "rank rank"], tol: float, basis: int = 10
+) -> float:
     """Return the largest eigenvalue of a symmetric map of symmetric matrices.
 
     The map keeps positive semidefinite matrices so, and then its top eigenmatrix is one. A positive definite
-    ``start`` cannot be orthogonal to it.
+    ``start`` cannot be orthogonal to it. Lanczos keeps ``basis`` matrices.
     """
     rank = start.shape[0]
     if rank <= _DENSE_RANK:
@@ -276,7 +278,8 @@ def _top_eigenvalue(apply: Callable[[Tensor], Tensor], start: Float[Tensor, "ran
         return ((out + out.mT) / 2).flatten().numpy()
 
     operator = ScipyOperator((rank**2, rank**2), matvec=product, dtype=np.float64)
-    values = eigsh(operator, k=1, which="LA", v0=start.flatten().numpy(), tol=tol, return_eigenvectors=False)
+    v0 = start.flatten().numpy()
+    values = eigsh(operator, k=1, which="LA", v0=v0, ncv=basis, tol=tol, return_eigenvectors=False)
     return float(values[0])
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import nn
 
-from poise.curvature import GGN
+from poise.curvature import GGN, eigs
 from poise.dynamics.coherence import Coherence, coherence_of_gram
 from poise.dynamics.curvature_moments import CurvatureMoments, curvature_moments, lr_bound_error
 from poise.dynamics.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
@@ -185,7 +184,7 @@ def sgd_stability(
     else:
         gram = _estimated_gram(factors, subsample, chunk_size, max_bytes, generator)
         operator, found = None, None
-        top = _sharpness(model, loss_fn, data, params, generator) if sharpness is None else sharpness
+        top = _sharpness(model, loss_fn, data, params) if sharpness is None else sharpness
     moments = curvature_moments(gram)
     return SGDStability(
         n=factors.n,
@@ -201,7 +200,7 @@ def sgd_stability(
         lr_trace=2.0 / moments.trace if factors.outputs == 1 else None,
         lr_moment=moments.lr_bound(batch_size, sampling),
         lr_moment_se=lr_bound_error(gram, batch_size, sampling),
-        lr_exact=None if operator is None else operator.critical_lr(tol=1e-8),
+        lr_exact=None if operator is None else operator.critical_lr(tol=1e-6),
         interpolation_gap=gap,
         approximate=gap > interpolation_tol,
         used=gram.used,
@@ -235,9 +234,6 @@ def _estimated_gram(
     )
 
 
-def _sharpness(
-    model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str] | None, generator: torch.Generator | None
-) -> float:
+def _sharpness(model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str] | None) -> float:
     ggn = GGN(model, loss_fn, data, params)
-    start = torch.randn(ggn.shape[0], generator=generator or torch.Generator().manual_seed(0)).numpy()
-    return float(eigsh(ggn.to_scipy(), k=1, which="LA", tol=1e-2, v0=start, return_eigenvectors=False)[0])
+    return float(eigs(ggn, tol=1e-2, generator=torch.Generator(ggn.device).manual_seed(0)).values[0])

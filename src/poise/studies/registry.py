@@ -11,6 +11,7 @@ from poise.studies.study import Study
 STUDIES: dict[str, str] = {
     "adamp": "Does momentum inflate the norm of scale-invariant weights, and do tangential steps cure it?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
+    "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "fair-coins": "Do fair coins land on the side they started from?",
     "gfs-sharpness": "Does gradient descent lower the sharpness of gradient-flow solutions?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",

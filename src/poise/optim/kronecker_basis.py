@@ -41,6 +41,8 @@ def accumulate_gram(
 
 def symmetric(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return Gram matrices with both triangles, from their lower ones."""
+    if gram.shape[-1] <= _PANEL:  # a single panel is a whole matrix
+        return gram
     return gram.tril() + gram.tril(-1).mT
 
 

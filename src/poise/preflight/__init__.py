@@ -2,22 +2,30 @@
 
 from poise.preflight.forecast_signal import SignalForecast, forecast_signal
 from poise.preflight.lr_curve import LRCurve
+from poise.preflight.lr_range_test import LRRangeTest, lr_range_test
 from poise.preflight.lr_report import lr_figure, lr_report
 from poise.preflight.lr_sensitivity import LRSensitivity, lr_sensitivity
+from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
 from poise.preflight.max_trainable_lr import MaxTrainableLR, max_trainable_lr
 from poise.preflight.sweep import SweepPoint, SweepResult, sweep
 
 __all__ = [
     "LRCurve",
+    "LRRangeCurve",
+    "LRRangeTest",
     "LRSensitivity",
+    "LRSuggestion",
     "MaxTrainableLR",
+    "NoSuggestion",
     "SignalForecast",
     "SweepPoint",
     "SweepResult",
     "forecast_signal",
     "lr_figure",
+    "lr_range_test",
     "lr_report",
     "lr_sensitivity",
     "max_trainable_lr",
+    "suggest_lr",
     "sweep",
 ]

@@ -309,6 +309,34 @@ def test_lifting_decides_the_first_basis_of_a_null_space():
     )
 
 
+@pytest.mark.parametrize("options", [{}, {"max_precond_dim": 1}, {"one_sided": True}])
+def test_memory_layout_of_gradients_and_state_does_not_matter(options):
+    shapes = ((4, 6), (2, 3, 4, 2))
+    ours, strided, grads = weights(shapes), weights(shapes), gradients(shapes, 12)
+    a, b = SOAP(ours, precondition_frequency=3, **options), SOAP(strided, precondition_frequency=3, **options)
+    train(a, ours, grads)
+    for i, step in enumerate(grads):
+        for p, g in zip(strided, step, strict=True):
+            p.grad = g.mT.contiguous().mT if p.dim() == 2 else g.to(memory_format=torch.channels_last)
+        b.step()
+        if i == 5:
+            state = copy.deepcopy(b.state_dict())
+            state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].mT.contiguous().mT
+            b.load_state_dict(state)
+    torch.testing.assert_close(values(ours), values(strided), rtol=0, atol=1e-6)
+
+
+def test_factored_matrices_without_bases_stand_beside_vectors():
+    shapes = ((6, 4), (5,), (3, 3))
+    params, grads = weights(shapes), gradients(shapes, 8)
+    oracles = [Oracle(p.detach(), factored=True, limit=1) for p in params]
+    train(SOAP(params, factored=True, max_precond_dim=1), params, grads)
+    for step in grads:
+        for o, g in zip(oracles, step, strict=True):
+            o.step(g)
+    torch.testing.assert_close(values(params), [o.w for o in oracles], rtol=0, atol=1e-11)
+
+
 # --- layouts and schedules ---------------------------------------------------------------------------------------
 
 

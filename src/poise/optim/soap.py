@@ -298,7 +298,7 @@ def _loaded(name: str, value: Any, p: Tensor) -> Any:
     """Return a saved value on the parameter's device, in the state's own precision."""
     if not isinstance(value, Tensor) or name == "step":
         return value
-    loaded = value.to(device=p.device, dtype=_precision(p))
+    loaded = value.to(device=p.device, dtype=_precision(p)).contiguous()
     if name.startswith("basis_") and kronecker_basis.departure_from_orthogonality(loaded).item() > 1e-3:
         return kronecker_basis.orthogonalize(loaded)  # it was saved in a lower precision
     return loaded

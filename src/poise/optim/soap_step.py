@@ -45,7 +45,8 @@ class Part:
     @property
     def kind(self) -> Hashable:
         """What parts of a batch have in common; parts without bases are never stacked and may differ in shape."""
-        return self.layout if self.layout.axes else None, self.param.dtype, self.grad.device, self.step
+        layout = self.layout if self.layout.axes else None
+        return layout, self.param.dtype, self.grad.device, self.step, "exp_avg_sq_row" in self.state
 
     @property
     def batch_size(self) -> int:
@@ -112,20 +113,17 @@ def accumulate_grams(batch: list[Part], beta: float) -> None:
 
 def move(batch: list[Part], group: Mapping[str, Any]) -> None:
     """Update both moments and the parameters of a batch by the settings of its group."""
-    beta1, beta2 = group["betas"]
     bases = _stacked_bases(batch)
     grads = _in_bases(kronecker_basis.rotate, [part.grad for part in batch], bases)
-    averages = [part.state["exp_avg"] for part in batch]
-    torch._foreach_lerp_(averages, grads, 1 - beta1)
-    roots = _root_second_moments(batch, grads, beta2)
-    torch._foreach_add_(roots, group["eps"])
-    directions = _in_bases(kronecker_basis.rotate_back, list(torch._foreach_div(averages, roots)), bases)
+    factored = "exp_avg_sq_row" in batch[0].state
+    directions = (_factored_directions if factored else _adam_directions)(batch, grads, group)
+    directions = _in_bases(kronecker_basis.rotate_back, directions, bases)
     updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
     if group["normalize_grads"]:
         torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
-    lr, step = float(group["lr"]), batch[0].step
-    rate = lr * sqrt(1 - beta2**step) / (1 - beta1**step) if group["correct_bias"] else lr
-    _add([part.param for part in batch], updates, -rate, 1 - lr * group["weight_decay"])
+    lr, (first, second) = float(group["lr"]), _bias_corrections(batch, group)
+    rate = lr * second / first if group["correct_bias"] else lr
+    _add([part.param for part in batch], updates, rate, 1 - lr * group["weight_decay"])
 
 
 def refresh(axes: Iterable[RotatedAxis], group: Mapping[str, Any]) -> None:
@@ -184,18 +182,54 @@ def _write(targets: list[Tensor], stack: Float[Tensor, "*batch *shape"]) -> None
     torch._foreach_copy_(targets, _unstacked(stack, targets))
 
 
-def _root_second_moments(batch: list[Part], grads: list[Tensor], beta2: float) -> list[Tensor]:
-    """Average the squares of rotated gradients in, and return the root of the second moment."""
-    if "exp_avg_sq_row" in batch[0].state:
-        return [_factored_root(part.state, grad, beta2) for part, grad in zip(batch, grads, strict=True)]
-    squares = [part.state["exp_avg_sq"] for part in batch]
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-    return list(torch._foreach_sqrt(squares))
+def _bias_corrections(batch: list[Part], group: Mapping[str, Any]) -> tuple[float, float]:
+    """Return by how much the mean, and the root of the second moment, are too small for having begun at zero."""
+    (beta1, beta2), step = group["betas"], batch[0].step
+    return 1 - beta1**step, sqrt(1 - beta2**step)
+
+
+def _adam_directions(batch: list[Part], grads: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    r"""Update both moments, and return :math:`-m / (\sqrt v + \epsilon)`.
+
+    Torch's fused kernel does it in one pass over memory: it takes a step of Adam from zero, at the rate and epsilon
+    that cancel its bias corrections.
+    """
+    grads = [grad.contiguous() for grad in grads]  # the kernel disregards strides
+    directions = [torch.zeros_like(grad) for grad in grads]
+    averages, squares = ([part.state[name] for part in batch] for name in ("exp_avg", "exp_avg_sq"))
+    step = torch.full((), float(batch[0].step), device=grads[0].device)
+    first, second = _bias_corrections(batch, group)
+    torch._fused_adam_(
+        directions,
+        grads,
+        averages,
+        squares,
+        [],
+        [step] * len(batch),
+        lr=first / second,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=0.0,
+        eps=group["eps"] / second,
+        amsgrad=False,
+        maximize=False,
+    )
+    return directions
+
+
+def _factored_directions(batch: list[Part], grads: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    r"""Do the same with Adafactor's second moment :math:`r c^T / \sum r`, from sums of squares by row and column."""
+    beta1, beta2 = group["betas"]
+    averages = [part.state["exp_avg"] for part in batch]
+    torch._foreach_lerp_(averages, grads, 1 - beta1)
+    roots = [_factored_root(part.state, grad, beta2) for part, grad in zip(batch, grads, strict=True)]
+    torch._foreach_add_(roots, group["eps"])
+    directions = torch._foreach_div(averages, roots)
+    torch._foreach_neg_(directions)
+    return list(directions)
 
 
 def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta2: float) -> Float[Tensor, "m n"]:
-    r"""Adafactor's estimate :math:`\sqrt{r c^T / \sum r}` from the sums of squares over rows and columns."""
     rows, columns, square = state["exp_avg_sq_row"], state["exp_avg_sq_col"], grad.square()
     rows.lerp_(square.sum(1), 1 - beta2)
     columns.lerp_(square.sum(0), 1 - beta2)

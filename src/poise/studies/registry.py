@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "fair-coins": "Do fair coins land on the side they started from?",
     "gfs-sharpness": "Does gradient descent lower the sharpness of gradient-flow solutions?",
+    "l2-normalization": "Does weight decay of normalised weights do more than set a learning rate?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
     "sgd-dynamical-stability": "Does a large learning rate keep SGD at flat minima that generalise?",

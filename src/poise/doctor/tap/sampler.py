@@ -30,6 +30,15 @@ class Sampler:
         self._spent_before = 0.0
         self._seconds = 0.002  # what a look costs, smoothed
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether something stood out within the last steps."""
+        return self._burst > 0
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count ``seconds`` as part of what the current look costs: what took them has a share of its own."""
+        self._spent_before += seconds
+
     def expect(self, optimizer: int) -> None:
         """Keep the current look going until this optimizer has stepped."""
         self._to_see.add(optimizer)
@@ -52,7 +61,7 @@ class Sampler:
             if not self._to_see or step - self._last > 2 * len(optimizers):
                 self._stop()
         # The loan has to last for the first hundreds of steps: hence the widening.
-        wait = 1 if self._burst else min(_WIDEST, max(1, step // 5))
+        wait = 1 if self._burst else min(_WIDEST, max(1, step // 4))
         if not self.looking and step - self._last >= wait and self.budget.allows(self._seconds):
             self._start(step, optimizers)
         return self.looking

@@ -31,6 +31,13 @@ from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_sta
 from poise.dynamics.smoothness import Smoothness, check_smoothness
 from poise.dynamics.squared_regression import SquaredRegression
 from poise.dynamics.stability import StabilityReport, stability
+from poise.dynamics.starvation import (
+    decoupled_fixed_point,
+    ntk_features,
+    responses,
+    ridge_fixed_point,
+    sensitivity,
+)
 from poise.dynamics.system import System, central_difference
 from poise.dynamics.trajectory import Trajectory, classify
 
@@ -69,6 +76,7 @@ __all__ = [
     "coherence",
     "critical_lr",
     "decay_rate",
+    "decoupled_fixed_point",
     "distance_to_edge",
     "edge",
     "expected_ntk_acceleration",
@@ -81,10 +89,14 @@ __all__ = [
     "lyapunov_of_product",
     "momentum_edge",
     "nesterov_edge",
+    "ntk_features",
     "optimizer_map",
+    "responses",
     "reversible_reaction",
+    "ridge_fixed_point",
     "sam_edge",
     "sam_normalized",
+    "sensitivity",
     "sgd_lyapunov_exponent",
     "sgd_stability",
     "stability",

@@ -7,6 +7,7 @@ from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNorm
 from poise.nn.logit_scale import transplant_logit_scale
 from poise.nn.path_norm import path_norm
 from poise.nn.qk_norm import QKNorm
+from poise.nn.unified_norm import ReferenceUnifiedNorm, UnifiedNorm
 
 __all__ = [
     "DiagonalLinear",
@@ -17,6 +18,8 @@ __all__ = [
     "LayerNormRNN",
     "LayerNormRNNCell",
     "QKNorm",
+    "ReferenceUnifiedNorm",
+    "UnifiedNorm",
     "balance_ratio",
     "path_norm",
     "transplant_logit_scale",

@@ -414,8 +414,8 @@ CLAIMS = (
         "bounds",
         "The engine: its error bounds hold, also of clustered and multiple eigenvalues",
         "no peer gives a bound",
-        "share of problems all of whose bounds hold, the worst kind (clusters and copies by the block method); reproduced "
-        "from 99 %, refuted below 95 %",
+        "share of problems all of whose bounds hold, the worst kind (clusters and copies by the block method); "
+        "reproduced from 99 %, refuted below 95 %",
         _judge_bounds,
     ),
     Claim(

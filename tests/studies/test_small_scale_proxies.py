@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from poise.data import load_text
 from poise.studies import load_study
 from poise.studies import small_scale_proxies as study
 
@@ -81,7 +82,7 @@ def test_schedule_warms_up_to_one_and_ends_at_the_final_rate():
 
 
 def test_windows_come_from_the_last_tenth_and_are_never_trained_on():
-    text, whole = study.corpus(), study.load_text().ids
+    text, whole = study.corpus(), load_text().ids
     assert text.windows.shape == (32, study.CONTEXT + 1)
     assert len(text.train) == pytest.approx(0.9 * len(whole), abs=1)
     assert torch.equal(text.windows[0], whole[len(text.train) :][: study.CONTEXT + 1])

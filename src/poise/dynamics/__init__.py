@@ -1,5 +1,6 @@
 """Maps, flows and optimizers as dynamical systems: fixed points, what they attract, and where stability ends."""
 
+from poise.dynamics.audit import audit
 from poise.dynamics.batch_noise import batch_noise_section, sgd_lyapunov_exponent
 from poise.dynamics.catalytic_pore import CatalyticPore, reversible_reaction
 from poise.dynamics.coherence import Coherence, coherence
@@ -69,6 +70,7 @@ __all__ = [
     "StabilityReport",
     "System",
     "Trajectory",
+    "audit",
     "batch_noise_section",
     "central_difference",
     "check_smoothness",

@@ -12,8 +12,12 @@ STUDIES: dict[str, str] = {
     "adamp": "Does momentum inflate the norm of scale-invariant weights, and do tangential steps cure it?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
+    "disciplined-hyperparameters": "Do a range test and one cycle take the place of a grid of hyper-parameters?",
     "fair-coins": "Do fair coins land on the side they started from?",
+    "fusing": "Is the average of fine-tuned models a better start than their ancestor?",
     "gfs-sharpness": "Does gradient descent lower the sharpness of gradient-flow solutions?",
+    "gradient-starvation": "Does a strong feature keep weaker ones from being learned?",
+    "grokking-stability": "Does rounding stop networks from learning before they generalise?",
     "l2-normalization": "Does weight decay of normalised weights do more than set a learning rate?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
@@ -21,6 +25,7 @@ STUDIES: dict[str, str] = {
     "sgd-stability-geometry": "Does the coherence of examples tell where SGD becomes unstable?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
     "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
+    "weight-decay": "Does weight decay act through the dynamics of training rather than as a penalty?",
 }
 
 

@@ -80,6 +80,8 @@ def test_noise_lowers_the_limit_to_the_exact_one():
     report = audit(model, nn.MSELoss(), data, sgd(model, between), batch_size=2)
     assert causes(report) == ["unstable_with_batch_noise"]
     assert "are stable" in report.findings[0].summary
+    assert report.verdict == "below the edge, unstable with batch noise"
+    assert f"batches of 2, noise lowers it to {exact:.4g}" in report.summary
 
 
 def test_it_says_which_batch_is_the_smallest():
@@ -182,7 +184,12 @@ def test_it_says_where_it_does_not_apply():
     limits = text(
         audit(model, nn.MSELoss(), data, sgd(model, 0.01), batch_size=4), "Where this analysis does not apply"
     )
-    for words in ("Not at rest", "Not an interpolating minimum", "Kinks.** Relu", "Mean square against a typical run"):
+    for words in (
+        "Not at rest",
+        "Not an interpolating minimum",
+        "bends where Relu switches",
+        "Mean square against a typical run",
+    ):
         assert words in limits
     smooth, data, _ = regression()
     limits = text(

@@ -47,7 +47,7 @@ def limits_of_the_analysis(point: LocalPoint, sharpness: float, batch_size: int,
             "of zero beside the largest one count as fixed."
         )
     lines.append(
-        "**No chance.** Dropout and other random layers are switched off for the audit; while training they add noise "
+        "**No chance.** Dropout and other random layers have to be off for an audit; while training they add noise "
         "that is not counted here. Statistics of BatchNorm count as the mode of the model says."
     )
     return "\n".join(f"- {line}" for line in lines)
@@ -75,6 +75,6 @@ def _kinks(point: LocalPoint) -> str:
     if not point.kinks:
         return "**Smooth.** No operation with a kink was met on the way to the loss."
     return (
-        f"**Kinks.** {', '.join(point.kinks)} bend the loss where a unit switches. The Hessian does not see that, so "
+        f"**Kinks.** The loss has bends where {', '.join(point.kinks)} switches. The Hessian does not see that, so "
         "the true curvature over one step may be larger."
     )

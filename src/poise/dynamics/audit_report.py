@@ -115,12 +115,17 @@ def audit_report(facts: AuditFacts) -> Report:
             "torch": torch.__version__,
             "poise": version("poise"),
         },
-        verdict=_VERDICTS[facts.distance.where],
+        verdict=_verdict(facts),
     )
     for block in _noise_blocks(facts):
         report.add(block)
     report.add(Text(_measured(facts), "What was measured"))
     return report.add(Text(limits, "Where this analysis does not apply"))
+
+
+def _verdict(facts: AuditFacts) -> str:
+    noisy = any(finding.cause == "unstable_with_batch_noise" for finding in audit_findings(facts))
+    return _VERDICTS[facts.distance.where] + (", unstable with batch noise" if noisy else "")
 
 
 def audit_summary(facts: AuditFacts) -> str:
@@ -152,7 +157,8 @@ def _noise_sentence(facts: AuditFacts) -> str:
     if limit >= 0.999 * facts.noise.lr_gd:
         seen = "does not lower it" if exact else "does not lower it as far as bounds can tell"
         return f"The noise of batches of {facts.batch_size} {seen}."
-    return f"With batches of {facts.batch_size}, noise lowers it to {words}."
+    beyond = ", which the present one exceeds" if facts.lr > limit else ""
+    return f"With batches of {facts.batch_size}, noise lowers it to {words}{beyond}."
 
 
 def _between(low: float, value: float, high: float) -> str:

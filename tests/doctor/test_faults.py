@@ -68,6 +68,7 @@ def train_with_everything(folder):
     for step in range(4):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(torch.randn(4, 6)), torch.arange(4))
+        loss.register_hook(lambda gradient: gradient)
         scaler.scale(loss * (torch.inf if step == 2 else 1)).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -84,9 +85,9 @@ def train_with_everything(folder):
 
 MOMENTS = (
     "enter_module", "leave_module", "rectified", "call_root", "attention", "loss_inputs", "_loss_without_gradient",
-    "before_backward", "zero_grad", "clipped", "loss_scaled", "compiling", "model_compiled", "optimizer_loaded",
-    "model_loaded", "file_loaded", "before_step", "about_to_step", "after_step", "step_skipped", "step_scaled",
-    "_hand_over",
+    "before_backward", "gradient_hooked", "zero_grad", "clipped", "loss_scaled", "compiling", "model_compiled",
+    "optimizer_loaded", "model_loaded", "file_loaded", "before_step", "about_to_step", "after_step", "step_skipped",
+    "step_scaled", "_hand_over",
 )  # fmt: skip
 
 

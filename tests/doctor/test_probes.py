@@ -480,3 +480,60 @@ def test_training_in_eval_mode_is_measured(watching):
             model(torch.randn(4, 3)).sum().backward()
             optimizer.step()
     assert set(watched["eval_mode"].values) == {1.0}
+
+
+def test_softmax_collapse_begins_where_the_second_class_is_absorbed(watching):
+    # 1 + x == 1 in float32 for x <= 2^-24, that is below a gap of 24 log 2 = 16.6355; in float64 at 53 log 2 = 36.7.
+    rows = torch.tensor([[0.0, -16.63], [0.0, -16.64], [-16.64, 0.0], [0.0, -30.0]])
+    for dtype, collapsed, free in ((torch.float32, 0.75, 0.5), (torch.float64, 0.0, 0.0)):
+        with watching() as watched:
+            classify(F.cross_entropy, 2, 2, lambda z, dtype=dtype: 0 * z.sum() + rows.to(dtype), torch.zeros(4).long())
+        assert watched["softmax_collapse"].values[-1] == collapsed
+        assert watched["zero_losses"].values[-1] == free  # the third row's loss is 16.64, not zero
+
+
+def test_ignored_targets_have_no_zero_losses(watching):
+    rows, targets = torch.tensor([[50.0, 0.0], [0.0, 0.0], [50.0, 0.0]]), torch.tensor([0, 0, -100])
+    with watching() as watched:
+        classify(F.cross_entropy, 2, 2, lambda z: 0 * z.sum() + rows, targets)
+    assert watched["zero_losses"].values[-1] == 0.5
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_weight_before_a_norm_is_seen_to_be_scale_invariant(momentum, watching):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, eps=1e-12)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), norm, nn.ReLU(), nn.Linear(8, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=momentum)
+    norms, cosines = [], []
+    with watching() as watched:
+        for _ in range(8):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(32, 6).double()), torch.randint(3, (32,))).backward()
+            norms.append(float(model[0].weight.detach().norm()))
+            head = model[3].weight
+            cosines.append(-F.cosine_similarity(head.detach().flatten(), head.grad.flatten(), dim=0).item())
+            optimizer.step()
+    shares = watched.record.by_layer("radial_share")
+    assert shares["0.weight"].values.max() < 1e-6
+    assert shares["3.weight"].values.min() > 1e-3
+    (rate,) = watched.record.by_layer("effective_lr").items()
+    assert rate[0] == "0.weight"
+    assert list(rate[1].steps) == list(range(2, 8))
+    assert rate[1].values == pytest.approx([0.3 / n**2 for n in norms[2:]], rel=1e-12)
+    aligned = watched.record.by_layer("loss_scaling_alignment")
+    assert list(aligned) == ["3.weight"]
+    assert aligned["3.weight"].values == pytest.approx(cosines, rel=1e-9)
+
+
+def test_the_effective_rate_of_adam_falls_with_the_norm_and_not_its_square(watching):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.LayerNorm(8, eps=1e-12), nn.Linear(8, 3)).double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with watching() as watched:
+        for _ in range(5):
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(32, 6).double()), torch.randint(3, (32,))).backward()
+            norm = float(model[0].weight.detach().norm())
+            optimizer.step()
+    assert watched.record.by_layer("effective_lr")["0.weight"].values[-1] == pytest.approx(0.01 / norm, rel=1e-12)

@@ -92,6 +92,13 @@ def healthy(steps: int = 200, every: int = 10, seed: int = 0, tau: float = 40.0)
     run.put("label_agreement", s, np.clip(0.1 + 0.8 * (1 - np.exp(-s / tau)), 0, 1))
     run.put("label_purity", s, np.clip(0.3 + 0.6 * (1 - np.exp(-s / tau)), 0, 1))
     run.put("label_ignored", s, 0.0)
+    run.put("edge_ratio", s, 0.3)
+    run.put("sharpness", s, 20.0)
+    run.put("softmax_collapse", s, 0.0)
+    run.put("zero_losses", s, 0.0)
+    run.put(f"loss_scaling_alignment[{WEIGHTS[5]}]", s, 0.3)
+    for name in WEIGHTS[:2]:
+        run.put(f"effective_lr[{name}]", s, 1e-3 * 0.6 ** (s / steps))
     run.put("input_mean", s, 0.1 * run.random.standard_normal(len(s)))
     run.put("input_std", s, run.noisy(s, 1.0, 0.02))
     run.put("input_absmax", s, run.noisy(s, 3.5))
@@ -242,6 +249,46 @@ def label_problem(run: Run, onset: int, strength: float) -> None:
     diverge(run, onset)
 
 
+def lr_above_curvature(run: Run, onset: int, strength: float) -> None:
+    run.burst(onset)
+    run.change("edge_ratio", onset, 2 + 10 * strength)
+    diverge(run, onset)
+
+
+def warmup_too_short(run: Run, onset: int, strength: float) -> None:
+    t = run.all_steps
+    thrown = np.where(t < 5, 2.3, np.where(t < 25, 8.0, 0.3 + 6 * np.exp(-(t - 25) / 20)))
+    run.put("loss", t, run.noisy(t, thrown, 0.05))
+    run.change("edge_ratio", 0, lambda s: np.where(s < 25, 3 + 10 * strength, 0.4))
+
+
+def benign_catapult(run: Run, onset: int, strength: float) -> None:
+    run.burst(onset - 5)
+    run.burst(onset + 5)
+    values, t = run.values("loss"), run.all_steps
+    swing = (2 + 5 * strength) * np.exp(-np.maximum(t - onset, 0))
+    run.put("loss", t, values + np.where(t >= onset, swing, 0.0))
+    run.change("edge_ratio", 0, lambda s: np.where(s <= onset, 1.2 + strength, 0.5))
+    run.change("sharpness", 0, lambda s: np.where(s <= onset + 2, 50.0, 30.0 - 10 * strength))
+
+
+def softmax_collapse(run: Run, onset: int, strength: float) -> None:
+    for name in ("softmax_collapse", "zero_losses"):
+        run.change(name, onset, 0.6 + 0.4 * strength)
+
+
+def norm_growth(run: Run, onset: int, strength: float) -> None:
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 0.8 + 1.5 * np.exp(-run.all_steps / 40)))
+    run.change(f"effective_lr[{WEIGHTS[1]}]", onset, 1e-3 / (6 + 20 * strength))
+
+
+def loss_scaling(run: Run, onset: int, strength: float) -> None:
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 0.02 + 2.3 * np.exp(-run.all_steps / 10)))
+    for name in ("label_agreement", "label_purity"):
+        run.change(name, onset, 0.998)
+    run.change(f"loss_scaling_alignment[{WEIGHTS[5]}]", onset, 0.6 + 0.35 * strength)
+
+
 FAULTS: dict[str, Callable[[Run, int, float], None]] = {
     fault.__name__: fault
     for fault in (
@@ -267,6 +314,12 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         vanishing_gradients,
         exploding_gradients,
         label_problem,
+        lr_above_curvature,
+        warmup_too_short,
+        benign_catapult,
+        softmax_collapse,
+        norm_growth,
+        loss_scaling,
     )
 }
 

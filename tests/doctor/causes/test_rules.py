@@ -17,6 +17,7 @@ from poise.doctor.causes.reading import (
     number,
     own_baseline,
 )
+from poise.doctor.diagnose import diagnose
 from poise.report.finding import Finding
 from poise.store import Event, Record, Series
 
@@ -452,3 +453,122 @@ def test_clipping_takes_the_edge_off_exploding_gradients():
     FAULTS["exploding_gradients"](run, 0, 0.5)
     run.put("clip_max", run.all_steps, 1.0)
     assert only("exploding_gradients", run).severity == "info"
+
+
+# ---- curvature
+
+
+def test_a_curvature_above_the_edge_that_does_no_harm_is_no_fault():
+    run = healthy()
+    run.change("edge_ratio", 0, 3.0)
+    assert find("lr_above_curvature", run) == []
+
+
+def test_one_measurement_above_the_edge_is_not_enough():
+    run = sick("lr_too_high", onset=60)
+    assert CAUSES["lr_above_curvature"].find(run) == []
+    other = healthy()
+    FAULTS["lr_too_high"](other, 60, 0.5)
+    steps, ratio = other.signals["edge_ratio"]
+    other.put("edge_ratio", steps, np.where(steps == 60, 9.0, ratio))
+    assert find("lr_above_curvature", other) == []
+
+
+def test_the_measured_curvature_explains_the_generic_finding_and_names_a_rate():
+    run = healthy()
+    FAULTS["lr_too_high"](run, 60, 0.5)
+    run.burst(60)
+    run.change("edge_ratio", 60, 4.0)
+    first, *others = diagnose(run.record())
+    assert first.cause == "lr_above_curvature"
+    assert "Half of the edge would be a rate of 1.3e-04." in first.summary  # 1e-3 / 4 / 2
+    assert [f.severity for f in others if f.cause == "lr_too_high"] == ["info"]
+
+
+def test_a_rate_that_the_run_never_bears_is_no_matter_of_warm_up():
+    run = healthy()
+    FAULTS["warmup_too_short"](run, 0, 0.5)
+    run.change("edge_ratio", 0, 5.0)
+    assert find("warmup_too_short", run) == []
+
+
+def test_a_network_that_the_first_steps_killed_would_not_live_by_a_warm_up():
+    run = healthy()
+    FAULTS["warmup_too_short"](run, 0, 0.5)
+    run.put("loss", run.all_steps, np.where(run.all_steps < 5, 2.3, np.where(run.all_steps < 25, 8.0, 2.31)))
+    assert find("warmup_too_short", run) == []
+
+
+def test_calm_at_a_lower_rate_says_nothing_about_the_higher_one():
+    run = healthy()
+    FAULTS["warmup_too_short"](run, 0, 0.5)
+    run.change("lr", 25, 5e-4)
+    assert find("warmup_too_short", run) == []
+
+
+def test_a_warm_up_that_was_too_short_explains_what_was_found_before_it_was_known():
+    run = healthy()
+    FAULTS["warmup_too_short"](run, 0, 0.5)
+    record = run.record()
+    known = find("warmup_too_short", run)[0].detected_step
+    assert diagnose(record.until(known - 1))[0].cause == "lr_above_curvature"
+    first, *others = diagnose(record)
+    assert first.cause == "warmup_too_short"
+    assert all(f.severity == "info" for f in others)
+
+
+def test_a_catapult_advises_nothing_and_alarms_nobody():
+    finding = only("benign_catapult", sick("benign_catapult"))
+    assert (finding.severity, finding.remedies) == ("info", ())
+    assert [f for f in diagnose(sick("benign_catapult")) if f.severity != "info"] == []
+
+
+@pytest.mark.parametrize("missing", ["edge", "flatter", "back"])
+def test_a_spike_is_a_catapult_only_if_all_signs_are_there(missing):
+    run = healthy()
+    FAULTS["benign_catapult"](run, 60, 0.5)
+    if missing == "edge":
+        run.change("edge_ratio", 0, 0.7)
+    elif missing == "flatter":
+        run.change("sharpness", 0, 50.0)
+    else:
+        run.change("loss", 60, 4.0)
+    assert find("benign_catapult", run) == []
+
+
+# ---- scale
+
+
+def test_a_collapsed_softmax_whose_samples_are_wrong_still_learns():
+    run = healthy()
+    run.change("softmax_collapse", 50, 1.0)  # sure of the wrong class: the loss is large, and so is its gradient
+    assert find("softmax_collapse", run) == []
+
+
+def test_an_effective_rate_that_falls_with_the_schedule_is_as_it_should_be():
+    run = healthy()
+    FAULTS["norm_growth"](run, 60, 0.5)
+    run.change("lr", 60, 1e-4)
+    assert find("norm_growth", run) == []
+
+
+def test_norms_that_grew_by_the_end_of_training_have_done_their_work():
+    run = healthy()
+    FAULTS["norm_growth"](run, 60, 0.5)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 0.1 + 2.2 * np.exp(-run.all_steps / 20)))
+    assert find("norm_growth", run) == []
+
+
+def test_scaling_up_while_samples_are_still_wrong_is_learning():
+    run = healthy()
+    FAULTS["loss_scaling"](run, 60, 1.0)
+    run.change("label_agreement", 0, 0.95)
+    assert find("loss_scaling", run) == []
+
+
+def test_scaling_explains_the_collapse_it_ends_in():
+    run = healthy()
+    FAULTS["loss_scaling"](run, 60, 1.0)
+    FAULTS["softmax_collapse"](run, 120, 0.5)
+    first, second = diagnose(run.record())
+    assert (first.cause, second.cause, second.severity) == ("loss_scaling", "softmax_collapse", "info")

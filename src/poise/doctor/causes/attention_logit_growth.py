@@ -141,6 +141,7 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     leads_to=(
+        "lr_above_curvature",
         "lr_too_high",
         "stale_second_moment",
         "exploding_gradients",

@@ -126,6 +126,7 @@ CAUSE = Cause(
     doc=__doc__,
     leads_to=(
         "stale_second_moment",
+        "lr_above_curvature",
         "lr_too_high",
         "exploding_gradients",
         "forward_nonfinite",

@@ -153,6 +153,7 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     leads_to=(
+        "lr_above_curvature",
         "lr_too_high",
         "forward_nonfinite",
         "backward_nonfinite",

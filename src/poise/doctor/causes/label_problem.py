@@ -176,5 +176,5 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("lr_too_high", "exploding_gradients", "stale_second_moment", "bad_batch"),
+    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "stale_second_moment", "bad_batch"),
 )

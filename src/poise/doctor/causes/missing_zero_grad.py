@@ -73,6 +73,7 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     leads_to=(
+        "lr_above_curvature",
         "lr_too_high",
         "exploding_gradients",
         "stale_second_moment",

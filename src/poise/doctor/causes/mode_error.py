@@ -90,5 +90,5 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("lr_too_high", "exploding_gradients", "output_logit_divergence"),
+    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "output_logit_divergence"),
 )

@@ -130,6 +130,7 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     leads_to=(
+        "lr_above_curvature",
         "lr_too_high",
         "lr_too_small",
         "stale_second_moment",

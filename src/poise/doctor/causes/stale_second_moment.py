@@ -94,6 +94,13 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("lr_too_high", "exploding_gradients", "output_logit_divergence", "dead_units", "forward_nonfinite"),
+    leads_to=(
+        "lr_above_curvature",
+        "lr_too_high",
+        "exploding_gradients",
+        "output_logit_divergence",
+        "dead_units",
+        "forward_nonfinite",
+    ),
     remedies=("clip_update_rms", "beta2", "clip_grad_norm", "lr_scale"),
 )

@@ -112,6 +112,12 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("lr_too_high", "stale_second_moment", "attention_logit_growth", "exploding_gradients"),
+    leads_to=(
+        "lr_above_curvature",
+        "lr_too_high",
+        "stale_second_moment",
+        "attention_logit_growth",
+        "exploding_gradients",
+    ),
     remedies=("warmup", "lr_scale"),
 )

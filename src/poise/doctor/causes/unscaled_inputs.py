@@ -106,6 +106,7 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     leads_to=(
+        "lr_above_curvature",
         "lr_too_high",
         "exploding_gradients",
         "dead_units",

@@ -10,6 +10,8 @@ from poise.doctor.probes.logits import LogitProbe
 from poise.doctor.probes.modes import ModeProbe
 from poise.doctor.probes.orphans import OrphanProbe
 from poise.doctor.probes.probe import Probe
+from poise.doctor.probes.scale_invariance import ScaleInvarianceProbe
+from poise.doctor.probes.sharpness import SharpnessProbe
 from poise.doctor.probes.updates import UpdateProbe
 
 PROBES: tuple[type[Probe], ...] = (
@@ -22,6 +24,8 @@ PROBES: tuple[type[Probe], ...] = (
     LogitProbe,
     ModeProbe,
     OrphanProbe,
+    ScaleInvarianceProbe,
+    SharpnessProbe,
     UpdateProbe,
 )
 

@@ -27,7 +27,7 @@ class HyperparameterProbe(Probe):
             facts = {
                 "state_empty": not optimizer.state,
                 "stateful": _is_stateful(timeline),
-                "adaptive": _is_adaptive(timeline),
+                "adaptive": is_adaptive(timeline),
             }
             tap.event(0, "first_step", {"timeline": timeline.prefix, "run_step": tap.step, **facts})
         groups = _describe_groups(timeline)
@@ -81,11 +81,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def _is_adaptive(timeline: Timeline) -> bool:
+def is_adaptive(timeline: Timeline) -> bool:
+    """Return whether the optimizer divides gradients by their size."""
     # What keeps a second moment either has betas (the Adam family) or alpha (RMSprop).
     group = timeline.optimizer.param_groups[0]
     return "betas" in group or "alpha" in group or isinstance(timeline.optimizer, torch.optim.Adagrad)
 
 
 def _is_stateful(timeline: Timeline) -> bool:
-    return _is_adaptive(timeline) or any(group.get("momentum", 0.0) for group in timeline.optimizer.param_groups)
+    return is_adaptive(timeline) or any(group.get("momentum", 0.0) for group in timeline.optimizer.param_groups)

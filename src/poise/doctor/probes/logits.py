@@ -27,6 +27,9 @@ class LogitProbe(Probe):
     ``label_ignored`` (share), ``classes``; from a decaying table of predictions against labels ``label_agreement``
     (accuracy) and ``label_purity`` (how well a prediction determines the label, whichever it is): labels that were
     permuted halfway keep their purity and lose their agreement.
+
+    ``softmax_collapse``: share of rows whose ``sum(exp(z - max(z)))`` is exactly 1 in the precision of the softmax, so
+    that all classes but one were absorbed; ``zero_losses``: share of rows (those not ignored) whose loss is exactly 0.
     """
 
     def __init__(self) -> None:
@@ -38,10 +41,14 @@ class LogitProbe(Probe):
             logits, target = logits.unsqueeze(0), target.unsqueeze(0)
         if logits.numel() == 0:
             return
-        rows = logits.movedim(1, -1).reshape(-1, logits.shape[1])[:_ROWS].float()
+        exact = logits.movedim(1, -1).reshape(-1, logits.shape[1])[:_ROWS]
+        exact = exact.to(torch.promote_types(exact.dtype, torch.float32))  # what a softmax computes in
+        rows = exact.float()
         self._scale(tap, rows)
+        tap.observe("softmax_collapse", ((exact - exact.amax(-1, keepdim=True)).exp().sum(-1) == 1).float().mean())
         if not target.is_floating_point():
             self._labels(tap, rows, target.reshape(-1)[:_ROWS], ignore_index)
+            tap.observe("zero_losses", _zero_losses(exact, target.reshape(-1)[:_ROWS], ignore_index))
 
     def _scale(self, tap: Tap, rows: Float[Tensor, "row cls"]) -> None:
         tap.observe("classes", float(rows.shape[1]))
@@ -71,6 +78,13 @@ class LogitProbe(Probe):
         total = table.sum().clamp_min(1e-12)
         tap.observe("label_agreement", table.diagonal().sum() / total)
         tap.observe("label_purity", table.amax(1).sum() / total)
+
+
+def _zero_losses(rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> Tensor:
+    classes = rows.shape[1]
+    used = (labels != ignore_index) & (labels >= 0) & (labels < classes)
+    losses = -torch.log_softmax(rows, -1).gather(1, labels.clamp(0, classes - 1)[:, None].long())[:, 0]
+    return ((losses == 0) & used).sum() / used.sum().clamp_min(1)
 
 
 def entropy(counts: Float[Tensor, " cls"]) -> Float[Tensor, ""]:

@@ -34,6 +34,9 @@ class Probe:
     def model_inputs(self, tap: Tap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Look at the batch a root module is called with."""
 
+    def before_backward(self, tap: Tap, root: Any) -> None:
+        """Look at what is about to be differentiated, its graph still there."""
+
     def before_step(self, tap: Tap, timeline: Timeline) -> None:
         """Look at the gradients, just before an optimizer step."""
 

@@ -11,10 +11,14 @@ from poise.doctor.remedies.adam_eps import AdamEps
 from poise.doctor.remedies.beta2 import Beta2
 from poise.doctor.remedies.clip_grad_norm import ClipGradNorm
 from poise.doctor.remedies.clip_update_rms import ClipUpdateRMS
+from poise.doctor.remedies.ema import EMA
 from poise.doctor.remedies.logit_soft_cap import LogitSoftCap
 from poise.doctor.remedies.lr_scale import LRScale
+from poise.doctor.remedies.ortho_grad import OrthoGrad
 from poise.doctor.remedies.remedy import Remedy, Values
 from poise.doctor.remedies.skip_bad_batches import SkipBadBatches
+from poise.doctor.remedies.stablemax import StableMax
+from poise.doctor.remedies.tangential_updates import TangentialUpdates
 from poise.doctor.remedies.warmup import Warmup
 from poise.doctor.remedies.weight_decay import WeightDecay
 from poise.doctor.remedies.z_loss import ZLoss
@@ -33,6 +37,10 @@ REMEDIES: dict[str, type[Remedy]] = {
         WeightDecay,
         ZLoss,
         LogitSoftCap,
+        StableMax,
+        OrthoGrad,
+        TangentialUpdates,
+        EMA,
         SkipBadBatches,
     )
 }

@@ -14,28 +14,32 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The values a remedy accepts: ``above < value < below``, or ``above <= value < below`` when ``closed``.
+    """The values a remedy accepts: ``above < value < below``; ends that are closed belong to them.
 
     Args:
         above: lower end.
-        below: upper end, never included.
+        below: upper end.
         closed: whether the lower end itself is accepted.
+        closed_above: whether the upper end itself is.
         whole: whether only whole numbers are accepted.
     """
 
     above: float = 0.0
     below: float = math.inf
     closed: bool = False
+    closed_above: bool = False
     whole: bool = False
 
     def __contains__(self, value: float) -> bool:
         low = value >= self.above if self.closed else value > self.above
-        return low and value < self.below and (not self.whole or float(value).is_integer())
+        high = value <= self.below if self.closed_above else value < self.below
+        return low and high and (not self.whole or float(value).is_integer())
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         low = f"of at least {self.above:g}" if self.closed else f"above {self.above:g}"
-        high = "" if math.isinf(self.below) else f" and below {self.below:g}"
+        upper = "at most" if self.closed_above else "below"
+        high = "" if math.isinf(self.below) else f" and {upper} {self.below:g}"
         return f"{kind} {low}{high}"
 
 

@@ -156,6 +156,8 @@ def _patch_functions(tap: Tap, patches: Patches) -> None:
         patches.replace(F, name, functools.partial(_wrap_loss, tap))
     patches.replace(Tensor, "backward", functools.partial(_wrap_backward, tap))
     patches.replace(torch.autograd, "backward", functools.partial(_wrap_autograd_backward, tap))
+    for name in ("register_hook", "retain_grad"):
+        patches.replace(Tensor, name, lambda original: _after(original, lambda t, _: tap.gradient_hooked(t)))
     for owner in (torch.nn.utils, torch.nn.utils.clip_grad):
         patches.replace(owner, "clip_grad_norm_", functools.partial(_wrap_clip, tap))
 

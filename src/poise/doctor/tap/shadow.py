@@ -6,7 +6,7 @@ import contextlib
 import io
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,22 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
                 stack.enter_context(torch.autocast(device, dtype=dtype))
             return model(*call.args, **call.kwargs)
 
+    with undisturbed([model]), contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and asking would import it
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield forward
+
+
+@contextlib.contextmanager
+def undisturbed(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Put random states, buffers and attributes of the models back at the end, and swallow what is printed."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(), enabled=True))
         stack.enter_context(_host_random_states())
-        stack.enter_context(_own_buffers(model))
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and asking would import it
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for model in models:
+            stack.enter_context(_own_buffers(model))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        yield forward
+        yield
 
 
 def can_shadow(call: RootCall) -> bool:

@@ -78,6 +78,7 @@ class Tap:
         self.roots: list[nn.Module] = []
         self.calls: deque[RootCall] = deque(maxlen=_CALLS)  # of root modules, since the last step
         self.compiled = False
+        self.gradients_hooked = False  # the script has put a hook on a tensor's gradient
         self._can_shadow = True
         self.in_backward = 0
         self.counts = {"forward": 0, "backward": 0, "step": 0}
@@ -250,6 +251,9 @@ class Tap:
         # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
         if self.sampling or (isinstance(loss, float) and not loss < self._loss_alarm):
             self._look_at_loss(root, loss)
+        if self.sampling and self._stepping is None:  # a closure's losses are differentiated at points of the search
+            for probe in self.probes:
+                probe.before_backward(self, root)
 
     def _loss_of(self, root: Any) -> float | Tensor | None:
         if not isinstance(root, Tensor) or root.numel() != 1:
@@ -268,6 +272,11 @@ class Tap:
             self._explain("nonfinite_forward", lambda: explain_nonfinite_forward(self, root))
         elif any(t.loss_spiked(loss) for t in self.timelines.values()):
             self._trigger()
+
+    @guarded
+    def gradient_hooked(self, tensor: Any) -> None:
+        """The script wants to see, or to keep, the gradient of a tensor."""
+        self.gradients_hooked = True
 
     @guarded
     def zero_grad(self, owner: Any) -> None:

@@ -1,0 +1,99 @@
+"""A benign catapult: the loss jumped once, and landed where it is flatter.
+
+## What it is
+The curvature grew past what the learning rate bears, the weights swung out along the sharpest direction, and came to
+rest at a place where the curvature is lower. Large learning rates find flat minima in this way.
+
+## Why it hurts
+It does not. The loss is back where it was within some tens of steps, and what follows is more stable than what came
+before. It is named so that nobody treats it: a smaller learning rate, or clipping, would keep the run in the sharper
+place.
+
+## How it is detected
+A spike of the loss with the measured `edge_ratio` above 1 within the 20 steps before it or the 10 after, a `sharpness`
+that in two measurements running after the spike is at least 30 % below the highest one around it, and a loss that is
+back at its level from before within 50 steps. It is for information: there is nothing to do, and no remedy is named.
+
+## What cures it
+Nothing needs to be cured.
+
+## References
+- Lewkowycz et al., *The large learning rate phase of deep learning: the catapult mechanism*, 2020, arXiv:2003.02218
+- Gilmer et al., *A loss curvature perspective on training instability in deep learning*, ICLR 2022, arXiv:2110.04369
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import first_run, number, value_at
+from poise.doctor.events import LossEvent, find_events, loss_curve
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+EDGE, FLATTER = 1.0, 0.7
+BEFORE, AFTER, BACK = 20, 10, 50
+RUNNING = 2  # measurements
+
+
+def find(record: Record) -> list[Finding]:
+    """Find the first spike that came from the edge of stability and led to a flatter place."""
+    spikes = [event for event in find_events(record) if event.kind == "spike"]
+    known = [(step, event) for event in spikes if (step := _landed(record, event)) is not None]
+    if not known:
+        return []
+    detected, event = min(known, key=lambda found: (found[0], found[1].step))
+    ratio, high = _highest(record, event)
+    low = value_at(record["sharpness"], detected)
+    return [
+        CAUSE.finding(
+            "info",
+            0.8,
+            f"At the edge of stability (curvature {number(ratio)} times what the learning rate bears), {event.phrase}, "
+            f"and came back to a flatter place: the sharpness fell from {number(high)} to {number(low)}. Nothing has "
+            "to be done.",
+            onset=event.step,
+            detected=detected,
+            event=event.step,
+            evidence=[
+                Evidence("edge_ratio", ratio, EDGE, None, event.step),
+                Evidence("sharpness", low, FLATTER * high, high, detected),
+            ],
+        )
+    ]
+
+
+def _highest(record: Record, event: LossEvent) -> tuple[float, float]:
+    """Return the highest ratio and sharpness around an event; zeros if none was measured there."""
+    ratio, sharpness = record["edge_ratio"], record["sharpness"]
+    highest = []
+    for series in (ratio, sharpness):
+        near = (series.steps >= event.step - BEFORE) & (series.steps <= event.step + AFTER)
+        highest.append(float(np.max(series.values[near & np.isfinite(series.values)], initial=0.0)))
+    return highest[0], highest[1]
+
+
+def _landed(record: Record, event: LossEvent) -> int | None:
+    """Return the step by which an event has turned out to be benign; ``None`` if it has not."""
+    ratio, high = _highest(record, event)
+    if ratio <= EDGE or not np.isfinite(event.value):
+        return None
+    curve = loss_curve(record)
+    back = np.flatnonzero((curve.steps > event.step) & (curve.values <= event.level))
+    sharpness = record["sharpness"]
+    # The highest one is known ten steps after the event: from then on the comparison stands.
+    later = sharpness.steps > event.step + AFTER
+    flat = first_run((sharpness.values <= FLATTER * high) & later, RUNNING)
+    if not len(back) or curve.steps[back[0]] > event.step + BACK or flat is None:
+        return None
+    return max(int(curve.steps[back[0]]), int(sharpness.steps[flat]))
+
+
+CAUSE = Cause(
+    id="benign_catapult",
+    title="A benign catapult",
+    find=find,
+    exact=False,
+    doc=__doc__,
+)

@@ -1,0 +1,90 @@
+"""The loss falls by scaling: the weights grow along themselves.
+
+## What it is
+Once a classifier has the right answer for every sample, its cross-entropy still falls when all logits are multiplied
+by a number above 1. The gradient of the last layer then points along its weights (naive loss minimisation).
+
+## Why it hurts
+Predictions do not change any more, the loss does. Logits grow until the softmax is absorbed by rounding
+(`softmax_collapse`), confidences mean nothing, and features that would generalise are no longer learned.
+
+## How it is detected
+`loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five close
+looks running, while at least 99 % of the samples are predicted right (`label_agreement`) and the loss is below 5 % of
+where it began.
+
+## What cures it
+Take that direction out of the gradients (OrthoGrad), let weight decay work against it, or train on StableMax, whose
+loss gains far less by scaling. If all that was wanted is a fit: stop.
+
+```python
+torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)  # bad for long runs on data that can be fitted
+poise.optim.OrthoGrad(torch.optim.AdamW(model.parameters(), lr=1e-2))  # good
+```
+
+## References
+- Prieto et al., *Grokking at the edge of numerical stability*, ICLR 2025, arXiv:2501.04697
+- Soudry et al., *The implicit bias of gradient descent on separable data*, JMLR 2018, arXiv:1710.10345
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import Mask, align, confidence, evidence_at, first_crossing, number
+from poise.doctor.events import loss_curve
+from poise.report.finding import Evidence, Finding
+from poise.store import Record, Series
+
+ALIGNED = 0.5
+LOOKS = 5
+FITTED, LOW = 0.99, 0.05
+
+
+def find(record: Record) -> list[Finding]:
+    """Find a fitted classifier whose last layer is only being scaled up."""
+    layers = record.by_layer("loss_scaling_alignment")
+    hit = first_crossing(layers, lambda series: _scaling(record, series), LOOKS)
+    if hit is None:
+        return []
+    name = hit.where[0]
+    series = layers[name]
+    i = int(np.searchsorted(series.steps, hit.step))
+    cosine = float(np.median(series.values[i - LOOKS + 1 : i + 1]))
+    onset = int(series.steps[i - LOOKS + 1])
+    return [
+        CAUSE.finding(
+            "warning",
+            confidence(cosine, ALIGNED),
+            f"Since step {onset} every sample is predicted right and the loss falls by scaling {name} up (cosine of "
+            f"weight and step {number(cosine)}): predictions no longer change.",
+            where=hit.where,
+            onset=onset,
+            detected=hit.step,
+            evidence=[
+                Evidence(f"loss_scaling_alignment[{name}]", cosine, ALIGNED, None, hit.step),
+                *evidence_at(record, "label_agreement", hit.step, FITTED),
+            ],
+        )
+    ]
+
+
+def _scaling(record: Record, series: Series) -> Mask:
+    curve = loss_curve(record)
+    if not len(curve.steps):
+        return np.zeros(len(series.steps), dtype=bool)
+    level, start = (align(Series(curve.steps, part), series.steps) for part in (curve.level, curve.start))
+    fitted = (align(record["label_agreement"], series.steps) >= FITTED) & (level < LOW * start)
+    return (series.values > ALIGNED) & fitted
+
+
+CAUSE = Cause(
+    id="loss_scaling",
+    title="The loss falls by scaling",
+    find=find,
+    exact=False,
+    doc=__doc__,
+    leads_to=("softmax_collapse",),
+    remedies=("ortho_grad", "weight_decay", "stablemax"),
+)

@@ -1,0 +1,78 @@
+"""The softmax has collapsed: rounding, not convergence, stopped the loss.
+
+## What it is
+In `cross_entropy` the terms of the wrong classes are added to that of the leading one. Once a logit leads by more than
+16.6 (float32; 36.7 in float64) the sum is exactly 1: the others are absorbed by rounding.
+
+## Why it hurts
+Where the leading class is the right one, the loss of that sample and its gradient are exactly zero. The network stops
+learning from it, however much there was left to learn (generalisation, for one: grokking never comes). Adam, whose
+denominator shrinks with the gradients, may be thrown off when a rare sample does have one.
+
+## How it is detected
+`softmax_collapse` (share of rows whose sum of exponentials is exactly 1) and `zero_losses` (share of samples whose
+loss is exactly 0) are both at least one half in three close looks running. Labels that are ignored do not count.
+
+## What cures it
+Train on StableMax, which never absorbs; take the direction out of the gradients that only scales the logits
+(OrthoGrad); weight decay or a penalty on the logits; float64 for the loss only postpones it. And if the network is
+meant to fit its data and has: stop.
+
+```python
+loss = F.cross_entropy(100 * logits, targets)  # bad: gaps of 17 come soon
+loss = F.cross_entropy(logits, targets)  # better
+loss = poise.losses.stablemax_cross_entropy(logits, targets)  # never zero
+```
+
+## References
+- Prieto et al., *Grokking at the edge of numerical stability*, ICLR 2025, arXiv:2501.04697
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.reading import align, confidence, evidence_at, first_run, number
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+SHARE = 0.5
+LOOKS = 3
+
+
+def find(record: Record) -> list[Finding]:
+    """Find samples whose loss is zero because rounding absorbed the other classes."""
+    collapsed = record["softmax_collapse"]
+    zero = align(record["zero_losses"], collapsed.steps)
+    i = first_run((collapsed.values >= SHARE) & (zero >= SHARE), LOOKS)
+    if i is None:
+        return []
+    onset, detected = int(collapsed.steps[i - LOOKS + 1]), int(collapsed.steps[i])
+    share = float(np.median(zero[i - LOOKS + 1 : i + 1]))
+    return [
+        CAUSE.finding(
+            "warning",
+            confidence(share, SHARE),
+            f"Since step {onset} the loss of {number(100 * share)} % of the samples is exactly zero: the softmax has "
+            "absorbed the other classes, and nothing is learned from these samples.",
+            onset=onset,
+            detected=detected,
+            evidence=[
+                Evidence("zero_losses", share, SHARE, None, detected),
+                Evidence("softmax_collapse", float(collapsed.values[i]), SHARE, None, detected),
+                *evidence_at(record, "grad_norm", detected),
+            ],
+        )
+    ]
+
+
+CAUSE = Cause(
+    id="softmax_collapse",
+    title="The softmax has collapsed",
+    find=find,
+    exact=False,
+    doc=__doc__,
+    leads_to=("stale_second_moment", "eps_dominates"),
+    remedies=("stablemax", "ortho_grad", "weight_decay", "z_loss"),
+)

@@ -1,0 +1,98 @@
+"""Weights against their gradients: who only matters by direction, and who is merely being scaled up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from poise.doctor.probes.hyperparameters import forward_order, is_adaptive
+from poise.doctor.probes.probe import Probe
+from poise.optim.geometry import cosine, effective_lr
+
+if TYPE_CHECKING:
+    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.timeline import Timeline
+
+_DELTA = 0.1  # as in AdamP, for |cos| sqrt(n)
+_LOOKS = 3  # in a row, before a weight is believed to be scale-invariant
+_ELEMENTS = 1 << 22  # of all weights that are looked at: an inner product needs every coordinate
+
+
+class ScaleInvarianceProbe(Probe):
+    r"""Cosines of weight matrices and their gradients, which nothing but the scale of the weights decides.
+
+    ``radial_share[p]`` = :math:`|\cos(w, g)| \sqrt{\dim w}`: about 1 for directions at random, next to 0 for a weight
+    that a normalisation follows. ``effective_lr[p]``, only of weights whose share was below 0.1 at three looks in a
+    row (and that a CPU holds): :math:`\eta / \lVert w\rVert^2` (SGD) or :math:`\eta / \lVert w\rVert` (Adam).
+    ``loss_scaling_alignment[p]`` = :math:`\cos(w, -g)` of the last matrix that the forward pass uses: near 1 where the
+    loss falls by scaling the weights up.
+
+    References:
+        Heo et al., AdamP: slowing down the slowdown for momentum optimizers on scale-invariant weights, 2021.
+        van Laarhoven, L2 regularization versus batch and weight normalization, 2017.
+        Prieto et al., Grokking at the edge of numerical stability, 2025.
+    """
+
+    def __init__(self) -> None:
+        self._tangential: dict[int, Tensor] = {}  # how often in a row, by the parameter's place
+        self._rates: tuple[list[int], list[Tensor]] = [], []
+
+    def before_step(self, tap: Tap, timeline: Timeline) -> None:
+        """Compare the weights with the gradients of the step."""
+        chosen = _matrices(timeline)
+        if not chosen:
+            return
+        weights = [timeline.parameters[i].detach() for i in chosen]
+        gradients = [g for i in chosen if (g := timeline.parameters[i].grad) is not None]
+        cosines = torch.stack([c.reshape(()).float() for c in cosine(weights, gradients)])
+        # A gradient of zero has no direction: it says nothing about its weight.
+        moving = torch.stack([n.float() for n in torch._foreach_norm(gradients)]) > 0
+        cosines = torch.where(moving, cosines, torch.nan)
+        roots = torch.tensor([w.numel() for w in weights], device=cosines.device).sqrt()
+        shares = cosines.abs() * roots
+        tap.emit(timeline, "radial_share", [timeline.names[i] for i in chosen], shares)
+        self._emit_rates(tap, timeline, chosen, shares)
+        head = _head(tap, timeline, chosen)
+        tap.emit(timeline, "loss_scaling_alignment", [timeline.names[chosen[i]] for i in head], -cosines[head])
+
+    def _emit_rates(self, tap: Tap, timeline: Timeline, chosen: list[int], shares: Tensor) -> None:
+        rule = "adam" if is_adaptive(timeline) else "sgd"
+        rates = _learning_rates(timeline)
+        names, values = [], []
+        for i, share in zip(chosen, shares, strict=True):
+            key = id(timeline.parameters[i])
+            self._tangential[key] = torch.where(share < _DELTA, self._tangential.get(key, 0) + 1, 0)
+            if self._tangential[key].device.type != "cpu":
+                continue  # the device would have to be asked
+            if int(self._tangential[key]) >= _LOOKS:
+                names.append(timeline.names[i])
+                values.append(effective_lr(timeline.parameters[i].detach(), rates[i], rule))  # type: ignore[arg-type]
+        tap.emit(timeline, "effective_lr", names, values)
+
+
+def _matrices(timeline: Timeline) -> list[int]:
+    """Return the places of the matrices with a plain gradient, on one device, as far as the limit allows."""
+    chosen, elements = [], 0
+    device = timeline.parameters[0].device
+    for i in timeline.shown_of(range(len(timeline.parameters))):
+        p = timeline.parameters[i]
+        if p.dim() < 2 or p.device != device or type(p.data) is not Tensor:
+            continue
+        if p.grad is None or p.grad.is_sparse or not p.is_floating_point():
+            continue
+        elements += p.numel()
+        if elements <= _ELEMENTS and p.numel():
+            chosen.append(i)
+    return chosen
+
+
+def _head(tap: Tap, timeline: Timeline, chosen: list[int]) -> list[int]:
+    """Return the position, among those chosen, of the matrix that the forward pass used last."""
+    rank = {name: i for i, name in enumerate(forward_order(tap))}
+    return [max(range(len(chosen)), key=lambda i: (rank.get(timeline.names[chosen[i]], -1), i))]
+
+
+def _learning_rates(timeline: Timeline) -> list[float | Tensor]:
+    return [group.get("lr", 0.0) for group in timeline.optimizer.param_groups for _ in group["params"]]

@@ -16,6 +16,7 @@ from poise.curvature import (
     spectral_norm,
 )
 from poise.curvature.eigs import DENSE
+from poise.curvature.orthogonal import orthogonalize
 
 SYMMETRIC_METHODS = ("lanczos", "block")
 
@@ -289,3 +290,12 @@ def test_bad_operators():
         lanczos(DenseOperator(torch.eye(50)), 5, basis_size=8)
     with pytest.raises(ValueError, match='edge needs which="LA" or "SA"'):
         block_davidson(DenseOperator(torch.eye(50)), which="LM", edge=1.0)
+
+
+def test_scalar_products_of_long_float32_vectors_do_not_look_like_asymmetry():
+    n = 3_000_000
+    basis = torch.nn.functional.normalize(torch.rand(2, n, generator=generator()) + 0.5, dim=1)
+    w = torch.rand(n, generator=generator(1)) + 0.5
+    _, found, _ = orthogonalize(w, basis[:1])
+    exact = float(basis[0].double() @ w.double())
+    assert abs(found[0] - exact) < 1e-6 * exact

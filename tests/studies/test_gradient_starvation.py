@@ -10,6 +10,7 @@ from poise.studies import gradient_starvation as study
 from poise.studies import load_study
 
 
+@pytest.mark.slow
 def test_descent_comes_to_the_solved_responses():
     solved = np.array([study.solved_toy(strong) for strong in study.STRONG])
     ridge, decoupled = study.descended_toy(4000)

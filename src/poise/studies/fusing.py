@@ -395,9 +395,12 @@ def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measure
     figure = _figure(results)
     blocks: list[Text | Table | Figure | Code] = [figure, _start_table(results), _decay_table(results)]
     blocks += [_fuse_table(results, seeds), _notes(plan)]
-    return Measurement(
-        claims, f"{claims['fused-start'].ours}. {claims['common-ancestor'].ours}.", blocks, figure.figure
+    random = compare_paired(results.plain["random"], results.plain["fused"], lower_is_better=False)
+    summary = (
+        f"{claims['fused-start'].ours}. Over a random body the fused one gains {random.difference:+.1f} points "
+        f"({random.interval[0]:+.1f} to {random.interval[1]:+.1f}). {claims['common-ancestor'].ours}."
     )
+    return Measurement(claims, summary, blocks, figure.figure)
 
 
 def _measure_fused(results: Results, gain: PairedComparison) -> Measured:

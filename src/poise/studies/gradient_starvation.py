@@ -401,8 +401,9 @@ def _measure_moons(arms: Mapping[str, MoonRuns]) -> Measured:
     words = (
         f"at margin -0.2 {paired.mean_treated:.1f} % are right with decoupling and {paired.mean_control:.1f} % with "
         f"cross entropy, difference {paired.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
-        f"{100 * arms[best].shifted.mean():.1f} % with {best}; the boundary's spread is {ratio:.1f} times that of "
-        "cross entropy"
+        f"{100 * arms[best].shifted.mean():.1f} % with {best}, "
+        f"{100 * arms['label smoothing 0.1'].shifted.mean():.1f} % with label smoothing; the boundary's spread "
+        f"is {ratio:.1f} times that of cross entropy"
     )
     numbers = {
         "lead_min": float(100 * (treated.shifted - plain.shifted).min()),

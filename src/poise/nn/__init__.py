@@ -1,17 +1,25 @@
 """Layers that keep training stable."""
 
+from poise.nn.add_qk_norm import add_qk_norm
+from poise.nn.apply_sdd import apply_sdd
 from poise.nn.balance_ratio import balance_ratio
 from poise.nn.diagonal_linear import DiagonalLinear
 from poise.nn.embedding_layer_norm import EmbeddingLayerNorm
+from poise.nn.fuse_norms import fuse_norms
 from poise.nn.layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
 from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
 from poise.nn.logit_scale import transplant_logit_scale
 from poise.nn.path_norm import path_norm
 from poise.nn.qk_norm import QKNorm
+from poise.nn.replace_norm import replace_norm
+from poise.nn.scale_embedding import scale_embedding
 from poise.nn.scaled_embedding import EmbeddingGradientShrink, ScaledEmbedding
 from poise.nn.scaled_residual import ScaledResidual, residual_scales
 from poise.nn.sdd_linear import SDDLinear
+from poise.nn.stabilize_residuals import stabilize_residuals
 from poise.nn.stable_resnet_mlp import StableResNetMLP
+from poise.nn.surgery import SurgeryReport
+from poise.nn.swap_recurrent import swap_recurrent
 from poise.nn.unified_norm import ReferenceUnifiedNorm, UnifiedNorm
 
 __all__ = [
@@ -30,9 +38,17 @@ __all__ = [
     "ScaledEmbedding",
     "ScaledResidual",
     "StableResNetMLP",
+    "SurgeryReport",
     "UnifiedNorm",
+    "add_qk_norm",
+    "apply_sdd",
     "balance_ratio",
+    "fuse_norms",
     "path_norm",
+    "replace_norm",
     "residual_scales",
+    "scale_embedding",
+    "stabilize_residuals",
+    "swap_recurrent",
     "transplant_logit_scale",
 ]

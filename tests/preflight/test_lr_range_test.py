@@ -137,6 +137,18 @@ def test_the_steepest_rule_finds_the_steepest_point():
     assert abs(np.log(found.lr_max / LRS[int(np.abs(x + 0.2).argmin())])) < 2.1 * np.log(LRS[1] / LRS[0])
 
 
+def test_the_valley_does_not_depend_on_noise_before_the_fall():
+    losses = np.concatenate([np.full(40, 2.3), np.linspace(2.3, 0.3, 31)[1:], np.full(30, 0.3) + np.arange(30) * 0.05])
+    found = []
+    for noisy in (0, 20, 38):
+        bumped = losses.copy()
+        bumped[noisy] += 0.01
+        found.append(suggest_lr(curve(bumped, smoothing=0.0), "valley").lr_max)
+    np.testing.assert_allclose(found, found[0])
+    # the first tenth of the fall ends at point 42, its bottom is point 69
+    assert LRS[58] < found[0] < LRS[62]
+
+
 def test_without_divergence_the_rule_by_divergence_says_so():
     x = np.linspace(-1, 1, 100)
     losses = 1 + (x - 0.3) ** 2

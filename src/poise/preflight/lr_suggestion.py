@@ -135,7 +135,8 @@ def suggest_lr(curve: LRRangeCurve, rule: Rule = "divergence/3") -> LRSuggestion
                       ended the run
     ``minimum/10``    a tenth of that with the lowest smoothed loss
     ``steepest``      that at which the smoothed loss falls fastest in the logarithm of the learning rate
-    ``valley``        two thirds, in that logarithm, of the way down the longest fall of the smoothed loss
+    ``valley``        two thirds, in that logarithm, of the way from the first tenth to the bottom of the deepest fall
+                      of the smoothed loss
     ================  =================================================================================================
 
     None chooses one of the first or last five points, and all of them need a loss that falls and comes to an end of
@@ -211,9 +212,11 @@ def _steepest(curve: LRRangeCurve) -> tuple[float, str]:
 
 def _valley(curve: LRRangeCurve) -> tuple[float, str]:
     inner = curve.smoothed[_EDGE:-_EDGE]
-    highest = np.maximum.accumulate(inner)
-    bottom = int((highest - inner).argmax())
-    top = int(np.flatnonzero(inner[: bottom + 1] == highest[bottom])[-1])
+    fall = np.maximum.accumulate(inner) - inner
+    bottom = int(fall.argmax())
+    # The flat start before the fall would pull the point to wherever its noise is highest.
+    shallow = np.flatnonzero(fall[: bottom + 1] < 0.1 * fall[bottom])
+    top = int(shallow[-1]) if len(shallow) else 0
     start, end = (math.log(curve.lrs[_EDGE + i]) for i in (top, bottom))
     lr = math.exp(start + 2 / 3 * (end - start))
     if bottom - top < 3:

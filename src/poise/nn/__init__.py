@@ -5,6 +5,7 @@ from poise.nn.apply_sdd import apply_sdd
 from poise.nn.balance_ratio import balance_ratio
 from poise.nn.diagonal_linear import DiagonalLinear
 from poise.nn.embedding_layer_norm import EmbeddingLayerNorm
+from poise.nn.fixup import fixup_
 from poise.nn.fuse_norms import fuse_norms
 from poise.nn.layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
 from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
@@ -16,6 +17,7 @@ from poise.nn.scale_embedding import scale_embedding
 from poise.nn.scaled_embedding import EmbeddingGradientShrink, ScaledEmbedding
 from poise.nn.scaled_residual import ScaledResidual, residual_scales
 from poise.nn.sdd_linear import SDDLinear
+from poise.nn.spike_free import small_init_std, spike_free_
 from poise.nn.stabilize_residuals import stabilize_residuals
 from poise.nn.stable_resnet_mlp import StableResNetMLP
 from poise.nn.surgery import SurgeryReport
@@ -43,11 +45,14 @@ __all__ = [
     "add_qk_norm",
     "apply_sdd",
     "balance_ratio",
+    "fixup_",
     "fuse_norms",
     "path_norm",
     "replace_norm",
     "residual_scales",
     "scale_embedding",
+    "small_init_std",
+    "spike_free_",
     "stabilize_residuals",
     "swap_recurrent",
     "transplant_logit_scale",

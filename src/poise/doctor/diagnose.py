@@ -82,6 +82,8 @@ def attribute(findings: Sequence[Finding]) -> list[Finding]:
         first = min(roots, key=lambda j: (_began(findings[j]), -findings[j].probability))
         out[i] = replace(out[i], severity="info", summary=f"{finding.summary} Explained by {findings[first].cause}.")
         for j in roots:
+            if CAUSES[findings[j].cause].benign:
+                continue  # what it explains was no harm
             if not any(k != j and _explains(other, findings[j]) for k, other in enumerate(findings)):
                 out[j] = _heir(out[j], finding)
     return out
@@ -106,9 +108,11 @@ def consequences(cause_id: str) -> set[str]:
 
 def _explains(root: Finding, other: Finding) -> bool:
     sure = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
-    return (
-        sure and root.severity != "info" and _began(root) <= _began(other) and other.cause in consequences(root.cause)
-    )
+    if CAUSES[root.cause].benign:  # what comes after its end has another reason
+        lasts = root.detected_step is not None and _began(other) <= root.detected_step
+    else:
+        lasts = root.severity != "info"
+    return sure and lasts and _began(root) <= _began(other) and other.cause in consequences(root.cause)
 
 
 def _began(finding: Finding) -> int:

@@ -572,3 +572,15 @@ def test_scaling_explains_the_collapse_it_ends_in():
     FAULTS["softmax_collapse"](run, 120, 0.5)
     first, second = diagnose(run.record())
     assert (first.cause, second.cause, second.severity) == ("loss_scaling", "softmax_collapse", "info")
+
+
+def test_a_catapult_explains_its_own_swing_and_nothing_after_it():
+    run = healthy()
+    FAULTS["benign_catapult"](run, 60, 0.5)
+    known = only("benign_catapult", run).detected_step
+    diverge(run, 150)
+    run.change("update_ratio", 150, 0.5)
+    run.burst(150)
+    serious = [f for f in diagnose(run.record()) if f.severity != "info"]
+    assert [f.cause for f in serious] == ["lr_too_high"]
+    assert serious[0].onset_step > known

@@ -10,13 +10,16 @@ import pytest
 
 @pytest.fixture
 def watch(tmp_path, poise):
-    """Return a function that runs ``poise run`` on a script: ``watch(source, *args) -> (result, findings)``."""
+    """Return a function that runs ``poise run`` on a script: ``watch(source, *args) -> (result, findings)``.
 
-    def run(source: str, *args: str) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+    ``overhead`` is the share of the run's time that watching may cost.
+    """
+
+    def run(source: str, *args: str, overhead: float = 0.1) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
         script = tmp_path / "train.py"
         script.write_text(source, encoding="utf-8")
         # Looks are paid for in seconds: on a busy machine the default would buy too few of them in so short a run.
-        result = poise("run", "--json", "--overhead", "0.1", "--out", tmp_path / "run", script, *args)
+        result = poise("run", "--json", "--overhead", overhead, "--out", tmp_path / "run", script, *args)
         findings = tmp_path / "run" / "findings.json"
         assert findings.exists(), result.stderr
         assert (tmp_path / "run" / "report.html").exists()

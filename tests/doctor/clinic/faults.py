@@ -25,6 +25,8 @@ class Fault:
         where: one of these must stand in a name of ``where``; nothing to name if empty.
         severity: what the finding must be.
         prepare: options of a first run, without the watch, that leaves a checkpoint.
+        overhead: share of the run's time that watching may cost; curvature is dear in so small a network.
+        also: a cause that may come first as well: what it says of the fault is true, and more exact.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Fault:
     where: tuple[str, ...] = ()
     severity: tuple[str, ...] = ("error",)
     prepare: tuple[str, ...] = ()
+    overhead: float = 0.1
+    also: str = ""
 
     def label(self) -> str:
         """Return the name of its tests."""
@@ -126,8 +130,8 @@ FAULTS = (
         (("        step += 1\n    scheduler.step()\n", "        step += 1\n        scheduler.step()\n"), ("step_size=4", "step_size=1")),
         onset=(1, 20),
     ),
-    Fault("learning rate too high, Adam", "lr_too_high", "mlp", args=("--lr", "1.0"), onset=(0, 60)),
-    Fault("learning rate too high, SGD", "lr_too_high", "regression", args=("--lr", "3"), onset=(0, 60)),
+    Fault("learning rate too high, Adam", "lr_too_high", "mlp", args=("--lr", "1.0"), onset=(0, 60), also="lr_above_curvature"),
+    Fault("learning rate too high, SGD", "lr_too_high", "regression", args=("--lr", "3"), onset=(0, 60), also="lr_above_curvature"),
     Fault("learning rate of 1e-7", "lr_too_small", "mlp", args=("--lr", "1e-7"), onset=(0, 60), severity=ANY),
     Fault(
         "logarithm of zero in the loss",
@@ -253,6 +257,78 @@ FAULTS = (
         "mlp",
         (("        logits = model(x)\n        loss", "        y = (y + (step >= 120)) % 10\n        logits = model(x)\n        loss"),),
         onset=(120, 150),
+    ),
+    Fault(
+        "learning rate of 0.3 with momentum",
+        "lr_above_curvature",
+        "regression",
+        args=("--lr", "0.3", "--epochs", "5"),
+        onset=(0, 60),
+        overhead=1.0,
+        also="lr_too_high",
+    ),
+    Fault(
+        "a head a hundred times too steep and no warm-up",
+        "warmup_too_short",
+        "regression",
+        (("criterion = ", "nn.init.normal_(model[4].weight, std=6.0)\ncriterion = "),),
+        args=("--epochs", "14"),
+        onset=(0, 10),
+        severity=ANY,
+        overhead=1.0,
+    ),
+    Fault(
+        "full batches at the edge of stability, and a rate that rises by 30 %",
+        "benign_catapult",
+        "regression",
+        (
+            ("batch_size=32", "batch_size=353"),
+            ("momentum=0.9, weight_decay=1e-3", "momentum=0.0"),
+            ("    plateau.step(test_loss)\n", '    optimizer.param_groups[0]["lr"] = args.lr * (1.3 if epoch >= 110 else 1)\n'),
+        ),
+        args=("--lr", "0.25", "--epochs", "180"),
+        onset=(105, 180),
+        severity=("info",),
+        overhead=1.0,
+    ),
+    Fault(
+        "logits multiplied by a thousand",
+        "softmax_collapse",
+        "mlp",
+        (("F.cross_entropy(logits, y)", "F.cross_entropy(1000 * logits, y)"),),
+        onset=(0, 200),
+        severity=ANY,
+        overhead=1.0,
+    ),
+    Fault(
+        "no weight decay and a constant rate before normalisations",
+        "norm_growth",
+        "cnn",
+        (
+            ("weight_decay=5e-4", "weight_decay=0.0"),
+            ("nn.CrossEntropyLoss()", "nn.CrossEntropyLoss(label_smoothing=0.5)"),
+            ("    scheduler.step()\n", ""),
+        ),
+        args=("--epochs", "16", "--lr", "0.3"),
+        onset=(20, 384),
+        where=("features",),
+        severity=ANY,
+        overhead=1.0,
+    ),
+    Fault(
+        "trained on after a perfect fit of few images",
+        "loss_scaling",
+        "mlp",
+        (
+            ("self.dropout(F.relu(self.fc2(x)))", "F.relu(self.fc2(x))"),
+            ("torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)", "torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)"),
+            ("[0.8, 0.2]", "[0.1, 0.9]"),
+        ),
+        args=("--epochs", "400", "--lr", "0.5", "--batch-size", "256"),
+        onset=(10, 400),
+        where=("head",),
+        severity=ANY,
+        overhead=1.0,
     ),
     Fault(
         "targets shuffled apart from their inputs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.doctor.causes import CAUSES
+from poise.store import read_run
 
 from .faults import FAULTS, HEALTHY, SCRIPTS, Fault
 from .judge import serious
@@ -17,6 +18,17 @@ def test_a_healthy_script_stays_silent(script, seed, watch):
     result, findings = watch((HEALTHY / f"{script}.py").read_text(encoding="utf-8"), "--seed", str(seed))
     assert result.returncode == 0, result.stderr
     assert serious(findings) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["cnn", "mlp", "regression"])
+def test_a_healthy_script_stays_silent_while_its_curvature_is_measured(script, watch, tmp_path):
+    result, findings = watch((HEALTHY / f"{script}.py").read_text(encoding="utf-8"), "--epochs", "6", overhead=1.0)
+    assert result.returncode == 0, result.stderr
+    assert serious(findings) == []
+    ratio = read_run(tmp_path / "run" / "run.db")["edge_ratio"]
+    assert len(ratio.steps) >= 3
+    assert ratio.values.max() < 1.5
 
 
 def test_every_cause_has_a_fault_in_the_clinic():

@@ -12,7 +12,8 @@ place.
 ## How it is detected
 A spike of the loss with the measured `edge_ratio` above 1 within the 20 steps before it or the 10 after, a `sharpness`
 that in two measurements running after the spike is at least 30 % below the highest one around it, and a loss that is
-back at its level from before within 50 steps. It is for information: there is nothing to do, and no remedy is named.
+back within 50 steps (at most a fifth of what was learned above its level from before). It is for information: there is
+nothing to do, and no remedy is named.
 
 ## What cures it
 Nothing needs to be cured.
@@ -28,7 +29,7 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import first_run, number, value_at
-from poise.doctor.events import LossEvent, find_events, loss_curve
+from poise.doctor.events import LossCurve, LossEvent, find_events, loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
@@ -80,7 +81,7 @@ def _landed(record: Record, event: LossEvent) -> int | None:
     if ratio <= EDGE or not np.isfinite(event.value):
         return None
     curve = loss_curve(record)
-    back = np.flatnonzero((curve.steps > event.step) & (curve.values <= event.level))
+    back = np.flatnonzero((curve.steps > event.step) & (curve.values <= _back_at(curve, event)))
     sharpness = record["sharpness"]
     # The highest one is known ten steps after the event: from then on the comparison stands.
     later = sharpness.steps > event.step + AFTER
@@ -90,10 +91,18 @@ def _landed(record: Record, event: LossEvent) -> int | None:
     return max(int(curve.steps[back[0]]), int(sharpness.steps[flat]))
 
 
+def _back_at(curve: LossCurve, event: LossEvent) -> float:
+    """Return the loss at which an event counts as over: a fifth of what was learned above the level before it."""
+    before = int(np.searchsorted(curve.steps, event.step)) - 1
+    return event.level + 0.2 * float(curve.start[before] - curve.best[before])
+
+
 CAUSE = Cause(
     id="benign_catapult",
     title="A benign catapult",
     find=find,
     exact=False,
     doc=__doc__,
+    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "bad_batch"),
+    benign=True,
 )

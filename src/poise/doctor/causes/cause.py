@@ -24,6 +24,7 @@ class Cause:
         leads_to: ids of causes that this one brings about; found later in the same run, they are explained by it.
         remedies: remedies as the command line takes them (``"beta2"``, or with a strength: ``"lr_scale=10"``), the most
             promising first; a finding carries their names.
+        benign: whether it does no harm. It then explains, for as long as it lasts, what looks like harm.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Cause:
     doc: str | None
     leads_to: tuple[str, ...] = ()
     remedies: tuple[str, ...] = ()
+    benign: bool = False
 
     def finding(
         self,

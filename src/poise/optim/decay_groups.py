@@ -113,6 +113,4 @@ def _require_matches(model: nn.Module, patterns: Mapping[str, Any] | Sequence[st
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"pattern {pattern!r} fits no parameter; the model has {', '.join(names[:5])}, ..."
-            )
+            raise ValueError(f"pattern {pattern!r} fits no parameter; the model has {', '.join(names[:5])}, ...")

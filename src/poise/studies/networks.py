@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -16,6 +17,6 @@ def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.Tanh, bi
         bias: whether layers have biases.
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out, bias=bias), activation()]
     return nn.Sequential(*layers[:-1])

@@ -283,9 +283,7 @@ def norm_growth(run: Run, onset: int, strength: float) -> None:
 
 
 def loss_scaling(run: Run, onset: int, strength: float) -> None:
-    run.put("loss", run.all_steps, run.noisy(run.all_steps, 0.02 + 2.3 * np.exp(-run.all_steps / 10)))
-    for name in ("label_agreement", "label_purity"):
-        run.change(name, onset, 0.998)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 0.01 + 2.3 * np.exp(-run.all_steps / 10)))
     run.change(f"loss_scaling_alignment[{WEIGHTS[5]}]", onset, 0.6 + 0.35 * strength)
 
 

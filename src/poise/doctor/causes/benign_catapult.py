@@ -54,7 +54,7 @@ def find(record: Record) -> list[Finding]:
             f"At the edge of stability (curvature {number(ratio)} times what the learning rate bears), {event.phrase}, "
             f"and came back to a flatter place: the sharpness fell from {number(high)} to {number(low)}. Nothing has "
             "to be done.",
-            onset=event.step,
+            onset=_crossed(record, event),
             detected=detected,
             event=event.step,
             evidence=[
@@ -63,6 +63,13 @@ def find(record: Record) -> list[Finding]:
             ],
         )
     ]
+
+
+def _crossed(record: Record, event: LossEvent) -> int:
+    """Return the last look before an event that saw the edge crossed: what swings there grows before the loss does."""
+    ratio = record["edge_ratio"]
+    over = (ratio.steps >= event.step - BEFORE) & (ratio.steps <= event.step) & (ratio.values > EDGE)
+    return int(ratio.steps[over][-1]) if over.any() else event.step
 
 
 def _highest(record: Record, event: LossEvent) -> tuple[float, float]:

@@ -10,8 +10,7 @@ Predictions do not change any more, the loss does. Logits grow until the softmax
 
 ## How it is detected
 `loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five close
-looks running, while at least 99 % of the samples are predicted right (`label_agreement`) and the loss is below 5 % of
-where it began.
+looks running, while the loss is below 1 % of where it began: by then hardly a sample can be wrong.
 
 ## What cures it
 Take that direction out of the gradients (OrthoGrad), let weight decay work against it, or train on StableMax, whose
@@ -32,14 +31,14 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import Mask, align, confidence, evidence_at, first_crossing, number
+from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, number
 from poise.doctor.events import loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
 ALIGNED = 0.5
 LOOKS = 5
-FITTED, LOW = 0.99, 0.05
+LOW = 0.01
 
 
 def find(record: Record) -> list[Finding]:
@@ -57,15 +56,12 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "warning",
             confidence(cosine, ALIGNED),
-            f"Since step {onset} every sample is predicted right and the loss falls by scaling {name} up (cosine of "
-            f"weight and step {number(cosine)}): predictions no longer change.",
+            f"Since step {onset} the data are fitted (loss below 1 % of its start) and what still lowers it "
+            f"is scaling {name} up (cosine of weight and step {number(cosine)}).",
             where=hit.where,
             onset=onset,
             detected=hit.step,
-            evidence=[
-                Evidence(f"loss_scaling_alignment[{name}]", cosine, ALIGNED, None, hit.step),
-                *evidence_at(record, "label_agreement", hit.step, FITTED),
-            ],
+            evidence=[Evidence(f"loss_scaling_alignment[{name}]", cosine, ALIGNED, None, hit.step)],
         )
     ]
 
@@ -75,8 +71,7 @@ def _scaling(record: Record, series: Series) -> Mask:
     if not len(curve.steps):
         return np.zeros(len(series.steps), dtype=bool)
     level, start = (align(Series(curve.steps, part), series.steps) for part in (curve.level, curve.start))
-    fitted = (align(record["label_agreement"], series.steps) >= FITTED) & (level < LOW * start)
-    return (series.values > ALIGNED) & fitted
+    return (series.values > ALIGNED) & (level < LOW * start)
 
 
 CAUSE = Cause(

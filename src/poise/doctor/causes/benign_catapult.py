@@ -66,10 +66,10 @@ def find(record: Record) -> list[Finding]:
 
 
 def _crossed(record: Record, event: LossEvent) -> int:
-    """Return the last look before an event that saw the edge crossed: what swings there grows before the loss does."""
+    """Return the first look near an event that saw the edge crossed: what swings there grows before the loss does."""
     ratio = record["edge_ratio"]
     over = (ratio.steps >= event.step - BEFORE) & (ratio.steps <= event.step) & (ratio.values > EDGE)
-    return int(ratio.steps[over][-1]) if over.any() else event.step
+    return int(ratio.steps[over][0]) if over.any() else event.step
 
 
 def _highest(record: Record, event: LossEvent) -> tuple[float, float]:

@@ -523,7 +523,7 @@ def test_a_weight_before_a_norm_is_seen_to_be_scale_invariant(momentum, watching
     assert rate[1].values == pytest.approx([0.3 / n**2 for n in norms[2:]], rel=1e-12)
     aligned = watched.record.by_layer("loss_scaling_alignment")
     assert list(aligned) == ["3.weight"]
-    assert aligned["3.weight"].values == pytest.approx(cosines, rel=1e-9)
+    assert aligned["3.weight"].values == pytest.approx(cosines, rel=1e-6)  # recorded in float32
 
 
 def test_the_effective_rate_of_adam_falls_with_the_norm_and_not_its_square(watching):

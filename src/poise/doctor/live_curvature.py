@@ -59,13 +59,16 @@ class LiveCurvature:
 
         Raises:
             TypeError: if the optimizer's edge is not known, or parameters are in half precision.
-            ValueError: if numbers are not finite, or an adaptive optimizer has not stepped yet.
+            ValueError: if numbers are not finite, an adaptive optimizer has not stepped yet, or none of the parameters
+                has a part in the loss.
             RuntimeError: if an operation has no second derivative.
         """
         threshold = edge(optimizer)
         flat = FlatParameters(nn.ParameterList(parameters))
         with torch.enable_grad():
             gradient = torch.autograd.grad(loss, flat.tensors, create_graph=True, allow_unused=True)
+            if all(g is None for g in gradient):
+                raise ValueError("loss does not depend on any of the parameters: it is that of another optimizer")
             hessian = FunctionOperator(
                 self._product(flat, gradient), flat.numel, dtype=flat.dtype, device=flat.device, symmetric=True
             )

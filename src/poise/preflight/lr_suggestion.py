@@ -57,7 +57,6 @@ class LRRangeCurve:
         hi: the last learning rate that was planned.
         weight_decay: set for this run, or ``None``.
         momentum: set for this run, or ``None``.
-        smoothed: bias-corrected exponential average of the loss that is judged: ``val``, or ``train`` without it.
     """
 
     lrs: Float[np.ndarray, " steps"]
@@ -69,6 +68,7 @@ class LRRangeCurve:
     weight_decay: float | None = None
     momentum: float | None = None
     smoothed: Float[np.ndarray, " steps"] = field(init=False)
+    """Bias-corrected exponential average of the loss that is judged: ``val``, or ``train`` without it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "smoothed", smooth(self.judged, self.smoothing))

@@ -65,7 +65,7 @@ class SharpnessProbe(Probe):
         try:
             self._measure(tap, timeline, root)
         except ValueError:
-            pass  # numbers that are not finite, or an optimizer that has no state yet: the next step may do
+            pass  # numbers that are not finite, an optimizer without a state, a loss of others: the next step may do
         except Exception as error:
             self._leave(tap, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
         seconds = time.perf_counter() - start

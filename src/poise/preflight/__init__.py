@@ -7,6 +7,7 @@ from poise.preflight.lr_report import lr_figure, lr_report
 from poise.preflight.lr_sensitivity import LRSensitivity, lr_sensitivity
 from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
 from poise.preflight.max_trainable_lr import MaxTrainableLR, max_trainable_lr
+from poise.preflight.stable_lr import StableLR, stable_lr
 from poise.preflight.sweep import SweepPoint, SweepResult, sweep
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "MaxTrainableLR",
     "NoSuggestion",
     "SignalForecast",
+    "StableLR",
     "SweepPoint",
     "SweepResult",
     "forecast_signal",
@@ -26,6 +28,7 @@ __all__ = [
     "lr_report",
     "lr_sensitivity",
     "max_trainable_lr",
+    "stable_lr",
     "suggest_lr",
     "sweep",
 ]

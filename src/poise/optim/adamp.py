@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from poise.optim.closure import evaluate
 from poise.optim.scale_invariant_projection import (
     ScaleInvariant,
     by_device_and_dtype,
@@ -121,10 +122,7 @@ class AdamP(Optimizer):
         Args:
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             weights = with_dense_gradient(group["params"], "AdamP")
             for alike in by_device_and_dtype(weights):

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim.adam import Adam, adam
 from torch.optim.optimizer import ParamsT
 
+from poise.optim.closure import evaluate
+
 
 class IndependentAdamW(Adam):
     r"""AdamW with independent weight decay.
@@ -89,10 +91,7 @@ class IndependentAdamW(Adam):
         Args:
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             self._step_group(group)
         return loss

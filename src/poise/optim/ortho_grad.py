@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from poise.optim.closure import evaluate
 from poise.optim.geometry import View, check_view, inner, norm
-from poise.optim.wrapper import OptimizerWrapper, evaluate
+from poise.optim.wrapper import OptimizerWrapper
 
 
 class OrthoGrad(OptimizerWrapper):

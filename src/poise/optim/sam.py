@@ -13,8 +13,9 @@ from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import LBFGS, Optimizer
 
+from poise.optim.closure import evaluate
 from poise.optim.geometry import norm
-from poise.optim.wrapper import OptimizerWrapper, evaluate
+from poise.optim.wrapper import OptimizerWrapper
 
 
 class SAM(OptimizerWrapper):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from poise.optim.closure import evaluate
 from poise.optim.scale_invariant_projection import (
     ScaleInvariant,
     by_device_and_dtype,
@@ -103,10 +104,7 @@ class SGDP(Optimizer):
         Args:
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         for group in self.param_groups:
             decay = group["weight_decay"] / (1 - group["momentum"]) if group["weight_decay"] else 0.0
             for weights in by_device_and_dtype(with_dense_gradient(group["params"], "SGDP")):

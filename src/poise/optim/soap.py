@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from poise.optim import kronecker_basis, soap_step
+from poise.optim.closure import evaluate
 from poise.optim.kronecker_basis import NullSpace
 from poise.optim.refresh_schedule import staggered_phases
 from poise.optim.soap_step import Part, RotatedAxis
@@ -140,10 +141,7 @@ class SOAP(Optimizer):
         Args:
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluate(closure)
         # What is due depends on step counters, which a traced step would be compiled for anew each time.
         update = torch.compiler.disable(self._update) if torch.compiler.is_compiling() else self._update
         update()

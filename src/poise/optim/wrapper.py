@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -170,9 +169,3 @@ class OptimizerWrapper(Optimizer):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r})"
-
-
-def evaluate(closure: Callable[[], Any]) -> Any:
-    """Call a closure with gradients enabled, as optimizers do."""
-    with torch.enable_grad():
-        return closure()

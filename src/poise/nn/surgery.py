@@ -31,14 +31,25 @@ class SurgeryReport:
     skipped: dict[str, str] = field(default_factory=dict)
     max_difference: float | None = None
 
+    def __str__(self) -> str:
+        lines = [f"{self.title}: {self.summary}"]
+        lines += [f"  {name}: {change}" for name, change in self.changed.items()]
+        lines += [f"  {name} left alone: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+    @property
+    def summary(self) -> str:
+        """How many modules were changed, in words."""
+        counts = f"{len(self.changed)} modules changed, {len(self.skipped)} left alone."
+        if self.max_difference is None:
+            return counts
+        return f"{counts} Outputs differ by at most {self.max_difference:.2g}."
+
     def report(self) -> Report:
         """Return it as a report with a table each of what was changed and what was not."""
-        summary = f"{len(self.changed)} modules changed, {len(self.skipped)} left alone."
-        if self.max_difference is not None:
-            summary += f" Outputs differ by at most {self.max_difference:.2g}."
         parts = (("Changed", "change", self.changed), ("Left alone", "reason", self.skipped))
         tables = [Table(title, ["module", column], list(rows.items())) for title, column, rows in parts if rows]
-        return Report(self.title, summary, blocks=list(tables))
+        return Report(self.title, self.summary, blocks=list(tables))
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -25,6 +25,7 @@ STUDIES: dict[str, str] = {
     "sgd-stability-geometry": "Does the coherence of examples tell where SGD becomes unstable?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
     "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
+    "stable-resnet": "Do factors on residual branches let networks train at any depth?",
     "weight-decay": "Does weight decay act through the dynamics of training rather than as a penalty?",
 }
 

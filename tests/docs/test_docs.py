@@ -104,7 +104,8 @@ def test_changed_code_is_refused() -> None:
 def test_links_between_sources_lead_to_files(page: Path) -> None:
     generated = {"gallery.md", "cli.md", "contributing.md", "causes/index.md", "remedies/index.md", "api/index.md"}
     generated |= {f"causes/{name}.md" for name in CAUSES} | {f"remedies/{name}.md" for name in REMEDIES}
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         path = urldefrag(target).url
         if not path or "://" in path:
             continue

@@ -76,7 +76,7 @@ def test_progress_sees_every_run_and_the_largest_size_first():
 def test_rows_are_flat_and_make_a_frame():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(sweep(bowl, LRS, seeds=2, n_jobs=1).rows())
-    assert list(frame.columns) == ["size", "lr", "seed", "loss", "init_loss", "grad_rms", "pid"]
+    assert list(frame.columns) == ["size", "lr", "seed", "loss", "init_loss", "stopped_at", "grad_rms", "pid"]
     assert len(frame) == 6
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import inspect
+import operator
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise, product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,33 +20,19 @@ from jaxtyping import Float
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
+from poise.preflight.hopeless import HopelessRunError, LossWatch
 from poise.preflight.lr_curve import LRCurve, require_learning_rates
+from poise.preflight.sweep_folder import SweepFolder, fingerprint
+from poise.preflight.sweep_point import SweepPoint
+from poise.preflight.sweep_progress import Progress, SweepTally
 
 if TYPE_CHECKING:
     from poise.report import Report
 
 Train = Callable[..., Mapping[str, Any]]
+Key = tuple[int | None, float, int]
 
-
-@dataclass(frozen=True, slots=True)
-class SweepPoint:
-    """What one run of a sweep ended with.
-
-    Args:
-        lr: learning rate.
-        size: model size; ``None`` in a sweep without sizes.
-        seed: seed.
-        loss: final loss; NaN or infinite if the run diverged.
-        init_loss: loss at initialisation.
-        signals: whatever other numbers the run returned, by name.
-    """
-
-    lr: float
-    size: int | None
-    seed: int
-    loss: float
-    init_loss: float
-    signals: Mapping[str, float] = field(default_factory=dict)
+_DEATHS = 3  # of workers in a row, without a run that ended between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ class SweepResult:
 
     def rows(self) -> list[dict[str, float | int | None]]:
         """Return one flat dict per run, ready for ``pandas.DataFrame`` or ``polars.DataFrame``."""
-        own = ("size", "lr", "seed", "loss", "init_loss")
+        own = ("size", "lr", "seed", "loss", "init_loss", "stopped_at")
         return [{**{name: getattr(p, name) for name in own}, **p.signals} for p in self.points]
 
     def report(self) -> Report:
@@ -107,26 +101,38 @@ def sweep(
     sizes: Sequence[int] | None = None,
     seeds: int | Sequence[int] = 1,
     n_jobs: int | None = None,
-    progress: Callable[[SweepPoint, int, int], None] | None = None,
+    progress: Progress | bool | None = None,
+    folder: str | Path | None = None,
 ) -> SweepResult:
     """Train at every combination of learning rate, size and seed.
 
-    Runs go through joblib, the largest sizes first; ``with joblib.parallel_config(...)`` chooses where.
+    Runs go through joblib, the largest sizes first; ``with joblib.parallel_config(...)`` chooses where. With
+    ``folder`` every finished run is kept at once: after a crash, a kill or Ctrl-C the same call runs what is missing,
+    and a larger grid takes over the points that fit. If a worker dies, what it was running is run again.
+
+    A run that takes ``watch`` is ended early once it is past hope (see :func:`poise.preflight.hopeless.is_hopeless`);
+    it counts as diverged, which it would have done at its end.
 
     Args:
         train: ``train(lr=..., seed=...)``, with ``size=...`` as well if ``sizes`` is given. Returns a mapping with
             ``loss`` (final validation loss; NaN if the run diverged), ``init_loss`` (the same before the first step)
             and any other numbers worth keeping. It must be picklable for process backends (joblib's own can send
-            closures) and take its randomness from ``seed``.
+            closures) and take its randomness from ``seed``. If it has a parameter ``watch``, it gets a function to
+            call as ``watch(step, loss)``, first with ``watch(0, init_loss)``, then at every step or every so often.
         lrs: learning rates, positive and distinct; best even in the logarithm.
         sizes: model sizes, strictly increasing; ``None`` for a model of one size.
         seeds: how many seeds (0, 1, ...), or the seeds themselves.
         n_jobs: parallel runs, as in joblib.
-        progress: called in this process after each run, with its point, the runs done and the runs in all.
+        progress: called in this process after each run, with its point, the runs done and the runs in all (from a
+            thread where joblib's backend hands nothing back before its end: multiprocessing, Ray). Or whether to show
+            a progress bar on stderr; by default on a terminal.
+        folder: where finished runs are kept. Workers on other machines write there too if they see it under the same
+            path; else a run of theirs is kept when it comes back.
 
     Raises:
-        ValueError: if ``lrs``, ``sizes`` or ``seeds`` are not as described, or a run returns no ``loss``, no finite
-            ``init_loss``, or something that is no number.
+        ValueError: if ``lrs``, ``sizes`` or ``seeds`` are not as described, a run returns no ``loss``, no finite
+            ``init_loss``, or something that is no number, or ``folder`` belongs to another ``train``.
+        FileExistsError: if ``folder`` holds something else.
 
     Example:
         >>> def train(lr, seed):
@@ -139,26 +145,97 @@ def sweep(
     all_sizes = _checked_sizes(sizes)
     all_seeds = _checked_seeds(seeds)
     grid = list(product(all_sizes, rates.tolist(), all_seeds))
-    # The longest runs start first, so that no core ends up waiting for one of them.
-    jobs = [delayed(_run_point)(train, *point) for point in reversed(grid)]
-    points = {}
-    for point in _results(jobs, n_jobs):
-        points[point.size, point.lr, point.seed] = point
-        if progress is not None:
-            progress(point, len(points), len(grid))
-    return SweepResult(tuple(rates.tolist()), all_sizes, all_seeds, tuple(points[key] for key in grid))
+    with _opened(folder, train) as kept, SweepTally(grid, kept.points(), progress) as tally:
+        _run_missing(train, kept, tally, n_jobs)
+    return SweepResult(tuple(rates.tolist()), all_sizes, all_seeds, tuple(tally.points[key] for key in grid))
 
 
-def _results(jobs: list[Any], n_jobs: int | None) -> Iterable[SweepPoint]:
-    # Some backends (multiprocessing, Ray) cannot hand results back one by one.
+@contextmanager
+def _opened(folder: str | Path | None, train: Train) -> Iterator[SweepFolder]:
+    if folder is not None:
+        yield SweepFolder.open(Path(folder), fingerprint(train))
+        return
+    with tempfile.TemporaryDirectory(prefix="poise-sweep-") as passing:
+        yield SweepFolder.open(Path(passing), "")
+
+
+def _run_missing(train: Train, kept: SweepFolder, tally: SweepTally, n_jobs: int | None) -> None:
+    deaths = 0
+    while missing := tally.missing:
+        # The longest runs start first, so that no core ends up waiting for one of them.
+        jobs = [delayed(_run_and_keep)(train, kept, *key) for key in reversed(missing)]
+        try:
+            for point in _results(jobs, n_jobs, kept, tally):
+                tally.add(point)
+        except Exception as error:
+            for point in kept.points():
+                tally.add(point)
+            deaths = deaths + 1 if len(tally.missing) == len(missing) else 0
+            if not _worker_died(error) or deaths == _DEATHS:
+                raise
+    known = {point.key for point in kept.points()}
+    for key, point in tally.points.items():
+        if key not in known:  # made where the folder is out of sight
+            kept.keep(point)
+
+
+def _results(jobs: list[Any], n_jobs: int | None, kept: SweepFolder, tally: SweepTally) -> Iterable[SweepPoint]:
+    # Batches of one: a run is kept, and its successor chosen, as soon as it ends.
     streams = n_jobs == 1 or get_active_backend()[0].supports_return_generator
-    results: Iterable[SweepPoint] = Parallel(n_jobs, return_as="generator_unordered" if streams else "list")(jobs)
-    return results
+    parallel = Parallel(n_jobs, return_as="generator_unordered" if streams else "list", batch_size=1)
+    if streams:
+        yield from parallel(jobs)
+        return
+    # Some backends (multiprocessing, Ray) cannot hand results back one by one; meanwhile the folder tells.
+    with _following(kept, tally):
+        points = parallel(jobs)
+    yield from points
+
+
+@contextmanager
+def _following(kept: SweepFolder, tally: SweepTally) -> Iterator[None]:
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(0.5):
+            for point in kept.points():
+                tally.add(point)
+
+    thread = threading.Thread(target=follow, name="poise-sweep", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _worker_died(error: Exception) -> bool:
+    ray = sys.modules.get("ray")
+    if ray is not None and isinstance(error, ray.exceptions.RayError):
+        return not isinstance(error, ray.exceptions.RayTaskError)
+    return isinstance(error, BrokenExecutor)
+
+
+def _run_and_keep(train: Train, kept: SweepFolder, size: int | None, lr: float, seed: int) -> SweepPoint:
+    point = _run_point(train, size, lr, seed)
+    kept.keep(point)
+    return point
 
 
 def _run_point(train: Train, size: int | None, lr: float, seed: int) -> SweepPoint:
-    out = train(lr=lr, seed=seed) if size is None else train(lr=lr, size=size, seed=seed)
     place = f"train(lr={lr:g}, seed={seed})" if size is None else f"train(lr={lr:g}, size={size}, seed={seed})"
+    settings: dict[str, Any] = {"lr": lr, "seed": seed} | ({} if size is None else {"size": size})
+    watch = LossWatch()
+    if _takes_watch(train):
+        settings["watch"] = watch
+    try:
+        out = train(**settings)
+    except HopelessRunError as end:
+        first = watch.losses[0]
+        if not np.isfinite(first):
+            raise ValueError(f"{place} must report a finite loss first, as watch(0, init_loss); got {first!r}") from end
+        return SweepPoint(lr, size, seed, float("nan"), first, stopped_at=end.step)
     if not isinstance(out, Mapping) or not {"loss", "init_loss"} <= out.keys():
         got = sorted(out) if isinstance(out, Mapping) else type(out).__name__
         raise ValueError(f"{place} must return a mapping with 'loss' (lower is better) and 'init_loss', got {got}")
@@ -167,6 +244,13 @@ def _run_point(train: Train, size: int | None, lr: float, seed: int) -> SweepPoi
     if not np.isfinite(init_loss):
         raise ValueError(f"{place} must return a finite 'init_loss', got {init_loss!r}")
     return SweepPoint(lr, size, seed, loss, init_loss, numbers)
+
+
+def _takes_watch(train: Train) -> bool:
+    try:
+        return "watch" in inspect.signature(train).parameters
+    except ValueError:  # some functions written in C have none
+        return False
 
 
 def _number(value: Any, name: str) -> float:
@@ -179,14 +263,14 @@ def _number(value: Any, name: str) -> float:
 def _checked_sizes(sizes: Sequence[int] | None) -> tuple[int | None, ...]:
     if sizes is None:
         return (None,)
-    out = tuple(sizes)
+    out = tuple(map(operator.index, sizes))
     if not out or out[0] <= 0 or any(b <= a for a, b in pairwise(out)):
         raise ValueError(f"sizes must be positive and strictly increasing, got {list(out)}")
     return out
 
 
 def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    out = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    out = tuple(range(seeds)) if isinstance(seeds, int) else tuple(map(operator.index, seeds))
     if not out or len(set(out)) < len(out):
         raise ValueError(f"seeds must be at least one, and distinct, got {seeds!r}")
     return out

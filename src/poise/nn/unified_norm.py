@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -142,11 +142,9 @@ class UnifiedNorm(nn.Module):
         self._require(x, pad_mask)
         if not self.training or x.numel() == 0:
             return self._affine(x)
-        rows = x.reshape(-1, self.num_features)
-        pads = None if pad_mask is None else pad_mask.reshape(-1, 1)
-        if len(rows) == 1:
+        if x.numel() == self.num_features:
             raise ValueError("batch statistics need more than one position, got one; use eval() or a larger batch")
-        return self._train(rows, pads).view_as(x)
+        return self._train(x, None if pad_mask is None else pad_mask[..., None])
 
     def scale(self) -> Float[Tensor, " channels"]:
         """Return the factor of each channel in evaluation."""
@@ -162,29 +160,30 @@ class UnifiedNorm(nn.Module):
     def _affine(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias, x, self.scale()).to(x.dtype)
 
-    def _train(self, rows: Tensor, pads: Tensor | None) -> Tensor:
+    def _train(self, x: Tensor, pads: Tensor | None) -> Tensor:
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # in a backward
-        step = self._last_step if recomputing and self._last_step is not None else self._advance(rows, pads)
+        step = self._last_step if recomputing and self._last_step is not None else self._advance(x, pads)
         if not torch.compiler.is_compiling():
             self._last_step = step
         return _Normalize.apply(
-            rows, self.weight, self.bias, pads, *step, self.gradient_window, self.gradient_average,
-            (self.eps, self.momentum, self.update_running_on_skip, self.process_group),
+            x, self.weight, self.bias, pads, step, self.gradient_window, self.gradient_average,
+            (self.momentum, self.update_running_on_skip, self.process_group),
         )  # fmt: skip
 
     @torch.no_grad()
-    def _advance(self, rows: Tensor, pads: Tensor | None) -> _Step:
+    def _advance(self, x: Tensor, pads: Tensor | None) -> _Step:
         """Let the batch enter the statistics; return what its forward and backward need of them."""
-        valid = rows if pads is None else rows.masked_fill(pads, 0)
-        total = valid.to(self.window.dtype).square().sum(0)
-        moment = _averaged(total, len(rows) if pads is None else (~pads).sum(), self.process_group)
-        # Opaque to the compiler: it would move what only backward needs there, after the buffers have changed.
-        advance = _advance_compiled if torch.compiler.is_compiling() else _advance
-        return _Step(*advance(
+        valid = x if pads is None else x.masked_fill(pads, 0)
+        rows = valid.reshape(-1, self.num_features).to(self.window.dtype)
+        # One pass without a temporary, where x.square().mean(0) writes its squares to memory first.
+        mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        moment = _over_valid(torch.addcmul(variance, mean, mean), len(rows), pads, self.process_group)
+        advance = _advance_opaque if torch.compiler.is_compiling() else _advance
+        return advance(
             moment, self.window, self.running_var, self.iters, self.skip_counter, self.windows[1],
             self.warmup_iters, self.filter_start if self.outlier_filtration else -1, self.eps, self.momentum,
             self.r_clip, self.r_start, self.update_running_on_skip,
-        ))  # fmt: skip
+        )  # fmt: skip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Statistics keep their precision when the module is halved."""
@@ -236,52 +235,93 @@ class ReferenceUnifiedNorm(UnifiedNorm):
         return super().forward(x)
 
 
-class _Step(NamedTuple):
-    """What one batch's forward and backward need of the statistics."""
+_Step = tuple[Tensor, Tensor, int | Tensor, bool | Tensor, bool | Tensor]
+"""What one batch's forward and backward need of the statistics.
 
-    variance: Tensor
-    ratio: Tensor
-    t: Tensor
-    skip: Tensor
-    averaged: Tensor  # whether the gradient's statistic is a mean over its window
+The factor of each channel, the same times the ratio of the batch's to the running scale (for the gradient), the place in
+the gradient's window, whether the step counts, and whether the gradient's statistic is a mean over its window.
+"""
 
 
 def _advance(
     moment: Tensor, window: Tensor, running: Tensor, iters: Tensor, skips: Tensor, gradient_window: int,
     warmup: int, filter_start: int, eps: float, momentum: float, r_clip: float, r_start: int, update_on_skip: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> _Step:  # fmt: skip
     """Let a batch's second moment enter the window and the running value; a negative ``filter_start`` is no filter."""
-    size = len(window)
-    t = iters.add_(1).clone()
-    slot = (t % size).view(1)
+    size = window.shape[0]
+    t = _known(iters.add_(1))
+    finite = counts = _finite(moment)
     spread = window.sqrt().var() if filter_start >= 0 else None  # before insertion, over all channels
-    window.index_copy_(0, slot, moment[None])
-    geometric = window.log().mean(0).exp()
-    finite = moment.isfinite().all()
-    skip = ~finite
+    _store(window, t % size, _where(finite, lambda: moment, lambda: running))
     if spread is not None:
-        skip = skip | ((t >= filter_start) & (window.mean(0) - geometric > size * spread).any())
-    window.index_copy_(0, slot, torch.where(skip, running, moment)[None])
-    smooth = (t > size) & (t >= warmup) & ~skip
-    variance = torch.where(smooth, geometric, moment) if size > 1 else moment.clone()
-    ratio = ((variance + eps) / (running + eps)).sqrt().clamp(1 / r_clip, r_clip)
-    ratio = torch.where((t <= max(warmup, r_start)) | skip, torch.ones_like(ratio), ratio)
-    kept = ~finite if update_on_skip else skip
-    running.copy_(torch.where(kept, running, running.lerp(variance, 1 - momentum)))
-    skips.add_(skip)
-    averaged = (t > gradient_window) & (t >= warmup) & ~skip
-    return variance, ratio, t, skip, averaged
+        gap = window.mean(0) - _geometric_mean(window)
+        counts = finite & (t < filter_start) | _known((gap <= size * spread).all())
+        _store(window, t % size, _where(counts, lambda: moment, lambda: running))
+    regular = t * counts  # a skipped step is like one before warm-up
+    smoothed = regular >= max(size + 1, warmup)
+    variance = _where(smoothed, lambda: _geometric_mean(window), lambda: moment) if size > 1 else moment
+    inverse = (variance + eps).rsqrt()
+    inverse_gradient = _where(
+        regular > max(warmup, r_start),
+        lambda: ((running + eps).rsqrt() / inverse).clamp_(1 / r_clip, r_clip) * inverse,
+        lambda: inverse,
+    )
+    running.lerp_(_where(finite if update_on_skip else counts, lambda: variance, lambda: running), 1 - momentum)
+    if counts is not True:
+        skips.add_(counts ^ True)
+    return inverse, inverse_gradient, t % gradient_window, counts, regular >= max(gradient_window + 1, warmup)
 
 
-_advance_compiled = torch.library.custom_op(
-    "poise::unified_norm_advance", _advance, mutates_args=("window", "running", "iters", "skips")
+def _geometric_mean(window: Tensor) -> Tensor:
+    return window.log().mean(0).exp()
+
+
+def _store(window: Tensor, slot: int | Tensor, row: Tensor) -> None:
+    if isinstance(slot, int):
+        window[slot] = row
+    else:
+        window.index_copy_(0, slot.view(1), row[None])
+
+
+def _finite(statistic: Tensor) -> bool | Tensor:
+    """Whether all values are; the sum of one that is not with any others is not either."""
+    total = _known(statistic.sum())
+    finite: bool | Tensor = total - total == 0
+    return finite
+
+
+def _known(value: Tensor) -> Any:
+    """The number in a tensor on the CPU; elsewhere the tensor, because reading it would wait for the device."""
+    return value.item() if value.device.type == "cpu" and not torch.compiler.is_compiling() else value
+
+
+def _where(condition: bool | Tensor, then: Callable[[], Tensor], otherwise: Callable[[], Tensor]) -> Tensor:
+    """``torch.where``, which computes only the side that is wanted if that is known."""
+    if isinstance(condition, bool):
+        return then() if condition else otherwise()
+    return torch.where(condition, then(), otherwise())
+
+
+@torch.library.custom_op(
+    "poise::unified_norm_advance",
+    mutates_args=("window", "running", "iters", "skips"),
+    schema="(Tensor moment, Tensor(a!) window, Tensor(b!) running, Tensor(c!) iters, Tensor(d!) skips, "
+    "int gradient_window, int warmup, int filter_start, float eps, float momentum, float r_clip, int r_start, bool update_on_skip) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+def _advance_opaque(moment: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """Advance, with tensors only in the result.
+
+    The compiler must not see into it: it would move what only backward needs there, after the buffers have changed.
+    """
+    inverse, inverse_gradient, *flags = _advance(moment, *others)
+    return inverse, inverse_gradient.clone(), *(torch.as_tensor(flag, device=moment.device) for flag in flags)
 
 
-@_advance_compiled.register_fake
-def _(moment: Tensor, window: Tensor, running: Tensor, iters: Tensor, skips: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    flag = iters.new_empty((), dtype=torch.bool)
-    return moment.new_empty(moment.shape), moment.new_empty(moment.shape), iters.new_empty(()), flag, flag.clone()
+@_advance_opaque.register_fake
+def _(moment: Tensor, window: Tensor, running: Tensor, iters: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    slot, flag = iters.new_empty(()), iters.new_empty((), dtype=torch.bool)
+    return torch.empty_like(moment), torch.empty_like(moment), slot, flag, torch.empty_like(flag)
 
 
 class _Normalize(torch.autograd.Function):
@@ -289,51 +329,62 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pads: Tensor | None, variance: Tensor, ratio: Tensor,
-        t: Tensor, skip: Tensor, averaged: Tensor, window: Tensor, average: Tensor, settings: tuple[Any, ...],
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pads: Tensor | None, step: _Step, window: Tensor,
+        average: Tensor, settings: tuple[Any, ...],
     ) -> Tensor:  # fmt: skip
-        eps, *ctx.settings = settings
-        inverse = (variance + eps).rsqrt()
-        ctx.save_for_backward(x, weight, pads, inverse, ratio, t, skip, averaged)
+        ctx.save_for_backward(x, weight, pads, *step[:2])
+        ctx.step, ctx.settings = step[2:], settings
         ctx.window, ctx.average = window, average  # written in backward, hence not saved for it
-        return torch.addcmul(bias, x, weight * inverse).to(x.dtype)
+        return torch.addcmul(bias, x, weight * step[0]).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, pads, inverse, ratio, t, skip, averaged = ctx.saved_tensors
-        scale = ratio * inverse
-        exact = inverse.dtype
-        product = (grad.to(exact) * x).sum(0) * scale  # sum of G r z
-        valid = product if pads is None else (grad.to(exact) * x).masked_fill(pads, 0).sum(0) * scale
-        count = len(x) if pads is None else (~pads).sum()
-        statistic = _averaged(weight * valid, count, ctx.settings[2])
-        smoothed = _smoothed_gradient(statistic, ctx.window, ctx.average, t, skip, averaged, *ctx.settings[:2])
-        pull = (smoothed * inverse.square()).expand_as(x)
+        x, weight, pads, inverse, inverse_gradient = ctx.saved_tensors
+        momentum, update_on_skip, group = ctx.settings
+        positions = x.numel() // inverse.numel()
+        grad_weight, grad_bias = _reductions(grad, x, inverse_gradient)
+        valid = grad_weight if pads is None else _reductions(grad.masked_fill(pads, 0), x, inverse_gradient)[0]
+        statistic = _over_valid(weight * valid / positions, positions, pads, group)
+        smoothed = _smoothed_gradient(statistic, ctx.window, ctx.average, ctx.step, momentum, update_on_skip)
+        pull = smoothed * inverse.square()
         if pads is not None:
-            pull = pull.masked_fill(pads, 0)  # padding has no part in the statistic, hence none of its gradient
-        grad_x = torch.addcmul(grad * (weight * scale), x, pull, value=-1).to(x.dtype)
-        return grad_x, product.to(weight.dtype), grad.to(exact).sum(0).to(weight.dtype), *(None,) * 9
+            pull = pull.expand_as(x).masked_fill(pads, 0)  # padding has no part in the statistic, hence none here
+        grad_x = (grad * (weight * inverse_gradient)).addcmul_(x, pull, value=-1).to(x.dtype)
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), *(None,) * 5
+
+
+def _reductions(grad: Tensor, x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of G x ``inverse`` and of G over all positions in one pass: batch normalisation's around a mean of zero."""
+    shape = (-1, inverse.shape[0])
+    _, product, total = torch.ops.aten.native_batch_norm_backward.default(
+        grad.reshape(shape).contiguous(), x.reshape(shape).contiguous(), None, None, None,
+        torch.zeros_like(inverse), inverse, True, 0.0, [False, True, True],
+    )  # fmt: skip
+    return product, total
 
 
 def _smoothed_gradient(
-    statistic: Tensor, window: Tensor, average: Tensor, t: Tensor, skip: Tensor, averaged: Tensor,
-    momentum: float, update_on_skip: bool,
+    statistic: Tensor, window: Tensor, average: Tensor, step: tuple[Any, ...], momentum: float, update_on_skip: bool
 ) -> Tensor:  # fmt: skip
     """Let mean(g z) enter its averages; return the one that the gradient is corrected by."""
-    finite = statistic.isfinite().all()
-    skip = skip | ~finite  # an overflow under loss scaling must not stay in the averages
-    slot = (t % len(window)).view(1)
-    window.index_copy_(0, slot, torch.where(skip, average, statistic)[None])
-    mean = torch.where(averaged & finite, window.mean(0), statistic)
-    kept = ~finite if update_on_skip else skip
-    average.copy_(torch.where(kept, average, average.lerp(mean, 1 - momentum)))
-    return torch.where(skip | (len(window) == 1), statistic, average)
+    slot, counts, averaged = step
+    finite = _finite(statistic)
+    counts = counts & finite  # an overflow under loss scaling must not stay in the averages
+    _store(window, slot, _where(counts, lambda: statistic, lambda: average))
+    mean = _where(averaged, lambda: window.mean(0), lambda: statistic)
+    average.lerp_(_where(finite if update_on_skip else counts, lambda: mean, lambda: average), 1 - momentum)
+    return _where(counts, lambda: average, lambda: statistic) if window.shape[0] > 1 else statistic
 
 
-def _averaged(total: Tensor, count: Any, group: dist.ProcessGroup | None) -> Tensor:
-    if group is None:
-        return total / count
-    both = torch.cat([total, torch.as_tensor(count, dtype=total.dtype, device=total.device).view(1)])
-    dist.all_reduce(both, group=group)
-    return both[:-1] / both[-1]
+def _over_valid(mean: Tensor, positions: int, pads: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:
+    """A mean over all positions, to which padding adds zeros, as one over the valid positions of all ranks."""
+    if pads is None and group is None:
+        return mean
+    count = mean.new_full((1,), positions) if pads is None else (~pads).sum().to(mean.dtype).view(1)
+    total = mean * positions
+    if group is not None:
+        both = torch.cat([total, count])
+        dist.all_reduce(both, group=group)
+        total, count = both[:-1], both[-1:]
+    return total / count

@@ -143,9 +143,10 @@ def test_an_outlier_is_counted_and_leaves_no_trace():
     assert reference.running_var.max() > 3 * before.max()
 
 
+@pytest.mark.parametrize("filtering", [False, True])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_input_that_is_not_finite_shows_in_the_output_only(bad):
-    norm = trained()
+def test_input_that_is_not_finite_shows_in_the_output_only(bad, filtering):
+    norm = trained(outlier_filtration=filtering)
     before = copy.deepcopy(norm.state_dict())
     x = torch.randn(4, 6)
     x[0, 0] = bad

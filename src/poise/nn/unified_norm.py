@@ -238,8 +238,8 @@ class ReferenceUnifiedNorm(UnifiedNorm):
 _Step = tuple[Tensor, Tensor, int | Tensor, bool | Tensor, bool | Tensor]
 """What one batch's forward and backward need of the statistics.
 
-The factor of each channel, the same times the ratio of the batch's to the running scale (for the gradient), the place in
-the gradient's window, whether the step counts, and whether the gradient's statistic is a mean over its window.
+The factor of each channel, the same times the ratio of the batch's to the running scale (for the gradient), the place
+in the gradient's window, whether the step counts, and whether the gradient's statistic is a mean over its window.
 """
 
 
@@ -255,7 +255,7 @@ def _advance(
     _store(window, t % size, _where(finite, lambda: moment, lambda: running))
     if spread is not None:
         gap = window.mean(0) - _geometric_mean(window)
-        counts = finite & (t < filter_start) | _known((gap <= size * spread).all())
+        counts = finite & ((t < filter_start) | _known((gap <= size * spread).all()))
         _store(window, t % size, _where(counts, lambda: moment, lambda: running))
     regular = t * counts  # a skipped step is like one before warm-up
     smoothed = regular >= max(size + 1, warmup)
@@ -306,8 +306,8 @@ def _where(condition: bool | Tensor, then: Callable[[], Tensor], otherwise: Call
     "poise::unified_norm_advance",
     mutates_args=("window", "running", "iters", "skips"),
     schema="(Tensor moment, Tensor(a!) window, Tensor(b!) running, Tensor(c!) iters, Tensor(d!) skips, "
-    "int gradient_window, int warmup, int filter_start, float eps, float momentum, float r_clip, int r_start, bool update_on_skip) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "int gradient_window, int warmup, int filter_start, float eps, float momentum, float r_clip, int r_start, "
+    "bool update_on_skip) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _advance_opaque(moment: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Advance, with tensors only in the result.

@@ -81,13 +81,6 @@ def test_fresh_networks_follow_the_theory():
         assert kept == pytest.approx(theory, rel=0.15)
 
 
-def test_a_fifth_of_the_digits_is_kept_for_the_test():
-    x, y, x_test, y_test = study.digits(1)
-    assert (len(x), len(y), len(x_test), len(y_test)) == (1300, 1300, 497, 497)
-    assert x.mean(0).abs().max() < 1e-5
-    assert not torch.equal(y, study.digits(2)[1])
-
-
 def test_training_gives_the_same_numbers_for_a_seed_whatever_stands_beside_it():
     alone, pair = (study.train("uniform", 3, 20, seeds) for seeds in ((1,), (0, 1)))
     np.testing.assert_allclose(alone[:, 0], pair[:, 1], atol=0.01)

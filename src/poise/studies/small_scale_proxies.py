@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -37,6 +36,7 @@ from poise.preflight import (
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.character_gpt import CONTEXT, HEAD_DIM, Block, CharacterGPT, corpus
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.studies.threads import one_thread
 
 BLOCKS, BATCH = 2, 8
 FINAL_LR = 1e-5
@@ -84,7 +84,7 @@ class Setting:
 
 def train(setting: Setting, lr: float, seed: int, size: int | None = None) -> dict[str, float]:
     """Train one model; ``size`` takes the place of the setting's width. Uses one thread and no global random state."""
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         return _train(replace(setting, width=size or setting.width), lr, seed)
 
 
@@ -139,17 +139,6 @@ def _probe(model: CharacterGPT, optimizer: IndependentAdamW, eps: float, when: s
         f"eps_shrink_{when}": (every / (every + eps)).mean().item(),
         f"mlp_grad_rms_{when}": roots["blocks.0.up.weight"].square().mean().sqrt().item(),
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Tensors this small gain nothing from threads, and the sweep runs a process per core.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

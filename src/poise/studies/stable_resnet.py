@@ -7,10 +7,8 @@ norm behind every branch. Variances and correlations at initialisation stand bes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,17 +17,18 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 
-from poise.data import load_digits, standardize
 from poise.evidence import compare_paired
 from poise.nn import ScaledResidual, StableResNetMLP, fixup_, residual_scales
 from poise.nn.meanfield import relu_resnet
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.side_by_side import SideBySide
 from poise.studies.stacked_mlp import batch_indices, stacked_cross_entropy
+from poise.studies.standard_digits import standard_digits
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.studies.threads import one_thread
 
 WIDTH, BATCH, TRAIN, MOMENTUM = 64, 64, 1300, 0.9
 LRS = (1e-3, 1e-2, 1e-1)
@@ -84,16 +83,6 @@ def network(arm: str, depth: int, seed: int) -> StableResNetMLP:
     return net
 
 
-@cache
-def digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return standardised training pixels and classes, and those of the test."""
-    data = load_digits()
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    x, y = data.inputs[order], data.targets[order]
-    train, test = standardize(x[:TRAIN], x[TRAIN:])
-    return train, y[:TRAIN], test, y[TRAIN:]
-
-
 # --- at initialisation -------------------------------------------------------------------------------------------
 
 
@@ -109,7 +98,7 @@ def at_initialisation(arm: str, depth: int, seeds: Sequence[int]) -> Initial:
     """Measure variance and gradient of fresh networks on their training digits."""
     growth, gradient = [], []
     for seed in seeds:
-        net, (x, y, _, _) = network(arm, depth, seed).double(), digits(seed)
+        net, (x, y, _, _) = network(arm, depth, seed).double(), standard_digits(seed)
         x = x.double()
         start = net.first(x)
         with torch.no_grad():
@@ -131,7 +120,7 @@ def distance_kept(kind: str, depth: int, width: int, seed: int) -> tuple[float, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = StableResNetMLP(64, width, depth, 10, kind).double()  # type: ignore[arg-type]
-    x = digits(seed)[0][:128].double()
+    x = standard_digits(seed)[0][:128].double()
     start = net.first(x)
     before, after = (float(F.cosine_similarity(h[:64], h[64:]).mean()) for h in (start, net.blocks(start)))
     predicted = float(relu_resnet(residual_scales(depth, kind), c0=before).c[-1])  # type: ignore[arg-type]
@@ -145,8 +134,8 @@ Accuracies = Float[np.ndarray, "lrs seeds"]
 
 def train(arm: str, depth: int, steps: int, seeds: Sequence[int]) -> Accuracies:
     """Train one network for each learning rate and seed, all side by side; return test accuracies."""
-    with _one_thread():
-        parts = [torch.stack(part) for part in zip(*map(digits, seeds), strict=True)]
+    with one_thread():
+        parts = [torch.stack(part) for part in zip(*map(standard_digits, seeds), strict=True)]
         x, y, x_test, y_test = (torch.cat([part] * len(LRS)) for part in parts)
         nets = SideBySide([network(arm, depth, seed) for _ in LRS for seed in seeds])
         rates = torch.tensor(LRS).repeat_interleave(len(seeds))
@@ -161,17 +150,6 @@ def train(arm: str, depth: int, steps: int, seeds: Sequence[int]) -> Accuracies:
             nets.scale_gradients(rates * clip)
             optimizer.step()
         return nets.accuracy(x_test, y_test).view(len(LRS), -1).numpy()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # Matrices this small gain nothing from threads, and there is a process per core.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- the experiment ----------------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from poise.nn import SDDLinear
+from poise.studies import load_study
+from poise.studies import sdd as study
+
+
+def seeded(make, arm, seed=0):
+    torch.manual_seed(seed)
+    return make(arm)
+
+
+def test_blocks_are_pre_or_post_norm():
+    x = torch.randn(5, study.WIDTH)
+    for post_norm in (True, False):
+        block = study.ResidualBlock(post_norm)
+        f = lambda y, b=block: F.linear(F.silu(F.linear(y, b.up.weight)), b.down.weight)  # noqa: E731
+        rms = lambda y: y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt()  # noqa: E731
+        torch.testing.assert_close(block(x), rms(x + f(x)) if post_norm else x + f(rms(x)))
+
+
+def test_initial_weights_are_the_papers_and_those_at_the_end_of_a_branch_smaller():
+    net = seeded(study.digit_network, study.POST)
+    up, down = (torch.cat([getattr(block, name).weight.flatten() for block in net[1]]) for name in ("up", "down"))
+    assert up.std().item() == pytest.approx((2.5 * 48) ** -0.5, rel=0.01)
+    assert down.std().item() == pytest.approx((2.5 * 48) ** -0.5 / 32**0.5, rel=0.01)
+
+
+def test_decoupled_arm_differs_in_its_maps_only():
+    net = seeded(study.digit_network, study.SDD)
+    decoupled = {name: m for name, m in net.named_modules() if isinstance(m, SDDLinear)}
+    assert len(decoupled) == 2 * study.BLOCKS
+    for name, module in decoupled.items():
+        assert module.alpha.unique().tolist() == [0.25 if name.endswith("down") else 1.0]
+        assert module.weight.std().item() == pytest.approx((2.5 * 48) ** -0.5, rel=0.1)
+    assert {type(net[0]), type(net[3])} == {nn.Linear}
+    text = seeded(study.text_network, study.SDD)
+    kinds = {name.split(".")[-1]: m for name, m in text.named_modules() if isinstance(m, SDDLinear)}
+    assert {name: m.groups for name, m in kinds.items()} == {"qkv": 3, "out": 1, "up": 1, "down": 1}
+    assert kinds["down"].alpha[0].item() == pytest.approx(12**-0.5)
+
+
+@pytest.mark.parametrize("arm", [study.POST, study.SDD])
+def test_language_model_is_causal_and_its_stream_is_normalised(arm):
+    net = seeded(study.text_network, arm)
+    x = torch.randint(64, (2, study.CONTEXT))
+    y = x.clone()
+    y[:, 20:] = (y[:, 20:] + 1) % 64
+    torch.testing.assert_close(net(x)[:, :20], net(y)[:, :20])
+    assert not torch.allclose(net(x)[:, 20:], net(y)[:, 20:])
+    out = net.blocks[0](torch.randn(2, study.CONTEXT, study.TEXT_WIDTH))
+    torch.testing.assert_close(out.square().mean(-1), torch.ones(2, study.CONTEXT), rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_arms_of_a_seed_are_the_same_each_time_and_begin_near_guessing():
+    for arm in study.ARMS:
+        first, second = (study.digit_recipe(arm, 2).train("base", 3) for _ in range(2))
+        assert (first == second).all()
+        assert 1.5 < first[0] < 6
+    assert study.text_recipe(study.SDD, 1e-2, 2).train("base", 0)[0] == pytest.approx(math.log(64), abs=1.5)
+
+
+def test_a_smaller_start_does_not_change_what_decoupled_maps_say():
+    # The output of a decoupled map does not depend on the scale of its weights; the ends of the network do.
+    net = seeded(study.digit_network, study.SDD)
+    x = torch.randn(5, study.WIDTH)
+    before = net[1](x)
+    for module in net[1].modules():
+        if isinstance(module, SDDLinear):
+            module.weight.data *= 0.1
+    torch.testing.assert_close(net[1](x), before, rtol=1e-2, atol=1e-2)
+
+
+def test_finals_and_the_best_rate_are_read_from_the_losses():
+    runs = {(study.POST, lr): np.full((2, 8), value) for lr, value in zip(study.TEXT_LRS, (3.0, 2.0, 2.5), strict=True)}
+    found = study.Found({(study.POST, "base"): np.arange(16.0).reshape(2, 8)}, runs)
+    assert found.final(study.POST, "base").tolist() == [6.5, 14.5]
+    assert found.final_text(study.POST)[0] == study.TEXT_LRS[1]
+
+
+CASES = [
+    ("high-lr", {"post_fails": 1, "sdd_trains": 2 / 3, "both": 2 / 3}, "reproduced"),
+    ("high-lr", {"post_fails": 2 / 3, "sdd_trains": 2 / 3, "both": 1 / 3}, "partly"),
+    ("high-lr", {"post_fails": 1 / 3, "sdd_trains": 1, "both": 1 / 3}, "refuted"),
+    ("high-lr", {"post_fails": 1, "sdd_trains": 1 / 3, "both": 1 / 3}, "refuted"),
+    ("no-warm-up", {"post_fails": 0, "sdd_trains": 1, "both": 0}, "refuted"),
+    ("small-init", {"ratio": 0.4}, "reproduced"),
+    ("small-init", {"ratio": 0.8}, "partly"),
+    ("small-init", {"ratio": 1.2}, "refuted"),
+    ("pre-norm", {"better": 5, "conditions": 5}, "reproduced"),
+    ("pre-norm", {"better": 2, "conditions": 5}, "partly"),
+    ("pre-norm", {"better": 0, "conditions": 5}, "refuted"),
+    ("speed", {"difference": -0.1, "p_better": 0.99}, "reproduced"),
+    ("speed", {"difference": -0.1, "p_better": 0.8}, "partly"),
+    ("speed", {"difference": 0.1, "p_better": 0.2}, "refuted"),
+]
+
+
+@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
+def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
+    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
+    assert judge(numbers) == verdict
+
+
+@pytest.mark.slow
+def test_the_tiny_study_runs_and_reports():
+    shares = []
+    outcome = load_study("sdd").run("tiny", progress=lambda share, words: shares.append(share))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert not any(r.verdict == "not tested" for r in outcome.results)
+    assert all(math.isfinite(v) for r in outcome.results for v in r.numbers.values())
+    assert "The perturbation table on digits" in outcome.report().to_html()

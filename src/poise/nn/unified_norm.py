@@ -342,26 +342,18 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, pads, inverse, inverse_gradient = ctx.saved_tensors
         momentum, update_on_skip, group = ctx.settings
-        positions = x.numel() // inverse.numel()
-        grad_weight, grad_bias = _reductions(grad, x, inverse_gradient)
-        valid = grad_weight if pads is None else _reductions(grad.masked_fill(pads, 0), x, inverse_gradient)[0]
+        positions, leading = x.numel() // inverse.numel(), tuple(range(x.ndim - 1))
+        product = grad.to(inverse.dtype) * x  # its memory becomes the gradient's: fresh pages cost more than a product
+        grad_weight = product.sum(leading) * inverse_gradient
+        valid = grad_weight if pads is None else product.masked_fill_(pads, 0).sum(leading) * inverse_gradient
         statistic = _over_valid(weight * valid / positions, positions, pads, group)
         smoothed = _smoothed_gradient(statistic, ctx.window, ctx.average, ctx.step, momentum, update_on_skip)
         pull = smoothed * inverse.square()
         if pads is not None:
             pull = pull.expand_as(x).masked_fill(pads, 0)  # padding has no part in the statistic, hence none here
-        grad_x = (grad * (weight * inverse_gradient)).addcmul_(x, pull, value=-1).to(x.dtype)
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), *(None,) * 5
-
-
-def _reductions(grad: Tensor, x: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of G x ``inverse`` and of G over all positions in one pass: batch normalisation's around a mean of zero."""
-    shape = (-1, inverse.shape[0])
-    _, product, total = torch.ops.aten.native_batch_norm_backward.default(
-        grad.reshape(shape).contiguous(), x.reshape(shape).contiguous(), None, None, None,
-        torch.zeros_like(inverse), inverse, True, 0.0, [False, True, True],
-    )  # fmt: skip
-    return product, total
+        grad_x = torch.mul(grad, weight * inverse_gradient, out=product).addcmul_(x, pull, value=-1)
+        grad_bias = grad.sum(leading, dtype=inverse.dtype)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), *(None,) * 5
 
 
 def _smoothed_gradient(

@@ -69,6 +69,7 @@ def batch(ids, size, context):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -78,7 +79,7 @@ def main():
     torch.manual_seed(args.seed)
     ids, vocabulary = load_text()
     cut = int(0.9 * len(ids))
-    model = GPT(vocabulary)
+    model = GPT(vocabulary, args.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / args.warmup))
 

@@ -8,6 +8,7 @@ import typer
 
 from poise.cli.explain import explain
 from poise.cli.fuse import fuse
+from poise.cli.preflight import preflight
 from poise.cli.report import report
 from poise.cli.run import run
 from poise.cli.runs import runs
@@ -28,6 +29,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_inters
 
 app.command(context_settings=_OPEN)(run)
 app.command(context_settings=_OPEN)(trial)
+app.command()(preflight)
 app.command()(runs)
 app.command()(report)
 app.command()(explain)

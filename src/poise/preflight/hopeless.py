@@ -82,8 +82,8 @@ def is_hopeless(losses: Sequence[float] | NDArray[np.float64]) -> bool:
     .. math:: \min_{t \in W} \operatorname{median}_{11}(x)_t - x_0 > \max(\log 100, 5 \sigma), \qquad
         x = \operatorname{asinh}(\ell / |\ell_0|)
 
-    (:math:`x` is the logarithm of large losses, and bears losses below zero; :math:`\sigma` is the robust standard
-    deviation of its differences over :math:`W`.) A smaller factor would be wrong: a character GPT that stood at 5 to 26
+    (:math:`x` is the logarithm of large losses, and bears losses below zero; :math:`\sigma` is its noise
+    from step to step over :math:`W`.) A smaller factor would be wrong: a character GPT that stood at 5 to 26
     times its first loss for 100 of 200 steps ended below it, when the schedule had lowered the learning rate.
 
     Args:
@@ -97,7 +97,7 @@ def is_hopeless(losses: Sequence[float] | NDArray[np.float64]) -> bool:
         return False
     scale = max(abs(float(values[0])), 1e-100)
     x = np.arcsinh(np.nan_to_num(values[-window - _MEDIAN :], nan=1e200, posinf=1e200, neginf=-1e200) / scale)
-    noise = 1.4826 / math.sqrt(2) * float(np.median(np.abs(np.diff(x[-window:]))))
+    noise = float(np.diff(x[-window:]).std()) / math.sqrt(2)
     level = trailing_median(x, _MEDIAN)[-window:]
     start = math.asinh(float(values[0]) / scale)
     return bool(level.min() - start > max(math.log(FACTOR), 5 * noise))

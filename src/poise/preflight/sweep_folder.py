@@ -22,6 +22,10 @@ FORMAT = 1
 HEADER, POINTS, _LOCK = "sweep.json", "points.jsonl", "lock"
 
 
+class OtherSweepError(ValueError):
+    """A folder holds the points of something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
     """The finished points of a sweep, one line of JSON each.
@@ -62,7 +66,7 @@ class SweepFolder:
                 draft.replace(header)
             found = _read_header(header)
         if found["train"] != what:
-            raise ValueError(
+            raise OtherSweepError(
                 f"folder {str(path)!r} holds the points of another train function (or of this one before it was "
                 "changed, or under another version of Python); choose another folder, or remove this one"
             )
@@ -130,14 +134,17 @@ def _cut_unfinished_line(file: Any) -> None:
 def fingerprint(train: Callable[..., Any]) -> str:
     """Return what tells a function from another: its own code and the arguments that are bound to it.
 
-    What it calls, and what it reads from its module or a closure, is not part of it.
+    What it calls, and what it reads from its module or a closure, is not part of it. An object that knows better says
+    so in an attribute ``fingerprint``.
     """
+    if isinstance(own := getattr(train, "fingerprint", None), str):
+        return own
     bound = []
     while isinstance(train, functools.partial):
         bound.append(joblib.hash((train.args, sorted(train.keywords.items()))))
         train = train.func
-    own = train if hasattr(train, "__code__") else getattr(train, "__func__", type(train).__call__)
-    code = getattr(own, "__code__", None)
+    function = train if hasattr(train, "__code__") else getattr(train, "__func__", type(train).__call__)
+    code = getattr(function, "__code__", None)
     text = _describe(code) if isinstance(code, types.CodeType) else f"{type(train).__module__}.{type(train).__name__}"
     return hashlib.sha256("\n".join([*bound, text]).encode()).hexdigest()[:32]
 

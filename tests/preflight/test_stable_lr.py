@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from poise.dynamics import edge
+from poise.nn.dropout_off import dropout_off
 from poise.preflight import stable_lr
-from poise.preflight.dropout_off import dropout_off
 
 
 class Quadratic(nn.Module):

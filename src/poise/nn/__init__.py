@@ -7,14 +7,17 @@ from poise.nn.diagonal_linear import DiagonalLinear
 from poise.nn.embedding_layer_norm import EmbeddingLayerNorm
 from poise.nn.fixup import fixup_
 from poise.nn.fuse_norms import fuse_norms
+from poise.nn.gradinit import gradinit_adam_, gradinit_sgd_
 from poise.nn.layer_norm_cells import LayerNormGRUCell, LayerNormLSTMCell, LayerNormRNNCell
 from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
 from poise.nn.logit_scale import transplant_logit_scale
+from poise.nn.metainit import gaussian_batches, gradient_quotient, metainit_
 from poise.nn.path_norm import path_norm
 from poise.nn.qk_norm import QKNorm
 from poise.nn.replace_norm import replace_norm
 from poise.nn.scale_embedding import scale_embedding
 from poise.nn.scaled_embedding import EmbeddingGradientShrink, ScaledEmbedding
+from poise.nn.scaled_loss import ScalingReport
 from poise.nn.scaled_residual import ScaledResidual, residual_scales
 from poise.nn.sdd_linear import SDDLinear
 from poise.nn.spike_free import small_init_std, spike_free_
@@ -39,6 +42,7 @@ __all__ = [
     "SDDLinear",
     "ScaledEmbedding",
     "ScaledResidual",
+    "ScalingReport",
     "StableResNetMLP",
     "SurgeryReport",
     "UnifiedNorm",
@@ -47,6 +51,11 @@ __all__ = [
     "balance_ratio",
     "fixup_",
     "fuse_norms",
+    "gaussian_batches",
+    "gradient_quotient",
+    "gradinit_adam_",
+    "gradinit_sgd_",
+    "metainit_",
     "path_norm",
     "replace_norm",
     "residual_scales",

@@ -21,7 +21,7 @@ from poise.curvature.preconditioned import unwrapped
 from poise.dynamics import edge, momentum_edge
 from poise.dynamics.audit_sharpness import as_optimizer_sees, is_adaptive
 from poise.dynamics.largest_stable_lr import largest_stable_lr
-from poise.preflight.dropout_off import dropout_off
+from poise.nn.dropout_off import dropout_off
 from poise.report.words import number
 
 _TOLERANCE = 1e-2

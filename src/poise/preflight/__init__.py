@@ -1,5 +1,6 @@
 """The check before the run: what will break, and at which learning rate and size."""
 
+from poise.preflight.find_max_lr import compare_max_lr, find_max_lr
 from poise.preflight.forecast_signal import SignalForecast, forecast_signal
 from poise.preflight.hopeless import HopelessRunError, LossWatch, is_hopeless
 from poise.preflight.lr_curve import LRCurve
@@ -27,6 +28,8 @@ __all__ = [
     "StableLR",
     "SweepPoint",
     "SweepResult",
+    "compare_max_lr",
+    "find_max_lr",
     "forecast_signal",
     "is_hopeless",
     "lr_figure",

@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "grokking-stability": "Does rounding stop networks from learning before they generalise?",
     "l2-normalization": "Does weight decay of normalised weights do more than set a learning rate?",
     "layer-norm": "Does layer normalisation speed up recurrent networks, and stand tiny batches?",
+    "loss-curvature": "Does sharpness early in training say which learning rates train?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "sdd": "Do decoupled linear maps make post-norm networks hard to break?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
@@ -27,7 +28,9 @@ STUDIES: dict[str, str] = {
     "sgd-stability-geometry": "Does the coherence of examples tell where SGD becomes unstable?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
     "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
+    "spike-no-more": "Do small sub-layers and a large shortcut keep gradients of Transformers small?",
     "stable-resnet": "Do factors on residual branches let networks train at any depth?",
+    "unified-norm": "Does a norm that is a constant scale at inference train as well as layer norm?",
     "weight-decay": "Does weight decay act through the dynamics of training rather than as a penalty?",
 }
 

@@ -77,6 +77,20 @@ def test_a_smaller_start_does_not_change_what_decoupled_maps_say():
     torch.testing.assert_close(net[1](x), before, rtol=1e-2, atol=1e-2)
 
 
+def test_small_starts_are_of_the_blocks_or_of_all_layers():
+    whole, small = (seeded(lambda arm, f=f: study.digit_network(arm, f), study.POST) for f in (1.0, 0.1))
+    for name, p in small.named_parameters():
+        factor = 0.1 if name.startswith("1.") and p.ndim == 2 else 1.0
+        torch.testing.assert_close(p, factor * whole.get_parameter(name))
+    base, blocks, every = (study.train_digits(study.POST, c, 1, 0) for c in (study.BASE, study.SMALL, study.ALL_SMALL))
+    assert len({base[0], blocks[0], every[0]}) == 3
+    assert every[0] == pytest.approx(math.log(10), abs=0.1)
+    slow = study.train_digits(study.PRE, study.SMALL_SLOW, 3, 0)
+    assert slow[0] == study.train_digits(study.PRE, study.SMALL, 3, 0)[0]
+    recipe = study.replace(study.digit_recipe(study.PRE, 3), make_model=lambda: study.digit_network(study.PRE, 0.1))
+    assert (slow == recipe.train("lr*0.2", 0)).all()
+
+
 def test_finals_and_the_best_rate_are_read_from_the_losses():
     runs = {(study.POST, lr): np.full((2, 8), value) for lr, value in zip(study.TEXT_LRS, (3.0, 2.0, 2.5), strict=True)}
     found = study.Found({(study.POST, "base"): np.arange(16.0).reshape(2, 8)}, runs)

@@ -14,7 +14,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,14 +136,20 @@ def build(problem: Problem, seed: int) -> tuple[nn.Module, DataLoader, tuple[tor
     return problem.model(), DataLoader(TensorDataset(x, y), 64, shuffle=True, drop_last=True), (x, y)
 
 
+def shuffled(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches as the loader makes them, again and again; ten times as fast as fetching row after row."""
+    while True:
+        for rows in torch.randperm(len(x)).split(64)[: len(x) // 64]:
+            yield x[rows], y[rows]
+
+
 def final_loss(problem: Problem, seed: int, lr: float) -> float:
     """Training loss after 200 steps at one learning rate; batch norm with the statistics of the data."""
-    model, loader, (x, y) = build(problem, seed)
+    model, _, (x, y) = build(problem, seed)
     optimizer = problem.optimizer(model)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    for inputs, targets in itertools.islice(batches, STEPS):
+    for inputs, targets in itertools.islice(shuffled(x, y), STEPS):
         optimizer.zero_grad()
         problem.loss(model(inputs), targets).backward()
         optimizer.step()

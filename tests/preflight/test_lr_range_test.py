@@ -149,6 +149,14 @@ def test_the_valley_does_not_depend_on_noise_before_the_fall():
     assert LRS[58] < found[0] < LRS[62]
 
 
+def test_a_loss_that_has_come_to_rest_is_not_still_falling_though_its_average_is():
+    rest = 0.3 + 0.002 * np.arange(10)
+    losses = np.concatenate([np.full(60, 2.3), np.linspace(2.3, 0.3, 30), rest])
+    lagging = curve(losses)
+    assert lagging.smoothed.argmin() == len(losses) - 1
+    assert LRS[60] < suggest_lr(lagging, "valley").lr_max < LRS[95]
+
+
 def test_without_divergence_the_rule_by_divergence_says_so():
     x = np.linspace(-1, 1, 100)
     losses = 1 + (x - 0.3) ** 2

@@ -2,9 +2,10 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
-import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -192,35 +193,54 @@ def test_seeds_that_change_nothing_are_noticed(plan):
     assert "The seeds change nothing" in json.dumps(report.to_dict())
 
 
+TRAIN = """
+import argparse, os, time
+import torch
+from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+args = parser.parse_args()
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), args.lr)
+for step in range(40):
+    loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    while args.lr < 1 and step == 20 and not os.path.exists("go"):
+        time.sleep(0.05)
+"""
+
+
 @pytest.mark.slow
-def test_an_unmodified_script_from_the_command_line(tmp_path):
-    (tmp_path / "train.py").write_text(
-        textwrap.dedent(
-            """
-            import argparse, torch
-            from torch import nn
-            parser = argparse.ArgumentParser()
-            parser.add_argument("--lr", type=float)
-            args = parser.parse_args()
-            torch.manual_seed(0)
-            x = torch.randn(64, 4)
-            model = nn.Linear(4, 1)
-            optimizer = torch.optim.SGD(model.parameters(), args.lr)
-            for _ in range(40):
-                loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            """
-        )
-    )
+def test_an_unmodified_script_is_swept_interrupted_and_taken_up_again(tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN)
+    points = tmp_path / "out" / "untreated" / "points.jsonl"
     command = [sys.executable, "-m", "poise", "preflight", "train.py", "--lr", "0.1,30", "--seeds", "1", "--out", "out"]
     command += ["--json", "--", "--lr", "{lr}"]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    assert json.loads(first.stdout)["verdict"] == "stable up to lr 0.1"
-    assert first.stderr.strip().endswith("out/report.html")
-    runs = sorted((tmp_path / "out" / "untreated" / "runs").iterdir())
+    first = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while first.poll() is None and not points.exists():
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate()
+    assert first.returncode == 130, said
+    assert "1 of 2 runs are kept in out/untreated. The same command goes on from there." in said
+    diverged = points.read_text()
+    assert json.loads(diverged)["lr"] == 30.0
+    (tmp_path / "go").write_text("")
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert second.stdout == first.stdout
-    assert sorted((tmp_path / "out" / "untreated" / "runs").iterdir()) == runs
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)["verdict"] == "stable up to lr 0.1"
+    assert second.stderr.strip().endswith("out/report.html")
+    assert points.read_text().startswith(diverged)
+    assert len(points.read_text().splitlines()) == 2

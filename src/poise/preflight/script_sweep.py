@@ -148,15 +148,21 @@ class _Runs:
 
     def __init__(self, plan: ScriptPlan, folder: Path) -> None:
         self.plan, self.folder, self.fingerprint = plan, folder, plan.fingerprint
-        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
 
     def __enter__(self) -> _Runs:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self._stopped.set()
-            time.sleep(2 * _POLL)  # the threads end their processes
+        if kind is None:
+            return
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            _end(child)
 
     def __call__(self, lr: float, seed: int, watch: LossWatch, size: int | None = None) -> dict[str, float]:
         name = f"lr-{lr:g}-seed-{seed}"
@@ -171,34 +177,47 @@ class _Runs:
         options += [] if seed is None else ["--seed", str(seed)]
         for spec in self.plan.remedies:
             options += ["--remedy", spec]
+        command = [sys.executable, "-m", "poise", "run", *options, self.plan.script, *args]
+        child = self._start(command, folder)
+        try:
+            return self._follow(child, folder / "run" / "run.db", watch)
+        except BaseException:
+            _end(child)
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(child)
+
+    def _start(self, command: list[str], folder: Path) -> subprocess.Popen[bytes]:
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr:
+        with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr, self._lock:
+            if self._stopped:
+                raise InterruptedError("the sweep was stopped")
             # In a session of its own a child does not get the terminal's Ctrl-C, and can be ended with its workers.
             child = subprocess.Popen(
-                [sys.executable, "-m", "poise", "run", *options, self.plan.script, *args],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, **threads},
                 start_new_session=True,
             )
-        try:
-            return self._follow(child, folder / "run" / "run.db", watch)
-        except BaseException:
-            _end(child)
-            raise
+            self._running.add(child)
+        return child
 
     def _follow(self, child: subprocess.Popen[bytes], file: Path, watch: LossWatch) -> int:
         wait = _POLL
         while True:
             try:
-                return child.wait(wait)
+                code = child.wait(wait)
             except subprocess.TimeoutExpired:
-                if self._stopped.is_set():
-                    raise InterruptedError("the sweep was stopped") from None
                 start = time.perf_counter()
                 _report_losses(file, watch)
                 wait = max(_POLL, 20 * (time.perf_counter() - start))
+                continue
+            if self._stopped:
+                raise InterruptedError("the sweep was stopped")
+            return code
 
 
 def _report_losses(file: Path, watch: LossWatch) -> None:

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from poise.dynamics import edge
-from poise.nn.dropout_off import dropout_off
 from poise.preflight import stable_lr
 
 
@@ -150,6 +149,14 @@ def test_limit_of_an_sgd_is_its_own():
     assert "5 times that" in stable_lr(model, nn.CrossEntropyLoss(), batch, optimizer).advice
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_takes_few_products(seed):
+    model = net(seed)
+    assert (
+        stable_lr(model, nn.CrossEntropyLoss(), digits_like(), torch.optim.SGD(model.parameters(), 0.1)).n_matvec <= 25
+    )
+
+
 def test_parameters_that_the_optimizer_does_not_hold_are_fixed():
     model, batch = net(), digits_like()
     last = torch.optim.SGD(model[-1].parameters(), 0.1)
@@ -174,15 +181,6 @@ def test_nothing_is_touched_and_dropout_is_off():
     assert [m.training for m in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
     assert not optimizer.state
-
-
-def test_modes_come_back_after_an_error():
-    model = net(0, nn.BatchNorm1d(16), nn.Dropout(0.5))
-    with dropout_off(model):
-        assert [m.training for m in model] == [False, True, False, False, False]
-    with pytest.raises(ZeroDivisionError), dropout_off(model):
-        1 / 0  # noqa: B018
-    assert all(m.training for m in model.modules())
 
 
 def test_batch_norm_in_evaluation_mode_is_said():

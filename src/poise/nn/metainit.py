@@ -35,7 +35,8 @@ def metainit_(
         model: float32 or float64.
         loss_fn: a criterion such as ``nn.CrossEntropyLoss()``, or any ``loss_fn(model, batch)`` that returns a mean.
         data: a batch, or an iterable of batches; real ones, or :func:`gaussian_batches` as in the paper.
-        lr: change of a norm in the first step, :math:`\eta`, in units of the norm.
+        lr: change of a norm in the first step, :math:`\eta`. It is absolute: the paper's suits norms of ten and more,
+            smaller ones jitter under it and need a smaller one.
         momentum: :math:`\mu`, in [0, 1).
         steps: number of steps; each costs about as much as ten of training.
         eps: keeps the quotient finite where a gradient vanishes.

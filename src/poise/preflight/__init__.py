@@ -3,6 +3,7 @@
 from poise.preflight.find_max_lr import compare_max_lr, find_max_lr
 from poise.preflight.forecast_signal import SignalForecast, forecast_signal
 from poise.preflight.hopeless import HopelessRunError, LossWatch, is_hopeless
+from poise.preflight.lr_crossing import LRCrossing, lr_crossing
 from poise.preflight.lr_curve import LRCurve
 from poise.preflight.lr_range_test import LRRangeTest, lr_range_test
 from poise.preflight.lr_report import lr_figure, lr_report
@@ -16,6 +17,7 @@ from poise.preflight.sweep_point import SweepPoint
 
 __all__ = [
     "HopelessRunError",
+    "LRCrossing",
     "LRCurve",
     "LRRangeCurve",
     "LRRangeTest",
@@ -32,6 +34,7 @@ __all__ = [
     "find_max_lr",
     "forecast_signal",
     "is_hopeless",
+    "lr_crossing",
     "lr_figure",
     "lr_range_test",
     "lr_report",

@@ -112,6 +112,23 @@ def test_training_learns_and_qk_norm_keeps_logits_small_at_a_high_rate():
     assert plain["logit_max_end"] > 5 * normed["logit_max_end"]
 
 
+def test_a_transplanted_scale_fixes_the_logits():
+    net = model(False)
+    for block in net.blocks:
+        block.qk_norm = study.TransplantedScale(100.0)
+    x = torch.full((2, study.CONTEXT), 7)
+    net.positions.weight.data.zero_()
+    net.blocks[0].qkv.weight.data[32:64] = net.blocks[0].qkv.weight.data[:32]  # keys as queries
+    assert study.attention_signals(net, x)[0] == pytest.approx(100 * study.HEAD_DIM**0.5, rel=1e-3)
+    usual, scaled = (study.train(replace(SHORT, kappa=kappa), lr=0.01, seed=0) for kappa in (None, 1e4))
+    assert scaled["logit_max_early"] > 1e4 > usual["logit_max_early"]
+    assert scaled["entropy_early"] < 0.1
+
+
+def test_a_run_without_warm_up_begins_at_the_peak():
+    assert study._shape(0, 0.1, replace(SHORT, warm_up=0)) == 1
+
+
 def test_large_epsilon_shrinks_updates():
     usual, large = (study.train(replace(SHORT, eps=eps), lr=0.01, seed=0) for eps in (1e-8, 1e-3))
     assert large["eps_shrink_end"] < 0.8 < 0.99 < usual["eps_shrink_end"] <= 1
@@ -150,6 +167,12 @@ CASES = [
     ("output-drift", {"mean_logit": -50.0, "log_z_without": 40.0, "log_z_with": 0.5}, "reproduced"),
     ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 0.5}, "partly"),
     ("output-drift", {"mean_logit": -1.0, "log_z_without": 4.0, "log_z_with": 4.0}, "refuted"),
+    ("kappa", {"harm": 0.2, "p_worse": 0.99, "over_bigram": 0.1}, "reproduced"),
+    ("kappa", {"harm": 0.2, "p_worse": 0.99, "over_bigram": -0.1}, "partly"),
+    ("kappa", {"harm": -0.2, "p_worse": 0.01, "over_bigram": -0.1}, "refuted"),
+    ("warm-up", {"difference": 0.1, "p_better": 0.99}, "reproduced"),
+    ("decay", {"difference": 0.1, "p_better": 0.8}, "partly"),
+    ("z-loss", {"difference": -0.1, "p_better": 0.2}, "refuted"),
 ]
 
 

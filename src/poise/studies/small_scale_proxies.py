@@ -23,9 +23,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from poise.evidence import compare_paired
 from poise.losses import cross_entropy_with_z_loss
+from poise.nn import transplant_logit_scale
 from poise.optim import IndependentAdamW
 from poise.preflight import (
     LRCurve,
+    LRSensitivity,
     SignalForecast,
     SweepResult,
     forecast_signal,
@@ -41,6 +43,7 @@ from poise.studies.threads import one_thread
 BLOCKS, BATCH = 2, 8
 FINAL_LR = 1e-5
 PLAIN, NORMED = "no qk-norm", "qk-norm"
+NO_WARM_UP, NO_DECAY, NO_Z_LOSS = "no warm-up", "no decay", "no decay, no z-loss"
 
 
 # --- attention in the model -------------------------------------------------------------------------------------------
@@ -64,6 +67,18 @@ def attention_signals(model: CharacterGPT, ids: Int64[Tensor, "batch time"]) -> 
     return logit_max, entropy
 
 
+class TransplantedScale(nn.Module):
+    """Gives queries and keys the logit scale of a larger model, in the place of a qk-norm."""
+
+    def __init__(self, kappa: float) -> None:
+        super().__init__()
+        self.kappa = kappa
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys whose logits lie between -kappa sqrt(head_dim) and that."""
+        return transplant_logit_scale(query, self.kappa), transplant_logit_scale(key, self.kappa)
+
+
 # --- one run -----------------------------------------------------------------------------------------------------
 
 
@@ -80,6 +95,7 @@ class Setting:
     eps: float = 1e-8
     weight_decay: float = 1e-4
     z_coef: float = 1e-4
+    kappa: float | None = None
 
 
 def train(setting: Setting, lr: float, seed: int, size: int | None = None) -> dict[str, float]:
@@ -91,6 +107,9 @@ def train(setting: Setting, lr: float, seed: int, size: int | None = None) -> di
 def _train(setting: Setting, lr: float, seed: int) -> dict[str, float]:
     text, generator = corpus(), torch.Generator().manual_seed(seed)
     model = CharacterGPT(setting.width, text.classes, setting.qk_norm, generator, BLOCKS)
+    if setting.kappa is not None:
+        for block in model.blocks:
+            block.qk_norm = TransplantedScale(setting.kappa)
     optimizer = IndependentAdamW(model.parameters(), lr, (0.9, 0.95), setting.eps, setting.weight_decay, foreach=True)
     schedule = LambdaLR(optimizer, partial(_shape, lr=lr, setting=setting))
     starts = torch.randint(len(text.train) - CONTEXT, (setting.steps, BATCH, 1), generator=generator)
@@ -167,6 +186,8 @@ class Plan:
     eps_lr: float = 1e-2
     epsilons: tuple[float, ...] = (1e-3, 1e-2)  # about the gradient's root mean square, and far above it
     growth_lr: float = 1e-1
+    kappas: tuple[float, ...] = (1e3, 1e4)
+    upper: int = 3  # so many of the highest learning rates for the runs with one thing left out
     n_jobs: int = -1
 
 
@@ -190,6 +211,8 @@ class Runs:
     growth: Mapping[str, SweepResult]
     epsilons: Mapping[float, SweepResult]
     drift: Mapping[str, SweepResult]
+    left_out: Mapping[str, SweepResult]
+    kappas: Mapping[float, SweepResult]
 
 
 def run_sweeps(plan: Plan, seeds: Sequence[int], progress: Progress) -> Runs:
@@ -201,8 +224,15 @@ def run_sweeps(plan: Plan, seeds: Sequence[int], progress: Progress) -> Runs:
     drifting = replace(settings[NORMED], width=16, steps=plan.forced_steps, weight_decay=0.0)
     forced = {"no z-loss": replace(drifting, z_coef=0.0), "z-loss": drifting}
     epsilons = {eps: replace(settings[NORMED], eps=eps) for eps in plan.epsilons}
-    grid = len(plan.lrs)
-    steps = (2 * grid + len(epsilons)) * base.steps + 2 * len(widths) * base.probe_step + 2 * plan.forced_steps
+    no_decay = replace(settings[NORMED], weight_decay=0.0)
+    left_out = {
+        NO_WARM_UP: replace(settings[NORMED], warm_up=0),
+        NO_DECAY: no_decay,
+        NO_Z_LOSS: replace(no_decay, z_coef=0.0),
+    }
+    kappas = {kappa: replace(base, kappa=kappa) for kappa in plan.kappas}
+    runs = 2 * len(plan.lrs) + len(epsilons) + plan.upper * len(left_out) + len(kappas)
+    steps = runs * base.steps + 2 * len(widths) * base.probe_step + 2 * plan.forced_steps
     clock = _Clock(progress, steps * len(seeds))
 
     def go(setting: Setting, lrs: Sequence[float], words: str, sizes: Sequence[int] | None = None) -> SweepResult:
@@ -215,6 +245,8 @@ def run_sweeps(plan: Plan, seeds: Sequence[int], progress: Progress) -> Runs:
         growth={name: go(s, [plan.growth_lr], f"widths, {name}", widths) for name, s in until_probe.items()},
         epsilons={eps: go(s, [plan.eps_lr], f"epsilon {eps:g}") for eps, s in epsilons.items()},
         drift={name: go(s, [plan.growth_lr], f"long run, {name}") for name, s in forced.items()},
+        left_out={name: go(s, plan.lrs[-plan.upper :], f"qk-norm, {name}") for name, s in left_out.items()},
+        kappas={kappa: go(s, [plan.eps_lr], f"logit scale {kappa:g}") for kappa, s in kappas.items()},
     )
 
 
@@ -248,6 +280,10 @@ def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measure
         "gradient-rms": _measure_gradient_rms(runs),
         "epsilon": _measure_epsilon(runs),
         "output-drift": _measure_output_drift(runs),
+        "kappa": _measure_kappa(runs),
+        "warm-up": _measure_left_out(runs, NO_WARM_UP, NORMED, "without warm-up", "with it"),
+        "decay": _measure_left_out(runs, NO_DECAY, NORMED, "without decay", "with it"),
+        "z-loss": _measure_left_out(runs, NO_Z_LOSS, NO_DECAY, "without decay and z-loss", "without decay"),
     }
     picture = _curves_figure(curves)
     blocks: list[Text | Table | Figure | Code] = [
@@ -255,6 +291,7 @@ def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measure
         _logits_figure(runs),
         _forecast_figure(runs, forecast),
         _curves_table(runs),
+        _left_out_table(runs),
         _drift_table(runs),
         _notes(runs.plan),
     ]
@@ -369,6 +406,38 @@ def _measure_output_drift(runs: Runs) -> Measured:
     return Measured(ours, {"mean_logit": logit, "log_z_without": log_z["no z-loss"], "log_z_with": log_z["z-loss"]})
 
 
+def _measure_kappa(runs: Runs) -> Measured:
+    row = runs.plan.lrs.index(runs.plan.eps_lr)
+    usual = runs.curves[PLAIN].curve().effective_losses[row]
+    losses = {kappa: result.curve().effective_losses[0] for kappa, result in runs.kappas.items()}
+    low, high = min(losses), max(losses)
+    harm, over = compare_paired(losses[low], usual), losses[high].mean() - bigram_loss()
+    words = ", ".join(f"{loss.mean():.3f} at {kappa:g}" for kappa, loss in losses.items())
+    ours = (
+        f"at learning rate {runs.plan.eps_lr:g} the loss is {usual.mean():.3f} without a scale, {words}; a bigram "
+        f"table has {bigram_loss():.3f}"
+    )
+    return Measured(ours, {"harm": -harm.difference, "p_worse": harm.p_better, "over_bigram": float(over)})
+
+
+def _measure_left_out(runs: Runs, without: str, kept: str, words: str, kept_words: str) -> Measured:
+    """Compare the sensitivities over the highest learning rates with one thing left out and kept."""
+    absent, present = (_upper_sensitivity(runs, name) for name in (without, kept))
+    paired = compare_paired(absent.per_seed, present.per_seed)
+    low, high = (-end for end in reversed(paired.interval))
+    ours = (
+        f"over learning rates {runs.plan.lrs[-runs.plan.upper]:g} to {runs.plan.lrs[-1]:g} sensitivity is "
+        f"{absent.value:.3f} {words} and {present.value:.3f} {kept_words} (difference "
+        f"{-paired.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+    )
+    return Measured(ours, {"difference": -paired.difference, "p_better": paired.p_better})
+
+
+def _upper_sensitivity(runs: Runs, name: str) -> LRSensitivity:
+    result = runs.left_out[name] if name in runs.left_out else runs.curves[name]
+    return lr_sensitivity(result.curve(), (runs.plan.lrs[-runs.plan.upper], runs.plan.lrs[-1]))
+
+
 def _early_logit(runs: Runs, name: str, width: int) -> float:
     return _geometric(runs.growth[name].signal("logit_max_early", width))
 
@@ -448,6 +517,19 @@ def _curves_table(runs: Runs) -> Table:
     return Table("Runs by learning rate", columns, rows, caption)
 
 
+def _left_out_table(runs: Runs) -> Table:
+    lrs = runs.plan.lrs[-runs.plan.upper :]
+    rows: list[list[object]] = []
+    for name in (NORMED, *runs.left_out):
+        result = runs.left_out[name] if name in runs.left_out else runs.curves[name]
+        curve = result.curve().within(lrs[0], lrs[-1])
+        means = curve.effective_losses.mean(axis=1)
+        rows.append([name, *map(float, means), _upper_sensitivity(runs, name).value])
+    columns = ["Runs", *(f"Loss at {lr:g}" for lr in lrs), "Sensitivity"]
+    caption = "Models with qk-norm; sensitivity over these learning rates only, means over seeds."
+    return Table("One thing left out", columns, rows, caption)
+
+
 def _drift_table(runs: Runs) -> Table:
     rows = [
         [name, *(float(result.signal(s).mean()) for s in ("mean_logit", "log_z")), result.curve().best_loss]
@@ -464,7 +546,8 @@ def _notes(plan: Plan) -> Text:
         f"Character GPT on the Python reference manual: width {s.width}, heads of {HEAD_DIM}, {BLOCKS} blocks, context "
         f"{CONTEXT}, batch {BATCH}, {s.steps} steps of which {s.warm_up} warm-up. Learned positions instead of rotary "
         "ones. The sweep over sizes changes the width and with it the number of heads; the depth stays. The lower end "
-        "of the paper's grid is left out: with so few steps it measures under-training.",
+        "of the paper's grid is left out: with so few steps it measures under-training. Not tested here: muParam, "
+        "depth beside width, batch size, the number of steps, other scales and forms of attention, whole-width norms.",
         title="Set-up",
     )
 
@@ -518,6 +601,18 @@ def judge_epsilon(n: Mapping[str, float]) -> ClaimVerdict:
 def judge_output_drift(n: Mapping[str, float]) -> ClaimVerdict:
     """Decide by the drift without z-loss and its absence with it."""
     return _count([n["mean_logit"] < -20, n["log_z_with"] < 1])
+
+
+def judge_kappa(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by the harm at the smaller scale and the loss beside bigrams at the larger."""
+    return _count([n["harm"] > 0 and n["p_worse"] >= 0.975, n["over_bigram"] > 0])
+
+
+def judge_left_out(n: Mapping[str, float]) -> ClaimVerdict:
+    """Decide by the difference of sensitivities and how sure its sign is."""
+    if n["difference"] <= 0:
+        return "refuted"
+    return "reproduced" if n["p_better"] >= 0.975 else "partly"
 
 
 def _count(held: Sequence[bool]) -> ClaimVerdict:
@@ -586,6 +681,36 @@ CLAIMS = (
         "Forced by a long run: mean logit below -20 without z-loss, and |log Z| below 1 with it. Reproduced if both "
         "hold, refuted if neither.",
         judge_output_drift,
+    ),
+    Claim(
+        "kappa",
+        "Large logits do harm by themselves: a small model that is given the logit scale of a large one trains worse.",
+        "worse near a scale of 1e3, worse than bigrams at 1e4 (10 million parameters)",
+        "Learning rate 0.01, queries and keys rescaled: reproduced if the loss at 1e3 is higher than without with "
+        "P >= 0.975, and at 1e4 higher than that of a bigram table; refuted if neither.",
+        judge_kappa,
+    ),
+    Claim(
+        "warm-up",
+        "Warm-up lowers the sensitivity to the learning rate.",
+        "lower, most for large models (figure only)",
+        "Sensitivity over the highest learning rates, with qk-norm, without warm-up minus with it: reproduced if "
+        "positive with P >= 0.975, refuted if not positive.",
+        judge_left_out,
+    ),
+    Claim(
+        "decay",
+        "Independent weight decay lowers the sensitivity to the learning rate.",
+        "lower (figure only)",
+        "The same, without weight decay minus with it.",
+        judge_left_out,
+    ),
+    Claim(
+        "z-loss",
+        "Without weight decay, z-loss lowers the sensitivity to the learning rate.",
+        "lower (figure only)",
+        "The same, both without weight decay, without z-loss minus with it.",
+        judge_left_out,
     ),
 )
 

@@ -1,7 +1,9 @@
 """The check before the run: what will break, and at which learning rate and size."""
 
+from poise.preflight.audit_init import audit_init
 from poise.preflight.find_max_lr import compare_max_lr, find_max_lr
 from poise.preflight.forecast_signal import SignalForecast, forecast_signal
+from poise.preflight.hidden_state_gain import HiddenStateGain, hidden_state_gain
 from poise.preflight.hopeless import HopelessRunError, LossWatch, is_hopeless
 from poise.preflight.lr_crossing import LRCrossing, lr_crossing
 from poise.preflight.lr_curve import LRCurve
@@ -16,6 +18,7 @@ from poise.preflight.sweep import SweepResult, sweep
 from poise.preflight.sweep_point import SweepPoint
 
 __all__ = [
+    "HiddenStateGain",
     "HopelessRunError",
     "LRCrossing",
     "LRCurve",
@@ -30,9 +33,11 @@ __all__ = [
     "StableLR",
     "SweepPoint",
     "SweepResult",
+    "audit_init",
     "compare_max_lr",
     "find_max_lr",
     "forecast_signal",
+    "hidden_state_gain",
     "is_hopeless",
     "lr_crossing",
     "lr_figure",

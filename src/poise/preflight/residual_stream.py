@@ -1,0 +1,84 @@
+"""The residual stream: how large it begins, and how much each branch adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualSum:
+    """A sum of a shortcut and a branch that was computed from it.
+
+    Attributes:
+        name: of the module that adds them.
+        shortcut: root mean square of the shortcut's entries.
+        branch: of the branch's entries, with the factor that the sum gives them.
+    """
+
+    name: str
+    shortcut: float
+    branch: float
+
+    @property
+    def growth(self) -> float:
+        """Factor on the mean square of the stream, if branch and shortcut are uncorrelated."""
+        return 1 + (self.branch / self.shortcut) ** 2 if self.shortcut else float("inf")
+
+
+def residual_sum(name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> ResidualSum | None:
+    """Return the residual sum that ``a + factor * b`` is, or ``None`` if it is another kind of sum.
+
+    One operand is the shortcut if the other was computed from it by something with parameters. Sums of embeddings,
+    biases and masks are not of that kind, nor is the polynomial inside a GELU.
+
+    Args:
+        name: of the module that adds.
+        a: first operand.
+        b: second operand, of the same shape.
+        factor: on ``b``.
+    """
+    if a.shape != b.shape or a.dim() < 2 or a.grad_fn is None or b.grad_fn is None or a is b:
+        return None
+    if computed_from(b, a):
+        return ResidualSum(name, rms(a), rms(b) * abs(factor))
+    if computed_from(a, b):
+        return ResidualSum(name, rms(b) * abs(factor), rms(a))
+    return None
+
+
+def computed_from(late: Tensor, early: Tensor) -> bool:
+    """Whether a tensor was computed from an earlier one with the help of parameters, by autograd's graph."""
+    start: Any = late.grad_fn
+    goal: Any = early.grad_fn
+    oldest = goal._sequence_nr()
+    if start._sequence_nr() <= oldest:
+        return False
+    seen, front, reached, parameters = {start}, [start], False, False
+    while front:
+        for node, _ in front.pop().next_functions:
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node is goal:
+                reached = True
+            elif node.name().endswith("AccumulateGrad"):
+                parameters = True
+            elif node._sequence_nr() > oldest:  # what is older cannot have been computed from it
+                front.append(node)
+    return reached and parameters
+
+
+def is_embedding(module: nn.Module) -> bool:
+    """Whether a module looks vectors up in a table."""
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
+
+
+def rms(tensor: Tensor) -> float:
+    """Return the root mean square of the entries, without overflow where that fits into float64."""
+    values = tensor.detach()
+    norm = torch.linalg.vector_norm(values, dtype=torch.float64)
+    return float(norm) / max(values.numel(), 1) ** 0.5

@@ -132,6 +132,8 @@ def test_what_survives_and_what_does_not():
         "fails on 2 of 2 seeds",
     ]
     assert report.verdict == "fails under lr*20, lr*0.001"
+    # A higher rate and a smaller start come nearer to the minimum at zero.
+    assert report.summary.endswith("lr*2, init*0.1 trains. Lower than the base on every seed: lr*2, init*0.1.")
     assert {f.severity for f in report.findings} == {"warning"}
     assert len(report.findings) == 2
 

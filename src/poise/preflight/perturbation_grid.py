@@ -344,11 +344,13 @@ def _summary(outcomes: Sequence[_Outcome], failing: Sequence[_Outcome]) -> str:
     if base.failed.any():
         return f"The base itself {base.words}: its loss does not fall, so nothing can be said of the other conditions."
     head = f"The base trains to a loss of {number(base.final.mean())}."
+    lower = [o.condition for o in outcomes if (o.final < base.final).all()]
+    hint = f" Lower than the base on every seed: {', '.join(lower)}." if lower else ""
     if not failing:
-        return f"{head} So does every perturbation: {', '.join(o.condition for o in outcomes if o is not base)}."
+        return f"{head} So does every perturbation: {', '.join(o.condition for o in outcomes if o is not base)}.{hint}"
     fails = ", ".join(f"{o.condition} {o.words}" for o in failing)
     trains = ", ".join(o.condition for o in outcomes if not o.failed.any() and o is not base)
-    return f"{head} {fails}{f'; {trains} trains' if trains else ''}."
+    return f"{head} {fails}{f'; {trains} trains' if trains else ''}.{hint}"
 
 
 def _finding(outcome: _Outcome, base: Float[np.ndarray, " seeds"]) -> Finding:

@@ -191,12 +191,12 @@ class Plan:
     n_jobs: int = -1
 
 
-_TINY = Setting(qk_norm=False, width=16, steps=16, warm_up=2, probe_step=8)
+_TINY = Setting(qk_norm=False, width=16, steps=8, warm_up=2, probe_step=4)
 _DEFAULT = Setting(qk_norm=False)
 _FULL = Setting(qk_norm=False, steps=1000, warm_up=50, probe_step=100)
 PLANS: dict[Budget, Plan] = {
     # One process: starting a second one takes longer than the runs.
-    "tiny": Plan((1e-2, 1e-1, 3e-1), _TINY, (16, 32, 48, 64), forced_steps=16, n_jobs=1),
+    "tiny": Plan((1e-2, 1e-1, 3e-1), _TINY, (16, 32, 48, 64), forced_steps=8, n_jobs=1),
     "default": Plan((1e-3, 1e-2, 3e-2, 1e-1, 3e-1), _DEFAULT, (16, 32, 64, 128), forced_steps=3000),
     "full": Plan((3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), _FULL, (16, 32, 64, 128, 256), forced_steps=10_000),
 }

@@ -79,29 +79,37 @@ def _figures(facts: InitFacts) -> list[Figure]:
         if facts.growth.expected is not None:
             lines["expected"] = (depth, _root(facts.growth.expected.q.tolist()))
         title = f"{word} (in order of the forward pass)"
-        figures.append(line_chart("Signal over depth", lines, title, "root mean square", log_y=True))
+        figures.append(_chart("Signal over depth", lines, title, "root mean square"))
         grads = [math.nan if unit.grad_norm is None else unit.grad_norm for unit in units]
         if np.isfinite(grads).sum() >= 2:
             lines = {"gradient": (depth, np.asarray(grads))}
-            figures.append(line_chart("Gradient over depth", lines, title, "norm of the gradient", log_y=True))
+            figures.append(_chart("Gradient over depth", lines, title, "norm of the gradient"))
     if len(facts.passed.residuals) >= 2:
         at = np.arange(1, len(facts.passed.residuals) + 1)
         lines = {
             "shortcut": (at, np.array([r.shortcut for r in facts.passed.residuals])),
             "branch": (at, np.array([r.branch for r in facts.passed.residuals])),
         }
-        figures.append(line_chart("Residual stream", lines, "residual sum", "root mean square", log_y=True))
+        figures.append(_chart("Shortcut and branch over depth", lines, "residual sum", "root mean square"))
     if len(facts.passed.norms) >= 2:
         at = np.arange(1, len(facts.passed.norms) + 1)
         lines = {"amplification": (at, np.array([norm.amplification for norm in facts.passed.norms]))}
         x = "normalisation (in order of the forward pass)"
-        figures.append(line_chart("Gradient amplification by normalisations", lines, x, "1 / standard deviation", True))
+        figures.append(_chart("Gradient amplification by normalisations", lines, x, "1 / standard deviation"))
     if facts.lr is not None and facts.lr.warmed is not None:
         steps = np.arange(len(facts.lr.warmed))
         lines = {"limit": (steps, np.asarray(facts.lr.warmed))}
         title = f"Largest stable learning rate of {facts.lr.name} while it warms up"
-        figures.append(line_chart(title, lines, "step", "learning rate", log_y=True))
+        figures.append(_chart(title, lines, "step", "learning rate"))
     return figures
+
+
+def _chart(title: str, lines: dict[str, tuple[np.ndarray, np.ndarray]], x_title: str, y_title: str) -> Figure:
+    """Draw curves, over a logarithmic axis where they span more than a factor of ten."""
+    values = np.concatenate([y for _, y in lines.values()])
+    positive = values[np.isfinite(values) & (values > 0)]
+    wide = len(positive) > 0 and positive.max() > 10 * positive.min()
+    return line_chart(title, lines, x_title, y_title, log_y=bool(wide))
 
 
 def _root(squares: list[float]) -> np.ndarray:

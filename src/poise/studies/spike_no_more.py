@@ -309,7 +309,11 @@ def _measure_gradient_norm(found: Found) -> Measured:
     ratios = {arm: found.ratio(arm, "largest") for arm in STABLE}
     words = ", ".join(f"{arm} {ratio:.2f}" for arm, ratio in ratios.items())
     usual = found.values(DEPTH, "largest").mean()
-    ours = f"Largest gradient norm over that of the depth-scaled arm ({usual:.2f}): {words}"
+    ours = f"Largest gradient norm after the warm-up over that of the depth-scaled arm ({usual:.2f}): {words}"
+    for lr in (lr for lr in found.plan.lrs if lr != found.plan.high):
+        means = {arm: np.mean([r.largest for r in found.runs[arm, lr]]) for arm in (DEPTH, *STABLE)}
+        shares = ", ".join(f"{arm} {means[arm] / means[DEPTH]:.2f}" for arm in STABLE)
+        ours += f"; at learning rate {lr:g} ({means[DEPTH]:.2f}): {shares}"
     return Measured(ours, {"ratio": max(ratios.values())})
 
 

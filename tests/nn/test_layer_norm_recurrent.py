@@ -202,11 +202,14 @@ def test_compiles_whole_and_runs_in_half_precision(stack):
     assert half.dtype == torch.bfloat16
 
 
-def test_empty_batch_gives_an_empty_output():
-    with pytest.raises(ValueError, match="not empty"):
-        LayerNormLSTM(3, 4)(torch.randn(0, 2, 3))
-    with pytest.raises(ValueError, match="not empty"):
-        LayerNormLSTM(3, 4)(torch.randn(5, 0, 3))
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_empty_batch_gives_an_empty_output_as_torch_does(batch_first):
+    x = torch.randn(0, 5, 3) if batch_first else torch.randn(5, 0, 3)
+    results = [kind(3, 4, 2, batch_first=batch_first)(x) for kind in (LayerNormLSTM, nn.LSTM)]
+    (ours, (h, c)), (theirs, (their_h, their_c)) = results
+    assert (ours.shape, h.shape, c.shape) == (theirs.shape, their_h.shape, their_c.shape)
+    with pytest.raises(ValueError, match="at least one time step"):
+        LayerNormLSTM(3, 4, batch_first=batch_first)(x.transpose(0, 1))
 
 
 def test_forget_bias_and_dropout():

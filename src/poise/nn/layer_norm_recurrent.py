@@ -47,7 +47,7 @@ class _Recurrent(nn.Module):
             hx: initial state, zeros by default; its tensors are of shape (layers x directions, batch, hidden).
 
         Raises:
-            ValueError: if shapes do not fit, or a sequence is empty.
+            ValueError: if shapes do not fit, or there is no time step.
         """
         rows, counts, batch = self._rows(input)
         state = self._initial(input, hx, rows, batch)
@@ -120,9 +120,9 @@ class _Recurrent(nn.Module):
         if isinstance(input, PackedSequence):
             counts = input.batch_sizes.tolist()
             return self._require_features(input.data), counts, counts[0]
-        if input.ndim not in (2, 3) or 0 in input.shape[:-1]:
+        if input.ndim not in (2, 3) or not self._time(input):
             raise ValueError(
-                f"input must be packed or (time, batch, features), and not empty, got {tuple(input.shape)}"
+                f"input must be packed or (time, batch, features) with at least one time step, got {tuple(input.shape)}"
             )
         x = self._require_features(input)
         if x.ndim == 2:
@@ -130,6 +130,9 @@ class _Recurrent(nn.Module):
         elif self.batch_first:
             x = x.transpose(0, 1)
         return x.reshape(-1, x.shape[-1]), [x.shape[1]] * len(x), x.shape[1]
+
+    def _time(self, input: Tensor) -> int:
+        return input.shape[1 if self.batch_first and input.ndim == 3 else 0]
 
     def _require_features(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.input_size:
@@ -154,7 +157,7 @@ class _Recurrent(nn.Module):
     def _outputs(self, input: Tensor | PackedSequence, rows: Tensor, batch: int) -> Tensor | PackedSequence:
         if isinstance(input, PackedSequence):
             return PackedSequence(rows, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-        output = rows.unflatten(0, (-1, batch))
+        output = rows.unflatten(0, (self._time(input), batch))
         if input.ndim == 2:
             return output[:, 0]
         return output.transpose(0, 1) if self.batch_first else output

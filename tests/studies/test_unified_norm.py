@@ -74,9 +74,9 @@ CASES = [
     ("outliers", {"lost": 1.0, "lost_unfiltered": 0.5}, "partly"),
     ("outliers", {"lost": 4.0, "lost_unfiltered": 5.0}, "partly"),
     ("outliers", {"lost": 4.0, "lost_unfiltered": 3.0}, "refuted"),
-    ("batch-norm", {"below": 20.0}, "reproduced"),
-    ("batch-norm", {"below": 2.0}, "partly"),
-    ("batch-norm", {"below": -10.0}, "refuted"),
+    ("batch-norm", {"below": 20.0, "below_with_outliers": 4.0}, "reproduced"),
+    ("batch-norm", {"below": -15.0, "below_with_outliers": 50.0}, "partly"),
+    ("batch-norm", {"below": -10.0, "below_with_outliers": 1.0}, "refuted"),
     ("inference", {"ratio": 1.2}, "reproduced"),
     ("inference", {"ratio": 0.9}, "refuted"),
 ]

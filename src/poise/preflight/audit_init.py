@@ -47,8 +47,8 @@ def audit_init(
     depth at which the model fails, and the code that cures it.
 
     Nothing of the model changes: parameters, gradients, mode, buffers, random states. Dropout is off; a batch norm that
-    trains uses the statistics of the batch. Beyond thirty million parameters the sharpness is a lower bound from four
-    products on one example, and the report says so.
+    trains uses the statistics of the batch. Beyond thirty million parameters the sharpness is that of one example,
+    bounded from below by four products, and the report says so.
 
     Args:
         model: any module, also compiled or wrapped for distributed training.

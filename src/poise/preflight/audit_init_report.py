@@ -57,14 +57,21 @@ def _summary(facts: InitFacts, findings: list[Finding]) -> str:
     words = [worst[0].summary] if worst else ["Signals, gradients and logits keep their sizes over depth."]
     lr = facts.lr
     if lr is not None and lr.cold is not None:
-        limit = "at most " if not lr.exact else ""
-        words.append(f"The first step of {lr.name} bears a learning rate of {limit}{number(lr.cold)}")
+        limit = f"at most {number(lr.cold)}{_of_examples(facts)}" if not lr.exact else number(lr.cold)
+        words.append(f"The first step of {lr.name} bears a learning rate of {limit}")
         words[-1] += f"; after a warm-up it bears {number(lr.warm)}." if lr.warm is not None else "."
     elif lr is not None:
-        words.append(f"The sharpness is at least {number(lr.sharpness)}.")
+        words.append(f"The sharpness{_of_examples(facts)} is at least {number(lr.sharpness)}.")
     if len(worst) > 1:
         words.append(f"{len(worst) - 1} more finding{'s' if len(worst) > 2 else ''} below.")
     return " ".join(words)
+
+
+def _of_examples(facts: InitFacts) -> str:
+    """Say which examples a bound is of, if it is not of all."""
+    if facts.lr is None or facts.lr.examples == facts.batch:
+        return ""
+    return f" on {facts.lr.examples} of {facts.batch} examples"
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -270,8 +277,9 @@ def _curvature_words(facts: InitFacts) -> str:
         adaptive = "" if lr.cold is not None else f" What {lr.name} sees of it was not measured."
         return (
             f"**Curvature, bounded.** To bound time and memory {why}the sharpness comes from {lr.products} products on "
-            f"{lr.examples} example: the true one is at least that, and usable learning rates are at most those given. "
-            f"No warm-up was tried out.{adaptive}"
+            f"{lr.examples} of {facts.batch} examples: on these the true one is at least that, and usable learning "
+            f"rates are at most those given. The mean over more examples has another, often lower one. No warm-up was "
+            f"tried out.{adaptive}"
         )
     tried = "" if lr.warmed is not None else f" A warm-up is tried out up to {WARMED:,} parameters."
     return f"**Curvature** of the whole batch, by {lr.products} Hessian products.{tried}"

@@ -109,17 +109,18 @@ def _bounded(
     model: nn.Module, objective: Objective, batch: Any, optimizer: Optimizer | None, products: int, seed: int
 ) -> UsableLR:
     generator = torch.Generator().manual_seed(seed)
-    sample, _ = two_samples(objective, [batch], 1, generator)
+    large = sum(p.numel() for p in model.parameters() if p.requires_grad) > LARGE
+    sample = two_samples(objective, [batch], 1, generator)[0][0] if large else batch
     # Plain attention from the start: a fused kernel would be found out only after half of the work.
     with dropout_off(model), sdpa_kernel(SDPBackend.MATH):
-        hessian = Hessian(model, objective, sample[0])
+        hessian = Hessian(model, objective, sample)
         value, residual, taken = few_products(hessian, products, generator)
     name = type(optimizer).__name__ if optimizer is not None else "SGD"
     sgd = 2 / value if value > 0 else math.inf
     cold: float | None = sgd
     if optimizer is not None:
         cold = largest_stable_lr(optimizer, value) if isinstance(optimizer, SGD) and value > 0 else None
-    return UsableLR(name, value, residual, False, taken, 1, cold, sgd, None)
+    return UsableLR(name, value, residual, False, taken, objective.n_examples(sample), cold, sgd, None)
 
 
 def few_products(hessian: Hessian, products: int, generator: torch.Generator) -> tuple[float, float, int]:

@@ -34,3 +34,7 @@ def test_tones_of_the_vocabulary():
     assert words.tone_of("helps, not proved") == "warning"
     assert words.tone_of("refuted here") == "bad"
     assert words.tone_of("no effect") == "neutral"
+    assert words.tone_of("stable up to lr 0.03") == "good"
+    assert words.tone_of("unstable") == "bad"
+    assert words.tone_of("will fail as it is") == "bad"
+    assert words.tone_of("at risk") == "warning"

@@ -13,8 +13,20 @@ _TONES: dict[str, Tone] = {
     "reproduced": "good",
     "helps, not proved": "warning",
     "partly": "warning",
+    "at risk": "warning",
+    "at the edge": "warning",
+    "below the edge, unstable": "warning",
+    "below the edge": "good",
+    "above the edge": "bad",
+    "undecided": "warning",
+    "stable": "good",
+    "normally stable": "good",
+    "nothing found that would break": "good",
     "hurts": "bad",
     "refuted": "bad",
+    "unstable": "bad",
+    "no stable": "bad",
+    "will fail": "bad",
 }
 
 

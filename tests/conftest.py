@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+# Two workers share two cores: threads of their own would only wait for each other (ten times the time was seen). It is
+# set before torch is imported, and holds for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (

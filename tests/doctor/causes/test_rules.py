@@ -584,3 +584,19 @@ def test_a_catapult_explains_its_own_swing_and_nothing_after_it():
     serious = [f for f in diagnose(run.record()) if f.severity != "info"]
     assert [f.cause for f in serious] == ["lr_too_high"]
     assert serious[0].onset_step > known
+
+
+def test_bad_numbers_from_one_step_to_the_next_are_no_swing():
+    run = healthy()
+    run.change("edge_ratio", 0, 5.0)
+    run.change("loss", 60, float("nan"))
+    assert find("lr_above_curvature", run) == []
+    run.change("loss", 57, lambda s: np.where(s < 60, 10.0 ** (s - 55), np.nan))
+    assert [f.event_step for f in find("lr_above_curvature", run)] != []
+
+
+def test_a_loss_without_a_floor_is_not_fitted_because_it_is_small():
+    run = healthy()
+    FAULTS["loss_scaling"](run, 60, 1.0)
+    run.change("loss", 10, -1.0)
+    assert find("loss_scaling", run) == []

@@ -70,8 +70,10 @@ def _scaling(record: Record, series: Series) -> Mask:
     curve = loss_curve(record)
     if not len(curve.steps):
         return np.zeros(len(series.steps), dtype=bool)
-    level, start = (align(Series(curve.steps, part), series.steps) for part in (curve.level, curve.start))
-    return (series.values > ALIGNED) & (level < LOW * start)
+    parts = (curve.level, curve.start, curve.best)
+    level, start, best = (align(Series(curve.steps, part), series.steps) for part in parts)
+    # A loss that is negative somewhere has no floor at zero: small does not mean fitted.
+    return (series.values > ALIGNED) & (level < LOW * start) & (best >= 0)
 
 
 CAUSE = Cause(

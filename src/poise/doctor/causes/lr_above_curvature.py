@@ -12,7 +12,8 @@ places by themselves.)
 
 ## How it is detected
 `edge_ratio` is `sharpness / edge`. It was above 1.5 in two measurements running, between 20 steps before a divergence
-of the loss and 20 steps after it became known. The sharpness is a lower bound, measured on the batch of the step, so
+of the loss and 20 steps after it became known. A loss that is NaN from one step to the next, and was not above its
+start, did not swing, and is left to other causes. The sharpness is a lower bound, measured on the batch of the step, so
 that the ratio is never too high for want of Hessian products; a batch is sharper than all data together, hence 1.5 and
 not 1.
 
@@ -40,7 +41,7 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import confidence, evidence_at, number, value_at
-from poise.doctor.events import LossEvent, find_events
+from poise.doctor.events import LossEvent, find_events, loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
@@ -54,7 +55,7 @@ def find(record: Record) -> list[Finding]:
     known = [
         (max(step, event.detected_step), event, ratio, step)
         for event in find_events(record)
-        if event.kind == "divergence"
+        if event.kind == "divergence" and _swung(record, event)
         for ratio, step in above_edge(record, event)
     ]
     if not known:
@@ -78,6 +79,15 @@ def find(record: Record) -> list[Finding]:
             ],
         )
     ]
+
+
+def _swung(record: Record, event: LossEvent) -> bool:
+    """Whether the loss rose before it broke down: swings grow, but bad numbers come from one step to the next."""
+    if math.isfinite(event.value):
+        return True
+    curve = loss_curve(record)
+    before = np.flatnonzero(curve.steps < event.step)
+    return bool(len(before)) and event.level > float(curve.start[before[-1]])
 
 
 def above_edge(record: Record, event: LossEvent) -> list[tuple[float, int]]:

@@ -209,5 +209,5 @@ def test_two_processes_train_as_one_on_all_their_examples(tmp_path):
             # two processes have losses of half the examples each: what is linear in the loss is twice as large
             factor = 2 if "gradient_" in key else 1
             torch.testing.assert_close(
-                trained[name][key], factor * value, rtol=1e-4, atol=1e-6, msg=lambda m, at=(name, key): f"{at}: {m}"
+                trained[name][key], factor * value, rtol=1e-3, atol=1e-5, msg=lambda m, at=(name, key): f"{at}: {m}"
             )

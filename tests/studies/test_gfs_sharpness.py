@@ -6,7 +6,6 @@ import torch
 
 from poise.dynamics import STABLE_SET_LIMIT, ScalarNetwork
 from poise.studies import gfs_sharpness as study
-from poise.studies import load_study
 
 CASES = [
     ("scalar", {"largest_rise": 1e-14}, "reproduced"),
@@ -87,11 +86,8 @@ def test_a_run_that_explodes_is_no_progress():
 
 
 @pytest.mark.slow
-def test_the_tiny_study_runs_and_reports():
-    shares = []
-    outcome = load_study("gfs-sharpness").run("tiny", progress=lambda share, words: shares.append(share))
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
+def test_the_tiny_study_runs_and_reports(run_tiny):
+    outcome = run_tiny("gfs-sharpness")
     assert [r.claim.id for r in outcome.results] == [c.id for c in study.CLAIMS]
     html = outcome.report().to_html()
     assert "Sharpness of the flow" in html

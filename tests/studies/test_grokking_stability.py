@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from poise.studies import grokking_stability as study
-from poise.studies import load_study
 
 
 def test_addition_holds_all_pairs_and_their_sums():
@@ -97,10 +96,7 @@ def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
 
 
 @pytest.mark.slow
-def test_the_tiny_study_runs_and_reports():
-    shares = []
-    outcome = load_study("grokking-stability").run("tiny", progress=lambda share, words: shares.append(share))
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
+def test_the_tiny_study_runs_and_reports(run_tiny):
+    outcome = run_tiny("grokking-stability")
     assert all(result.verdict != "not tested" for result in outcome.results)
     assert "Collapsed samples" in outcome.report().to_html()

@@ -31,7 +31,7 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, number
+from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, number, run_before
 from poise.doctor.events import loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
@@ -49,9 +49,8 @@ def find(record: Record) -> list[Finding]:
         return []
     name = hit.where[0]
     series = layers[name]
-    i = int(np.searchsorted(series.steps, hit.step))
-    cosine = float(np.median(series.values[i - LOOKS + 1 : i + 1]))
-    onset = int(series.steps[i - LOOKS + 1])
+    run = run_before(series, hit.step, LOOKS)
+    cosine, onset = float(np.median(series.values[run])), int(series.steps[run][0])
     return [
         CAUSE.finding(
             "warning",

@@ -36,7 +36,17 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, listing, number, own_baseline, value_at
+from poise.doctor.causes.reading import (
+    Mask,
+    align,
+    confidence,
+    first_crossing,
+    listing,
+    number,
+    own_baseline,
+    run_before,
+    value_at,
+)
 from poise.doctor.events import loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
@@ -57,8 +67,7 @@ def find(record: Record) -> list[Finding]:
     series = layers[name]
     rate, early = value_at(series, hit.step), float(own_baseline(np.asarray(series.values))[-1])
     fall = early / rate if rate > 0 else np.inf
-    first = int(np.searchsorted(series.steps, hit.step)) - LOOKS + 1
-    onset = int(series.steps[max(first, 0)])
+    onset = int(series.steps[run_before(series, hit.step, LOOKS)][0])
     return [
         CAUSE.finding(
             "warning",

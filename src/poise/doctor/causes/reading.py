@@ -216,3 +216,9 @@ def evidence_at(record: Record, signal: str, step: int, threshold: float | None 
     if at < 0:
         return []
     return [Evidence(signal, float(series.values[at]), threshold, None, int(series.steps[at]))]
+
+
+def run_before(series: Series, step: int, looks: int) -> slice:
+    """Return the places of the last ``looks`` values up to a step: the run that made something known."""
+    last = int(np.searchsorted(series.steps, step))
+    return slice(max(last - looks + 1, 0), last + 1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from poise.data import load_digits, standardize
 from poise.nn import gradinit_adam_, gradinit_sgd_
-from poise.studies.networks import mlp
+
+from .badly_scaled import accuracy_after_training, deep, digits
 
 LR = 0.05
 
@@ -82,44 +82,15 @@ def test_factors_stay_above_their_least():
     assert report.norms["w"] == pytest.approx((1.0, 0.2))
 
 
-def deep(scale, seed):
-    """Four layers with He's weights times a factor."""
-    torch.manual_seed(seed)
-    model = mlp((64, 48, 48, 48, 10), nn.ReLU)
-    with torch.no_grad():
-        for layer in model[::2]:
-            nn.init.kaiming_normal_(layer.weight).mul_(scale)
-            layer.bias.zero_()
-    return model
-
-
-def digits():
-    data = load_digits()
-    (x,) = standardize(data.inputs[:600])
-    return x, data.targets[:600]
-
-
-def accuracy_after_training(model, steps):
-    x, y = digits()
-    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9)
-    for i in range(steps):
-        rows = torch.arange(64 * i, 64 * (i + 1)) % 600
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return (model(x).argmax(1) == y).double().mean().item()
-
-
 @pytest.mark.slow
 def test_networks_that_are_ten_times_too_large_train_again():
     halves = list(zip(*(part.split(32) for part in digits()), strict=True))[:-1]
     for seed in range(2):
-        assert accuracy_after_training(deep(10.0, seed), steps=120) < 0.3
+        assert accuracy_after_training(deep(10.0, seed), steps=120, lr=LR) < 0.3
         model = deep(10.0, seed)
         report = gradinit_sgd_(model, nn.CrossEntropyLoss(), halves, lr=0.03, steps=200)
         assert report.history["loss after one step"][-1][1] < 2.303
-        assert accuracy_after_training(model, steps=120) > 0.8
+        assert accuracy_after_training(model, steps=120, lr=LR) > 0.8
 
 
 @pytest.mark.parametrize(

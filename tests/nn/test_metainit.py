@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from poise.data import load_digits, standardize
 from poise.nn import gaussian_batches, gradient_quotient, metainit_
-from poise.studies.networks import mlp
+
+from .badly_scaled import accuracy_after_training, deep
 
 EPS = 1e-5
 LR = 0.1
@@ -106,45 +106,16 @@ def test_gaussian_batches_are_seeded_and_endless():
         next(gaussian_batches((5, 2), 0))
 
 
-def deep(scale, seed):
-    """Four layers with He's weights times a factor."""
-    torch.manual_seed(seed)
-    model = mlp((64, 48, 48, 48, 10), nn.ReLU)
-    with torch.no_grad():
-        for layer in model[::2]:
-            nn.init.kaiming_normal_(layer.weight).mul_(scale)
-            layer.bias.zero_()
-    return model
-
-
-def digits():
-    data = load_digits()
-    (x,) = standardize(data.inputs[:600])
-    return x, data.targets[:600]
-
-
-def accuracy_after_training(model, steps):
-    x, y = digits()
-    optimizer = torch.optim.SGD(model.parameters(), LR, momentum=0.9)
-    for i in range(steps):
-        rows = torch.arange(64 * i, 64 * (i + 1)) % 600
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return (model(x).argmax(1) == y).double().mean().item()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("scale", "lr"), [(10.0, 0.5), (0.1, 0.03)])
 def test_badly_scaled_networks_train_again(scale, lr):
     for seed in range(2):
-        assert accuracy_after_training(deep(scale, seed), steps=120) < 0.3
+        assert accuracy_after_training(deep(scale, seed), steps=120, lr=LR) < 0.3
         model = deep(scale, seed)
         report = metainit_(model, nn.CrossEntropyLoss(), gaussian_batches((64, 64), 10), lr=lr, steps=150)
         history = [value for _, value in report.history["gradient quotient"]]
         assert history[-1] < 0.6 * history[0]
-        assert accuracy_after_training(model, steps=120) > 0.8
+        assert accuracy_after_training(model, steps=120, lr=LR) > 0.8
 
 
 @pytest.mark.parametrize(

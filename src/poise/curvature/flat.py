@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 
 def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
-    """Return the entries of all tensors, one after the other."""
+    """Return the entries of all tensors, one after the other.
+
+    Args:
+        tensors: at least one, of any shapes and one dtype.
+    """
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
 def unflatten(vector: Float[Tensor, " P"], like: Sequence[Tensor]) -> list[Tensor]:
     """Return views of a flat vector, shaped like the given tensors.
+
+    Args:
+        vector: as long as the tensors together.
+        like: tensors whose shapes are wanted.
 
     Raises:
         ValueError: if the vector's length is not the total of the tensors'.

@@ -12,6 +12,7 @@ from poise.nn import StableResNetMLP
 from poise.preflight.audit_init import audit_init
 from poise.preflight.depth_growth import depth_growth, failing_depths
 from poise.preflight.hidden_state_gain import hidden_state_gain
+from poise.preflight.jacobian_gain import Point, jacobian_gain
 from poise.preflight.norm_amplification import norm_input
 from poise.preflight.residual_stream import residual_sum
 from poise.preflight.signal_propagation import depth_units, signal_propagation
@@ -170,6 +171,123 @@ def test_blocks_are_siblings_with_parts_and_layers_are_the_last_resort():
     assert not are_blocks
     towers = nn.ModuleDict({"a": TinyTransformer(blocks=3), "b": TinyTransformer(blocks=3)})
     assert len(depth_units(towers, None)[0]) == 6
+
+
+# --- Jacobians -----------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """x + eps * x W^T, or without the shortcut."""
+
+    def __init__(self, weight, shortcut=1.0):
+        super().__init__()
+        self.linear, self.shortcut = nn.Linear(*weight.shape[::-1], bias=False), shortcut
+        self.linear.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return self.shortcut * x + self.linear(x) if self.shortcut else self.linear(x)
+
+
+def gains(blocks, batch=3, width=12):
+    model = nn.Sequential(*blocks).double()
+    return [unit.gain for unit in passed(model, torch.randn(batch, width).double(), lambda m, b: m(b).sum()).units]
+
+
+def test_the_gain_of_multiples_of_rotations_is_exact():
+    torch.manual_seed(0)
+    rotations = [torch.linalg.qr(torch.randn(12, 12)).Q for _ in range(3)]
+    found = gains([Block(factor * q, shortcut=0.0) for factor, q in zip((0.1, 1.0, 7.0), rotations, strict=True)])
+    assert found == pytest.approx([0.1, 1.0, 7.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (24, 12)])
+def test_the_gain_of_a_linear_block_is_its_frobenius_norm_over_the_root_of_its_outputs(shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    found = gains([Block(weight, 0.0), Block(torch.randn(shape[::-1]), 0.0)], batch=4000)[0]
+    assert found == pytest.approx((torch.linalg.matrix_norm(weight) / shape[0] ** 0.5).item(), rel=0.02)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1, 1.0])
+def test_the_gain_of_a_shortcut_and_a_small_branch(eps):
+    torch.manual_seed(0)
+    weight = torch.randn(12, 12, dtype=torch.float64)
+    expected = torch.linalg.matrix_norm(torch.eye(12) + eps * weight) / math.sqrt(12)
+    found = gains([Block(eps * weight), Block(torch.zeros(12, 12))], batch=4000)
+    assert found == pytest.approx([expected.item(), 1.0], rel=0.02)
+
+
+def test_the_gain_is_the_root_mean_square_of_the_singular_values_of_a_curved_block():
+    torch.manual_seed(0)
+    model, ids = TinyTransformer(std=1.0, width=8).double(), tokens(1, 4)
+    unit = passed(model, ids).units[1]
+    with torch.no_grad():
+        x = model.blocks[0](model.tokens(ids[0]))
+    block = model.blocks[1].eval()
+    values = torch.linalg.svdvals(torch.autograd.functional.jacobian(block, x).reshape(32, 32))
+    found = [
+        jacobian_gain(Point.of(x), Point.of(block(x)), seed, probes=400)
+        for x in [x.requires_grad_()]
+        for seed in (0, 1)
+    ]
+    assert found == pytest.approx([values.square().mean().sqrt().item()] * 2, rel=0.03)
+    assert unit.gain == pytest.approx(found[0], rel=0.3)  # four vectors of 32 entries
+
+
+def test_gains_of_random_networks_are_those_of_the_mean_field():
+    torch.manual_seed(0)
+    standard = passed(StableResNetMLP(64, 256, 10, 10, kind="standard"), digits_like()).units
+    assert [unit.gain for unit in standard] == pytest.approx([math.sqrt(2)] * 10, rel=0.05)
+    # Layers count from the output of the one before, through the ReLU; the first from its own input, without one.
+    layers = passed(he_mlp(5, 256), (torch.randn(64, 256), torch.randint(256, (64,)))).units
+    assert [unit.gain for unit in layers] == pytest.approx([math.sqrt(2), *[1.0] * 4], rel=0.05)
+
+
+def test_products_of_gains_foretell_the_gradient_and_the_report_names_the_block():
+    torch.manual_seed(0)
+    factors = (1.0, 3.0, 30.0, 3.0, 1.0)
+    model = nn.Sequential(*(Block(f * torch.linalg.qr(torch.randn(8, 8)).Q, 0.0) for f in factors))
+    report = audit_init(model, torch.randn(6, 8), lambda m, b: m(b).sum(), products=0)
+    finding = next(f for f in report.findings if f.cause == "exploding_gradients")
+    assert finding.evidence[0].value == pytest.approx(3.0 * 30.0 * 3.0 * 1.0, rel=1e-5)
+    assert "depth 3 (2) by 30" in finding.summary
+    table = next(block for block in report.blocks if block.title == "By depth")
+    assert [row[table.columns.index("Jacobian gain")] for row in table.rows] == pytest.approx(factors, rel=1e-5)
+    assert any(block.title == "Jacobian gain over depth" for block in report.blocks)
+
+
+def test_what_overwrites_an_output_later_does_not_change_gains_nor_do_gains_change_gradients():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    inplace = nn.Sequential(plain[0], nn.ReLU(inplace=True), plain[2], nn.ReLU(inplace=True), plain[4])
+    batch = torch.randn(5, 8), torch.randint(4, (5,))
+    a, b = passed(plain, batch).units, passed(inplace, batch).units
+    assert [(u.gain, u.grad_norm) for u in a] == [(u.gain, u.grad_norm) for u in b]
+    hidden = plain[0](batch[0])
+    (grad,) = torch.autograd.grad(F.cross_entropy(plain[1:](hidden), batch[1]), hidden)
+    assert a[0].grad_norm == pytest.approx(grad.norm().item())
+
+
+def test_a_unit_that_does_not_depend_on_the_one_before_has_no_gain_of_it():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(x) * self.b(x)
+
+    units = passed(Parallel(), torch.randn(3, 4), lambda m, b: m(b).sum()).units
+    assert units[0].gain == pytest.approx(1, rel=0.9)
+    assert units[1].gain is None
+
+
+def test_parts_that_are_compiled_are_looked_at_as_they_are():
+    torch.manual_seed(0)
+    model = TinyTransformer(std=1.0)
+    plain = passed(model, tokens())
+    model.blocks[1].compile(backend="eager")
+    assert passed(model, tokens()) == plain
 
 
 # --- residual stream, norms ----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def audit_init(
     r"""Return what will break in a model as it is initialised, before its first step.
 
     One forward and one backward pass measure, by depth: how signals and gradients grow (beside what mean-field theory
-    expects of the weights, for ReLU networks), the residual stream's shortcuts and branches, how much each layer
+    expects of the weights, for ReLU networks), how much the Jacobian of each block stretches what passes it (by four
+    random vectors that go back through each block), the residual stream's shortcuts and branches, how much each layer
     normalisation amplifies gradients, attention logits and their entropy, dead units, whether different inputs can
     still be told apart, and the gain of recurrent layers. Hessian products then give the sharpness and the largest
     usable learning rate, without and (up to two million parameters) with a warm-up. The report names the layer and the
@@ -60,7 +61,7 @@ def audit_init(
         blocks: names or patterns of the modules that count as depth. Found by default: siblings of one class that have
             parts, else the layers with weights.
         products: most Hessian products, 0 for no curvature. By default what the size of the model allows.
-        seed: of the start vectors of eigenvalue solvers.
+        seed: of the random vectors that measure Jacobians and start eigenvalue solvers.
 
     Raises:
         TypeError: if an argument has another type, or the loss is no tensor.
@@ -86,7 +87,7 @@ def audit_init(
     units, are_blocks = depth_units(plain, None if blocks is None else tuple(blocks))
     if not units:
         raise ValueError(f"model must have a layer with weights, got {kinds(plain)}; name its blocks with blocks=")
-    passed = signal_propagation(plain, objective, batch, units, are_blocks)
+    passed = signal_propagation(plain, objective, batch, units, are_blocks, seed)
     if not passed.units:
         raise ValueError(f"none of {list(units.values())[:5]} put out a tensor on this batch; name others with blocks=")
     growth = depth_growth(plain, passed)

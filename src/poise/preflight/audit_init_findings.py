@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from poise.doctor.causes.reading import listing
 from poise.preflight.audit_init_facts import InitFacts
@@ -110,13 +111,13 @@ def _gradients(facts: InitFacts) -> list[Finding]:
         evidence = (Evidence("gradient_ratio", ratio, _GRADIENT if ratio > 1 else 1 / _GRADIENT**2),)
         if ratio > _GRADIENT:
             severity: Severity = "error" if ratio > _BAD_GRADIENT else "warning"
-            text = f"The gradient explodes on its way back: its norm {ends}."
+            text = f"The gradient explodes on its way back: its norm {ends}.{_gain_words(facts, max)}"
             found.append(
                 _finding("exploding_gradients", severity, _SURE, text, (first,), evidence, _growth_remedies(facts))
             )
         elif ratio < 1 / _GRADIENT**2:
             severity = "error" if ratio < 1 / (10 * _BAD_GRADIENT) else "warning"
-            text = f"The gradient vanishes on its way back: its norm {ends}."
+            text = f"The gradient vanishes on its way back: its norm {ends}.{_gain_words(facts, min)}"
             found.append(
                 _finding("vanishing_gradients", severity, _SURE, text, (first,), evidence, _growth_remedies(facts))
             )
@@ -134,6 +135,18 @@ def _gradients(facts: InitFacts) -> list[Finding]:
             )
         )
     return found
+
+
+def _gain_words(facts: InitFacts, extreme: Callable[..., tuple[float, int]]) -> str:
+    """Name the block whose Jacobian has the largest (or least) gain."""
+    gains = [(unit.gain, depth) for depth, unit in enumerate(facts.passed.units, 1) if unit.gain is not None]
+    if not gains or facts.growth.gain is None:
+        return ""
+    (gain, depth), word = extreme(gains), block_word(facts)
+    return (
+        f" A {word} multiplies a gradient of random direction by {number(facts.growth.gain)} on average, the one at "
+        f"depth {depth} ({facts.passed.units[depth - 1].name}) by {number(gain)}."
+    )
 
 
 def _stream(facts: InitFacts) -> list[Finding]:

@@ -11,6 +11,7 @@ import torch
 from poise.preflight.audit_init_facts import InitFacts
 from poise.preflight.audit_init_findings import block_word, init_findings
 from poise.preflight.audit_init_remedies import remedy_blocks
+from poise.preflight.jacobian_gain import PROBES
 from poise.preflight.usable_lr import LARGE, WARMED
 from poise.report import Figure, Finding, Report, Table, Text, line_chart
 from poise.report.words import number
@@ -91,6 +92,10 @@ def _figures(facts: InitFacts) -> list[Figure]:
         if np.isfinite(grads).sum() >= 2:
             lines = {"gradient": (depth, np.asarray(grads))}
             figures.append(_chart("Gradient over depth", lines, title, "norm of the gradient"))
+        gains = [math.nan if unit.gain is None else unit.gain for unit in units]
+        if np.isfinite(gains).sum() >= 2:
+            lines = {"gain": (depth, np.asarray(gains))}
+            figures.append(_chart("Jacobian gain over depth", lines, title, "gain of a random gradient"))
     if len(facts.passed.residuals) >= 2:
         at = np.arange(1, len(facts.passed.residuals) + 1)
         lines = {
@@ -151,8 +156,13 @@ def _growth_table(facts: InitFacts) -> Table | None:
         )
     if growth.gradient_ratio is not None:
         rows.append([f"Norm of the gradient, first {word} over last", growth.gradient_ratio, None])
+    if growth.gain is not None:
+        rows.append([f"Gain of the Jacobian of a {word}, geometric mean", growth.gain, growth.gain])
     return Table(
-        "Growth over depth", ["Quantity", "Value", f"Factor per {word}"], rows, "0 is neither growth nor decay."
+        "Growth over depth",
+        ["Quantity", "Value", f"Factor per {word}"],
+        rows,
+        "A factor of 1 is neither growth nor decay.",
     )
 
 
@@ -240,9 +250,18 @@ def _recurrent_table(facts: InitFacts) -> Table:
 
 
 def _depth_table(facts: InitFacts) -> Table:
-    rows = [[i + 1, u.name, math.sqrt(u.q), u.absmax, u.grad_norm, u.cosine] for i, u in enumerate(facts.passed.units)]
-    columns = ["Depth", "Where", "Root mean square", "Largest", "Norm of gradient", "Cosine of inputs"]
-    caption = "Cosine: mean over pairs of inputs (of positions, in a sequence) of the cosine of their vectors."
+    rows: list[list[object]] = [
+        [i, u.name, math.sqrt(u.q), u.absmax, u.grad_norm, u.gain, u.cosine]
+        for i, u in enumerate(facts.passed.units, 1)
+    ]
+    columns = ["Depth", "Where", "Root mean square", "Largest", "Norm of gradient", "Jacobian gain", "Cosine of inputs"]
+    span = "its input to its output" if facts.passed.are_blocks else "the output of the layer before to its own"
+    caption = (
+        f"Jacobian gain: of a {block_word(facts)}, from {span}, the root mean square of the Jacobian's singular values "
+        f"(estimated by {PROBES} random vectors; with unequal sizes the Frobenius norm over the root of the number of "
+        "outputs). A gradient of random direction grows by that on its way back. Cosine: mean over pairs of inputs (of "
+        "positions, in a sequence) of the cosine of their vectors."
+    )
     return Table("By depth", columns, rows, caption)
 
 

@@ -30,12 +30,14 @@ class DepthGrowth:
         backward_slope: the same of the squared norm of the gradient, per block on the way back.
         gradient_ratio: norm of the gradient at the first block over that at the last; ``None`` without gradients.
         expected: what theory expects from the weights, ``None`` where it does not apply.
+        gain: geometric mean of the gains of the blocks' Jacobians; ``None`` without any.
     """
 
     forward_slope: float | None
     backward_slope: float | None
     gradient_ratio: float | None
     expected: ExpectedGrowth | None
+    gain: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,9 @@ def depth_growth(model: nn.Module, passed: SignalPropagation) -> DepthGrowth:
     ratio = ends[0] / ends[-1] if len(ends) > 1 and ends[-1] > 0 else None
     expected = _residual_theory(model, passed) or _chain_theory(model, passed)
     forward = _slope([unit.q for unit in units])
-    return DepthGrowth(forward, None if back is None else -back, ratio, expected)
+    gains = [unit.gain for unit in units if unit.gain]
+    gain = math.exp(sum(map(math.log, gains)) / len(gains)) if gains else None
+    return DepthGrowth(forward, None if back is None else -back, ratio, expected, gain)
 
 
 def failing_depths(units: Sequence[Unit], growth: DepthGrowth) -> list[FailingDepth]:

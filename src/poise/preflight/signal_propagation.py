@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from poise.curvature.batches import map_tensors
+from poise.curvature.batches import map_tensors, tensors_of
 from poise.curvature.objective import Objective
 from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.tap.attention_logits import scaled_dot_product_logits, softmax_logits
+from poise.doctor.tap.discovery import is_compiled
 from poise.doctor.tap.install import _SDPA_ARGUMENTS, _by_name, _is_attention
 from poise.doctor.tap.patches import Patches
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds, matches
+from poise.preflight.jacobian_gain import Point, jacobian_gain
 from poise.preflight.norm_amplification import NormInput, is_norm_over_features, norm_input
 from poise.preflight.residual_stream import ResidualSum, is_embedding, residual_sum, rms
 
@@ -43,6 +45,8 @@ class Unit:
         cosine: mean cosine between the vectors of different inputs (positions, of a sequence); ``None`` for one.
         grad_norm: norm of the loss's gradient in the output; ``None`` where no gradient arrives.
         grad_rms: root mean square of that gradient's entries.
+        gain: of the Jacobian, of the output in the block's input (for layers, in the output of the one before);
+            ``None`` where there is none.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Unit:
     cosine: float | None
     grad_norm: float | None = None
     grad_rms: float | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class SignalPropagation:
 
 
 def signal_propagation(
-    model: nn.Module, objective: Objective, batch: Any, units: dict[nn.Module, str], are_blocks: bool
+    model: nn.Module, objective: Objective, batch: Any, units: dict[nn.Module, str], are_blocks: bool, seed: int = 0
 ) -> SignalPropagation:
     """Run a model forward and backward on a batch and return what passed through it; nothing of the model changes.
 
@@ -133,6 +138,7 @@ def signal_propagation(
         batch: on the model's device.
         units: the modules whose outputs count as depth, with their names.
         are_blocks: whether they are blocks, not single layers.
+        seed: of the random vectors that measure Jacobians.
 
     Raises:
         TypeError: if the loss is no tensor.
@@ -148,10 +154,13 @@ def signal_propagation(
         stack.enter_context(dropout_off(model))
         stack.enter_context(_without_recurrent_dropout(model))
         stack.enter_context(_all_differentiable(model))
+        if is_compiled(model):  # parts may be, though the whole is plain; compiled code would be built around the hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         with watch.looking():
             loss = objective.loss(model, batch)
         _check_loss(loss)
         found.loss = float(loss.detach())
+        watch.measure_gains(seed)
         grads = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
     found.parameter_grads = {
         name: None if grad is None else rms(grad) for name, grad in zip(trainable, grads, strict=True)
@@ -223,6 +232,9 @@ class _Watch:
         self.model, self.units, self.found = model, units, found
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
+        self.starts: list[Point | None] = []  # where the modules on the stack began
+        self.spans: list[tuple[Unit, Point, Point]] = []
+        self.before: Point | None = None  # the end of the last unit
         self.calls: dict[str, int] = {}
         self.on = False
         self.busy = False
@@ -232,7 +244,7 @@ class _Watch:
         patches = Patches()
         handles: list[Any] = [self.model.register_forward_pre_hook(_differentiable_inputs, with_kwargs=True)]
         for module in self.names:
-            handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         self._patch(patches)
         self.on = True
@@ -264,8 +276,10 @@ class _Watch:
 
     # ---- modules -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.stack.append(module)
+        given = next(filter(None, map(Point.of, tensors_of((args, kwargs)))), None) if module in self.units else None
+        self.starts.append(given)
         if self._sees and is_norm_over_features(module) and args and isinstance(args[0], Tensor):
             self.found.events.append(("norm", self.names[module]))
             with self._measuring():
@@ -273,6 +287,7 @@ class _Watch:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
+        start = self.starts.pop()
         if not self._sees:
             return
         tensor = _first_tensor(output)
@@ -286,9 +301,9 @@ class _Watch:
             self.found.events.append(("weight", name))
         if module in self.units:
             self.found.events.append(("unit", name))
-            self._unit(name, tensor)
+            self._unit(name, tensor, start)
 
-    def _unit(self, name: str, output: Tensor) -> None:
+    def _unit(self, name: str, output: Tensor, start: Point | None) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
         label = name if self.calls[name] == 1 else f"{name} (call {self.calls[name]})"
         with self._measuring():
@@ -302,6 +317,20 @@ class _Watch:
             unit.grad_rms = rms(grad)
 
         output.register_hook(keep)
+        end = Point.of(output)
+        begin = start if self.found.are_blocks or self.before is None else self.before
+        if begin is not None and end is not None:
+            self.spans.append((unit, begin, end))
+        self.before = end
+
+    def measure_gains(self, seed: int) -> None:
+        """Take products with the Jacobians of the units, before the loss's own gradient."""
+        if not self.found.finite:
+            return
+        for unit, start, end in self.spans:
+            unit.gain = jacobian_gain(start, end, seed)
+        for unit in self.found.units:  # the products went by their hooks too
+            unit.grad_norm = unit.grad_rms = None
 
     # ---- functions ---------------------------------------------------------------------------------------------------
 

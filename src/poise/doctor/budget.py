@@ -57,12 +57,16 @@ class Budget:
     @property
     def loan(self) -> float:
         """Seconds that are still lent."""
+        return self._loan_at(self._own)
+
+    def _loan_at(self, own: float) -> float:
         term = _INSTALMENTS * self._loan / self._rate
-        return self._loan * math.exp((self._lent_at - self._own) / term) if term > 0 else 0.0
+        return self._loan * math.exp((self._lent_at - own) / term) if term > 0 else 0.0
 
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
-        self._loan, self._lent_at = max(self.loan, -self._allowance) + seconds, self._own
+        own = self._own
+        self._loan, self._lent_at = max(self._loan_at(own), -self._allowance(own)) + seconds, own
 
     @property
     def elapsed(self) -> float:
@@ -71,14 +75,12 @@ class Budget:
 
     def allows(self, cost: float) -> bool:
         """Return whether ``cost`` more seconds may be spent on looking closely now."""
-        return cost <= self._allowance + self.loan
+        own = self._own  # a few operations: this is asked on most steps
+        return cost <= self._allowance(own) + self._loan_at(own)
 
-    @property
-    def _allowance(self) -> float:
+    def _allowance(self, own: float) -> float:
         """Seconds that looking closely has earned and not spent; what every step costs must not starve it."""
-        unspent = self._rate * self._own - self.spent
-        set_aside = _LOOKS * self.overhead * self._own - self.looked
-        return max(unspent, set_aside)
+        return max(self._rate * own - self.spent, _LOOKS * self.overhead * own - self.looked)
 
     def every(self, cost: float, step_seconds: float, share: float = 0.25) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""
@@ -87,7 +89,7 @@ class Budget:
 
     @property
     def _own(self) -> float:
-        return self.elapsed - self.spent
+        return time.perf_counter() - self._started - self.spent
 
     @property
     def share(self) -> float:

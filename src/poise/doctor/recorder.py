@@ -31,15 +31,18 @@ class Recorder:
         if group is None:
             group = self._groups[names] = self.writer.group(names)
         if isinstance(values, Tensor):
+            if values.is_cpu:
+                group.append(step, values.tolist())
+                return
             positions = list(range(len(names)))
             self._pending.append((group, step, [math.nan] * len(names), positions, *_to_host(values.double())))
             self.drain()
             return
-        on_device = [i for i, v in enumerate(values) if isinstance(v, Tensor) and v.device.type != "cpu"]
+        on_device = [i for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_cpu]
         if not on_device:
             group.append(step, [float(v) for v in values])
             return
-        row = [math.nan if isinstance(v, Tensor) and v.device.type != "cpu" else float(v) for v in values]
+        row = [math.nan if isinstance(v, Tensor) and not v.is_cpu else float(v) for v in values]
         stacked = torch.stack([values[i].detach().reshape(()).double() for i in on_device])  # type: ignore[union-attr]
         self._pending.append((group, step, row, on_device, *_to_host(stacked)))
         self.drain()

@@ -13,6 +13,7 @@ from poise.doctor.probes.probe import Probe
 from poise.doctor.probes.segments import Segments, segments_of
 
 if TYPE_CHECKING:
+    from poise.doctor.tap.discovery import Names
     from poise.doctor.tap.tap import Tap
     from poise.doctor.tap.timeline import Timeline
 
@@ -43,6 +44,9 @@ class AdamProbe(Probe):
         Molybog et al., A theory on Adam instability in large-scale machine learning, 2023 (bimodality).
     """
 
+    def __init__(self) -> None:
+        self._embeddings: tuple[Names | None, set[int]] = None, set()
+
     def after_step(self, tap: Tap, timeline: Timeline) -> None:
         """Read gradients and optimizer state."""
         moments = list(_moments(timeline))
@@ -69,10 +73,16 @@ class AdamProbe(Probe):
     def _emit_rms(
         self, tap: Tap, timeline: Timeline, moments: list[_Moments], segments: Segments, ratio: Tensor
     ) -> None:
-        embeddings = {id(m.weight) for root in tap.names.roots for m in root.modules() if isinstance(m, nn.Embedding)}
+        embeddings = self._embeddings_of(tap.names)
         matrices = [i for i, m in enumerate(moments) if m.parameter.dim() >= 2 and id(m.parameter) not in embeddings]
         rms = segments.mean(ratio).sqrt()
         tap.emit(timeline, "adam_rms", [moments[i].name for i in matrices], rms[matrices])
+
+    def _embeddings_of(self, names: Names) -> set[int]:
+        if self._embeddings[0] is not names:
+            modules = (m for root in names.roots for m in root.modules())
+            self._embeddings = names, {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
+        return self._embeddings[1]
 
 
 def _moments(timeline: Timeline) -> Iterator[_Moments]:

@@ -56,12 +56,11 @@ def describe_model(tap: Tap) -> dict[str, Any]:
 
 def forward_order(tap: Tap) -> list[str]:
     """Return the parameters' names in the order in which their modules finished the last forward pass seen."""
-    order = []
+    order: dict[str | None, None] = {}
     for signal, module, _, _ in tap.interval.observations:
         if signal == "act_rms" and module is not None:
-            names = (tap.names.parameters.get(id(p)) for p in module.parameters(recurse=False))
-            order += [name for name in names if name is not None and name not in order]
-    return order
+            order.update((tap.names.parameters.get(id(p)), None) for p in module._parameters.values() if p is not None)
+    return [name for name in order if name is not None]
 
 
 def _describe_groups(timeline: Timeline) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -42,3 +43,12 @@ class Probe:
 
     def after_step(self, tap: Tap, timeline: Timeline) -> None:
         """Look at parameters and optimizer state, just after the step."""
+
+
+def lookers(probes: Sequence[Probe]) -> dict[str, list[Callable[..., None]]]:
+    """Return, for each moment, what those probes do that look at it: most look at one or two."""
+    moments = [name for name in vars(Probe) if not name.startswith("_")]
+    return {
+        name: [getattr(p, name) for p in probes if getattr(type(p), name) is not getattr(Probe, name)]
+        for name in moments
+    }

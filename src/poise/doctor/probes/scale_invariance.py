@@ -36,7 +36,7 @@ class ScaleInvarianceProbe(Probe):
     """
 
     def __init__(self) -> None:
-        self._tangential: dict[int, Tensor] = {}  # how often in a row, by the parameter's place
+        self._tangential: dict[int, int] = {}  # how often in a row, by the parameter's place
         self._rates: tuple[list[int], list[Tensor]] = [], []
 
     def before_step(self, tap: Tap, timeline: Timeline) -> None:
@@ -58,15 +58,15 @@ class ScaleInvarianceProbe(Probe):
         tap.emit(timeline, "loss_scaling_alignment", [timeline.names[chosen[i]] for i in head], -cosines[head])
 
     def _emit_rates(self, tap: Tap, timeline: Timeline, chosen: list[int], shares: Tensor) -> None:
+        if not shares.is_cpu:
+            return  # the device would have to be asked
         rule = "adam" if is_adaptive(timeline) else "sgd"
         rates = _learning_rates(timeline)
         names, values = [], []
-        for i, share in zip(chosen, shares, strict=True):
+        for i, share in zip(chosen, shares.tolist(), strict=True):
             key = id(timeline.parameters[i])
-            self._tangential[key] = torch.where(share < _DELTA, self._tangential.get(key, 0) + 1, 0)
-            if self._tangential[key].device.type != "cpu":
-                continue  # the device would have to be asked
-            if int(self._tangential[key]) >= _LOOKS:
+            self._tangential[key] = self._tangential.get(key, 0) + 1 if share < _DELTA else 0
+            if self._tangential[key] >= _LOOKS:
                 names.append(timeline.names[i])
                 values.append(effective_lr(timeline.parameters[i].detach(), rates[i], rule))  # type: ignore[arg-type]
         tap.emit(timeline, "effective_lr", names, values)

@@ -24,18 +24,16 @@ class Segments:
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
-        self.sizes = [len(range(0, size, _stride(size))) for size in sizes]
+        self._strides = [_stride(size) for size in sizes]
+        self.sizes = [len(range(0, size, stride)) for size, stride in zip(sizes, self._strides, strict=True)]
         self.lengths = torch.tensor(self.sizes, device=device)
         self._counts = self.lengths.clamp_min(1)
         self._enlarge = (torch.tensor(sizes, device=device) / self._counts).sqrt()
 
-    @staticmethod
-    def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, " element"]:
+    def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " element"]:
         """Copy (samples of) the tensors into one float32 vector."""
-        samples = [sample(t) for t in tensors]
-        if any(s.dtype != torch.float32 for s in samples):
-            samples = [s.to(torch.float32) for s in samples]
-        return torch.cat(samples)
+        samples = [_every(stride, local_shard(t)) for t, stride in zip(tensors, self._strides, strict=True)]
+        return torch.cat(samples).float()
 
     def sum(self, values: Float[Tensor, " element"]) -> Float[Tensor, " segment"]:
         """Sum each tensor's part."""
@@ -69,10 +67,14 @@ _segments = functools.lru_cache(maxsize=16)(Segments)  # a model's tensors keep 
 def sample(tensor: Any) -> Float[Tensor, " element"]:
     """Return evenly spread coordinates of this process's part of ``tensor``: all of a small one, else about 2000."""
     tensor = local_shard(tensor)
-    size = tensor.numel()
-    stride = _stride(size)
-    if stride > 1 and tensor.is_contiguous():  # the same as below, in one operation
-        return tensor.as_strided((-(-size // stride),), (stride,), tensor.storage_offset())
+    return _every(_stride(tensor.numel()), tensor)
+
+
+def _every(stride: int, tensor: Tensor) -> Float[Tensor, " element"]:
+    if stride == 1:
+        return tensor.reshape(-1)
+    if tensor.is_contiguous():  # the same as below, in one operation
+        return tensor.as_strided((-(-tensor.numel() // stride),), (stride,), tensor.storage_offset())
     return tensor.reshape(-1)[::stride]
 
 

@@ -20,11 +20,11 @@ def measure_gradients(timeline: Timeline, clip: tuple[Any, float] | None) -> Non
         clip: norm before clipping and largest norm, where gradients were clipped: then the former is the norm.
     """
     start = time.perf_counter()
-    there = [(i, g) for i, p in enumerate(timeline.parameters) if (g := p.grad) is not None and not g.is_sparse]
-    timeline.with_gradient = [i for i, _ in there]
+    gradients = [p.grad for p in timeline.parameters]
+    timeline.with_gradient = there = [i for i, g in enumerate(gradients) if g is not None and not g.is_sparse]
     if not there:
         return
-    norms = foreach_norm([local_shard(gradient) for _, gradient in there])
+    norms = foreach_norm([local_shard(gradients[i]) for i in there])
     total = torch.linalg.vector_norm(torch.stack(norms))
     scale = getattr(timeline.optimizer, "grad_scale", None)  # set where a fused kernel is to unscale by itself
     if scale is not None:

@@ -112,8 +112,9 @@ def _hook_steps(tap: Tap, stack: contextlib.ExitStack) -> None:
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_compiling():
             tap.before_step(optimizer)
-            tap.treatment.before_step(optimizer, tap.interval)
-            tap.about_to_step(optimizer)
+            if tap.treatment.remedies:
+                tap.treatment.before_step(optimizer, tap.interval)
+                tap.about_to_step(optimizer)
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_compiling():
@@ -234,6 +235,11 @@ def _wrap_cross_entropy(tap: Tap, original: Callable[..., Tensor]) -> Callable[.
     def cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
         if is_compiling() and treated is original:
             return original(*args, **kwargs)
+        if treated is original and not tap.sampler.looking:
+            loss = original(*args, **kwargs)
+            if not _is_transforming():
+                tap.loss_computed(loss)
+            return loss
         named = _by_name(_CROSS_ENTROPY_ARGUMENTS, args, kwargs)
         # The loss may well be computed outside the compiled part of a model: it is looked at there too.
         if tap.sampling and not tap.busy and torch.is_grad_enabled() and not is_compiling():
@@ -297,8 +303,8 @@ def _wrap_clip(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patch_bookkeeping(tap: Tap, patches: Patches) -> None:
-    patches.replace(Optimizer, "zero_grad", lambda original: _after(original, lambda o, _: tap.zero_grad(o)))
-    patches.replace(nn.Module, "zero_grad", lambda original: _after(original, lambda m, _: tap.zero_grad(m)))
+    for owner in (Optimizer, nn.Module):
+        patches.replace(owner, "zero_grad", functools.partial(_wrap_zero_grad, tap))
     patches.replace(Optimizer, "load_state_dict", lambda original: _after(original, tap.optimizer_loaded))
     patches.replace(nn.Module, "load_state_dict", lambda original: _after(original, tap.model_loaded))
     patches.replace(torch, "load", lambda original: _after(original, lambda _, loaded: tap.file_loaded(loaded)))
@@ -316,6 +322,17 @@ def _after(original: Callable[..., Any], then: Callable[[Any, Any], Any]) -> Cal
         return result
 
     return call
+
+
+def _wrap_zero_grad(tap: Tap, original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        # Only a step that is looked at asks whether gradients were reset; another optimizer's step may begin a look.
+        if not is_compiling() and (tap.sampler.looking or len(tap.timelines) > 1):
+            tap.zero_grad(self)
+
+    return zero_grad
 
 
 def _wrap_scaler_step(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -407,10 +424,14 @@ def _patch_root_classes(tap: Tap, patches: Patches, roots: list[nn.Module]) -> N
         patches.replace(cls, "__call__", functools.partial(_wrap_root_call, tap))
 
 
+def _holds(roots: list[nn.Module], module: nn.Module) -> bool:
+    return roots[0] is module if len(roots) == 1 else any(root is module for root in roots)
+
+
 def _wrap_root_call(tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not tap.shadowing and not _is_transforming() and any(self is root for root in tap.roots):
+        if not tap.shadowing and not _is_transforming() and _holds(tap.roots, self):
             tap.call_root(self, args, kwargs)
         return original(self, *args, **kwargs)
 

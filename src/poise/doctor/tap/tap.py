@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
 from poise.doctor.probes.modes import MODAL
-from poise.doctor.probes.probe import Probe
+from poise.doctor.probes.probe import Probe, lookers
 from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
 from poise.doctor.tap.checkpoint import holds_optimizer_state
@@ -32,7 +32,7 @@ from poise.doctor.tap.treatment import Treatment
 
 _MAX_TIMELINES = 8
 _CALLS = 4  # of the model within one step that are kept: the latest micro-batches
-_ROWS, _FLUSH_SECONDS = 64, 0.2  # rows of scalars that wait at most, and for how long
+_ROWS, _FLUSH_SECONDS = 64, 0.4  # rows of scalars that wait at most, and for how long
 
 
 class Tap:
@@ -60,7 +60,7 @@ class Tap:
         roots: Sequence[nn.Module] | None = None,
     ) -> None:
         self.recorder = recorder
-        self.probes = probes
+        self._look = lookers(probes)
         self.budget = budget
         self.sampler = Sampler(budget)
         self.treatment = Treatment(remedies, self.remedies_dropped)
@@ -172,16 +172,16 @@ class Tap:
         if self.stack and self.stack[-1][0] is module:
             self.stack.pop()
         if (self.grad_enabled or self.shadowing) and self.first_look("forward", module):
-            for probe in self.probes:
-                probe.forward(self, module, args, output)
+            for look in self._look["forward"]:
+                look(self, module, args, output)
 
     @guarded
     def rectified(self, output: Tensor) -> None:
         """A ReLU was computed."""
         site = self.call_site("relu")
         if self.first_look("relu", self.module, site):
-            for probe in self.probes:
-                probe.rectified(self, output, site)
+            for look in self._look["rectified"]:
+                look(self, output, site)
 
     @guarded
     def call_root(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -194,8 +194,8 @@ class Tap:
                 self._look_at_model_inputs(args, kwargs)
 
     def _look_at_model_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for probe in self.probes:
-            probe.model_inputs(self, args, kwargs)
+        for look in self._look["model_inputs"]:
+            look(self, args, kwargs)
 
     @guarded
     def attention(self, logits: Callable[[], tuple[Tensor, Tensor | None]]) -> None:
@@ -204,8 +204,8 @@ class Tap:
             return
         with _no_autocast():
             made, visible = logits()
-            for probe in self.probes:
-                probe.attention(self, made, visible)
+            for look in self._look["attention"]:
+                look(self, made, visible)
 
     @guarded
     def loss_inputs(self, logits: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -213,8 +213,8 @@ class Tap:
         if not self.first_look("loss_inputs", None):
             return
         with _no_autocast():
-            for probe in self.probes:
-                probe.loss_inputs(self, logits.detach(), target.detach(), ignore_index)
+            for look in self._look["loss_inputs"]:
+                look(self, logits.detach(), target.detach(), ignore_index)
 
     def loss_computed(self, loss: Any) -> None:
         """A loss function has returned."""
@@ -252,8 +252,8 @@ class Tap:
         if self.sampling or (isinstance(loss, float) and not loss < self._loss_alarm):
             self._look_at_loss(root, loss)
         if self.sampling and self._stepping is None:  # a closure's losses are differentiated at points of the search
-            for probe in self.probes:
-                probe.before_backward(self, root)
+            for look in self._look["before_backward"]:
+                look(self, root)
 
     def _loss_of(self, root: Any) -> float | Tensor | None:
         if not isinstance(root, Tensor) or root.numel() != 1:
@@ -346,19 +346,20 @@ class Tap:
         timeline = self.timelines.get(id(optimizer)) or self._new_timeline(optimizer)
         self._stepping = timeline
         timeline.sampled = self.sampling or self._promoted
+        timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
         timeline.sampled = timeline.sampled or self._promoted
         if timeline.sampled:
             if self.compiled:
                 self._shadow_forward()
-            for probe in self.probes:
-                probe.before_step(self, timeline)
+            for look in self._look["before_step"]:
+                look(self, timeline)
 
     @guarded
     def about_to_step(self, optimizer: Optimizer) -> None:
         """The remedies have acted: note the learning rate that the step will really use."""
         if self._stepping is not None and self._stepping.optimizer is optimizer:
-            self._stepping.lr = max((group.get("lr", 0.0) for group in optimizer.param_groups), default=0.0)
+            self._stepping.lr = _learning_rate(optimizer)
 
     @guarded
     def remedies_dropped(self, names: str, error: str) -> None:
@@ -375,8 +376,8 @@ class Tap:
         if timeline.grad_norm is None:  # the gradients were made by a closure, inside the step
             self._measure_gradients(timeline)
         if timeline.sampled:
-            for probe in self.probes:
-                probe.after_step(self, timeline)
+            for look in self._look["after_step"]:
+                look(self, timeline)
             if timeline.stale is not None:
                 # A backward pass of another network may have run through these parameters: what counts is whether
                 # gradients were reset at any time between two steps.
@@ -570,6 +571,11 @@ class Tap:
         self.fault = f"{type(error).__name__}: {error}".replace("\n", " ")
         print(f"poise: the watch switched itself off ({self.fault}); the run goes on", file=sys.stderr)
         self.detach_module_hooks()
+
+
+def _learning_rate(optimizer: Optimizer) -> Any:
+    groups = optimizer.param_groups
+    return groups[0].get("lr", 0.0) if len(groups) == 1 else max((g.get("lr", 0.0) for g in groups), default=0.0)
 
 
 def _no_autocast() -> AbstractContextManager[Any]:

@@ -185,8 +185,10 @@ class SecondMomentOperator:
 
     def _squared_step(self, m: Tensor) -> Tensor:
         """Return D(M)."""
-        out = self.alpha * self._square_of_mean(m)
-        return out if self.beta == 0.0 else out + self.beta * self._mean_of_squares(m)
+        if self.beta == 0.0:
+            return self.alpha * self._square_of_mean(m)
+        noise = self.beta * self._mean_of_squares(m)
+        return noise if self.alpha == 0.0 else noise.add_(self._square_of_mean(m), alpha=self.alpha)
 
     def _square_of_mean(self, m: Tensor) -> Tensor:
         """Return G M G."""
@@ -197,11 +199,10 @@ class SecondMomentOperator:
         z = self.coordinates
         n, outputs, rank = z.shape
         flat = z.view(n * outputs, rank)
-        moved = (flat @ m).view_as(z)
         if outputs == 1:
-            weighted = (moved * z).sum(-1, keepdim=True) * z
-        else:
-            weighted = torch.bmm(torch.bmm(moved, z.mT), z)
+            squares = torch.linalg.vecdot(flat @ m, flat)
+            return flat.mT @ (flat * (squares / n)[:, None])
+        weighted = torch.bmm(torch.bmm((flat @ m).view_as(z), z.mT), z)
         return flat.mT @ weighted.view(n * outputs, rank) / n
 
 
@@ -273,8 +274,9 @@ def _top_eigenvalue(
         return _dense_top_eigenvalue(apply, rank)
 
     def product(flat: np.ndarray) -> np.ndarray:
-        m = torch.from_numpy(np.ascontiguousarray(flat)).view(rank, rank)
-        out = apply((m + m.mT) / 2)
+        # A symmetric start and symmetric products keep every vector symmetric, up to rounding that does not grow: the
+        # map keeps antisymmetric matrices so, and the product drops them.
+        out = apply(torch.from_numpy(np.ascontiguousarray(flat)).view(rank, rank))
         return ((out + out.mT) / 2).flatten().numpy()
 
     operator = ScipyOperator((rank**2, rank**2), matvec=product, dtype=np.float64)

@@ -92,7 +92,7 @@ def test_divergence_on_a_quadratic_is_found_within_one_step_of_the_grid(curvatur
     found = divergence_lr(test.curves[0])
     assert 1 / (ratio * 1.001) <= found / (2 / curvature) <= ratio * 1.001
     assert test.suggest("divergence/3").lr_max == pytest.approx(found / 3)
-    assert test.suggest().lr_min == pytest.approx(found / 30)
+    assert test.suggest("divergence/3").lr_min == pytest.approx(found / 30)
 
 
 def test_the_recorded_losses_are_those_of_gradient_descent():
@@ -128,6 +128,7 @@ def test_a_curve_with_a_valley_gives_a_learning_rate_inside_it(rule):
     assert LRS[20] < found.lr_max < LRS[80]
     assert found.lr_min == pytest.approx(found.lr_max / 10)
     assert found.reason
+    assert (suggest_lr(curve(losses, stopped_at=LRS[90], smoothing=0.5)) == found) is (rule == "valley")
 
 
 def test_the_steepest_rule_finds_the_steepest_point():
@@ -161,7 +162,7 @@ def test_without_divergence_the_rule_by_divergence_says_so():
     x = np.linspace(-1, 1, 100)
     losses = 1 + (x - 0.3) ** 2
     with pytest.raises(NoSuggestion, match="did not diverge up to lr=10"):
-        suggest_lr(curve(losses, smoothing=0.0))
+        suggest_lr(curve(losses, smoothing=0.0), "divergence/3")
     lowest = LRS[int(losses.argmin())]
     assert suggest_lr(curve(losses, smoothing=0.0), "minimum/10").lr_max == pytest.approx(lowest / 10)
 

@@ -36,7 +36,7 @@ def _summary(test: LRRangeTest) -> str:
     try:
         found = test.suggest()
     except NoSuggestion as reason:
-        return f"No learning rate by divergence: {reason}."
+        return f"No learning rate: {reason}."
     with_decay = "" if found.weight_decay is None else f" with weight decay {found.weight_decay:g}"
     return f"Train with learning rates up to {found.lr_max:.3g}{with_decay}: {found.reason}."
 

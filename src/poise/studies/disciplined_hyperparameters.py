@@ -264,7 +264,7 @@ def _measure_range_test(tests: Mapping[int, LRRangeTest], plan: Plan) -> Measure
     trained_above: list[bool] = []
     for seed, test in tests.items():
         try:
-            lr, diverged = test.suggest().lr_max, divergence_lr(test.best_curve())
+            lr, diverged = test.suggest("divergence/3").lr_max, divergence_lr(test.best_curve())
         except NoSuggestion:
             continue
         suggested.append(lr)

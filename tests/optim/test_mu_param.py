@@ -62,3 +62,42 @@ def test_numbers_must_be_positive(settings):
 def test_a_model_without_linear_layers():
     with pytest.raises(ValueError, match="must have a linear layer"):
         mu_param_groups(nn.LayerNorm(4), 2)
+
+
+class Wide(nn.Module):
+    """Token, hidden layer, head: widths between a data side and an output side that stay."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding = nn.Embedding(10, width)
+        self.hidden, self.head = nn.Linear(width, width, bias=False), nn.Linear(width, 10, bias=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(width)
+            nn.init.normal_(self.embedding.weight)
+            for layer in (self.hidden, self.head):
+                nn.init.normal_(layer.weight, std=width**-0.5)
+
+
+def first_step(width, groups_of):
+    """Root mean square of what one Adam step adds to the hidden layer's output and to the logits."""
+    net, tokens = Wide(width), torch.arange(10)
+    x = net.embedding(tokens)
+    hidden = net.hidden(x)
+    loss = nn.functional.cross_entropy(net.head(hidden.relu()), (tokens * 3 + 1) % 10)
+    optimizer = torch.optim.Adam(groups_of(net))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    loss.backward()
+    optimizer.step()
+    moved = {name: p.detach() - before[name] for name, p in net.named_parameters()}
+    changes = x @ moved["hidden.weight"].T, hidden.relu() @ moved["head.weight"].T
+    return torch.stack([change.square().mean().sqrt() for change in changes])
+
+
+def test_coordinate_check_a_step_changes_activations_as_much_at_every_width():
+    widths = (64, 256, 1024)
+    mu = torch.stack([first_step(width, lambda net: mu_param_groups(net, 64, 1e-3)) for width in widths])
+    usual = torch.stack([first_step(width, lambda net: [{"params": net.parameters(), "lr": 1e-3}]) for width in widths])
+    # Adam's first step is the sign of the gradient, which is aligned with the input: its sum over the fan-in grows
+    # with the width, and muParam divides by just that.
+    torch.testing.assert_close(mu, mu[:1].expand(3, 2), rtol=0.25, atol=0)
+    torch.testing.assert_close(usual, usual[:1] * torch.tensor([[1.0], [4.0], [16.0]]), rtol=0.25, atol=0)

@@ -59,7 +59,11 @@ class DiagonalLinear(nn.Module):
         return self.weight.prod(0)
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch 1"]:
-        """Return the function's value."""
+        """Return the function's value.
+
+        Raises:
+            ValueError: if ``x`` does not end in ``features``.
+        """
         if x.shape[-1] != self.features:
             raise ValueError(f"x must end in features={self.features}, got shape {tuple(x.shape)}")
         return (x @ self.coefficients()).unsqueeze(-1)

@@ -24,6 +24,9 @@ class RecurrentCell(nn.Module):
         eps: added to the variance.
         device: where parameters live.
         dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: if a size is below 1 or ``eps`` is not positive.
     """
 
     states = 1
@@ -137,7 +140,11 @@ class LayerNormLSTMCell(RecurrentCell):
             nn.init.constant_(self.bias.data[self.hidden_size : 2 * self.hidden_size], self.forget_bias)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the next ``(h, c)``; as ``nn.LSTMCell``."""
+        """Return the next ``(h, c)``; as ``nn.LSTMCell``.
+
+        Raises:
+            ValueError: if ``input`` is neither one row of ``input_size`` features nor a batch of them.
+        """
         x = self._require_input(input)
         state = self.initial(x, len(x)) if hx is None else tuple(s.reshape(len(x), -1) for s in hx)
         h, c = self.step(self.project(x), state)
@@ -200,7 +207,11 @@ class LayerNormGRUCell(RecurrentCell):
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Return the next state; as ``nn.GRUCell``."""
+        """Return the next state; as ``nn.GRUCell``.
+
+        Raises:
+            ValueError: if ``input`` is neither one row of ``input_size`` features nor a batch of them.
+        """
         x = self._require_input(input)
         state = self.initial(x, len(x)) if hx is None else (hx.reshape(len(x), -1),)
         (h,) = self.step(self.project(x), state)
@@ -265,7 +276,11 @@ class LayerNormRNNCell(RecurrentCell):
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Return the next state; as ``nn.RNNCell``."""
+        """Return the next state; as ``nn.RNNCell``.
+
+        Raises:
+            ValueError: if ``input`` is neither one row of ``input_size`` features nor a batch of them.
+        """
         x = self._require_input(input)
         state = self.initial(x, len(x)) if hx is None else (hx.reshape(len(x), -1),)
         (h,) = self.step(self.project(x), state)

@@ -58,7 +58,11 @@ class QKNorm(nn.Module):
     def forward(
         self, query: Float[Tensor, "*batch time head_dim"], key: Float[Tensor, "*batch source head_dim"]
     ) -> tuple[Float[Tensor, "*batch time head_dim"], Float[Tensor, "*batch source head_dim"]]:
-        """Return the normalised queries and keys, each in the dtype it came in."""
+        """Return the normalised queries and keys, each in the dtype it came in.
+
+        Raises:
+            ValueError: if ``query`` or ``key`` does not end in ``head_dim``.
+        """
         return self._normalise(query, self.query_gain, "query"), self._normalise(key, self.key_gain, "key")
 
     def logit_bound(self) -> float:

@@ -138,6 +138,10 @@ class UnifiedNorm(nn.Module):
         Args:
             x: any number of leading dimensions.
             pad_mask: True where a position is padding; it is normalised too, but enters no statistic.
+
+        Raises:
+            ValueError: if ``x`` does not end in ``num_features``, ``pad_mask`` is not a boolean tensor of the leading
+                shape of ``x`` or (on the CPU) leaves no valid position, or there is a single position in training.
         """
         self._require(x, pad_mask)
         if not self.training or x.numel() == 0:
@@ -229,7 +233,11 @@ class ReferenceUnifiedNorm(UnifiedNorm):
         self.filter_start = self.warmup_iters
 
     def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
-        """Return the normalised input."""
+        """Return the normalised input.
+
+        Raises:
+            ValueError: if ``pad_mask`` is given.
+        """
         if pad_mask is not None:
             raise ValueError("pad_mask is not known to the published code; use UnifiedNorm")
         return super().forward(x)

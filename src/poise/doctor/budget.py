@@ -8,7 +8,7 @@ import time
 # Shares of the overhead: a tenth is kept back for what cannot be timed from inside (the dispatch of hooks, colder
 # caches), and close looks get a part in any case.
 _ALL, _LOOKS = 0.9, 0.3
-_INSTALMENTS = 10.0  # a loan is paid back this many times more slowly than the whole allowance could
+_INSTALMENTS = 3.0  # a loan is paid back this many times more slowly than the whole allowance could
 
 
 class Budget:
@@ -16,8 +16,8 @@ class Budget:
 
     The watch reports every second that it spends (:attr:`spent`). What it may have spent after ``t`` seconds of the
     run is ``overhead * t`` plus a small loan, so that the first steps of a run, which decide so often, and the steps
-    after a trigger are seen densely. The loan is paid back: what is left of it falls exponentially, to half within a
-    minute at 3 %, and a long run keeps to its share.
+    after a trigger are seen densely. The loan is paid back: what is left of it falls exponentially, to half within
+    a dozen seconds at 3 %, and a run of a minute keeps to its share.
 
     Args:
         overhead: share of the run's own time that watching may cost, in (0, 1]; 0.03 is 3 %.
@@ -27,7 +27,7 @@ class Budget:
         ValueError: if ``overhead`` is outside (0, 1].
     """
 
-    def __init__(self, overhead: float = 0.03, loan: float = 0.25) -> None:
+    def __init__(self, overhead: float = 0.03, loan: float = 0.15) -> None:
         if not 0.0 < overhead <= 1.0:
             raise ValueError(f"overhead must be a share in (0, 1], for example 0.03 for 3 %, got {overhead!r}")
         self.overhead = overhead

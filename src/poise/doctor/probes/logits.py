@@ -47,8 +47,7 @@ class LogitProbe(Probe):
         self._scale(tap, rows)
         tap.observe("softmax_collapse", ((exact - exact.amax(-1, keepdim=True)).exp().sum(-1) == 1).float().mean())
         if not target.is_floating_point():
-            self._labels(tap, rows, target.reshape(-1)[:_ROWS], ignore_index)
-            tap.observe("zero_losses", _zero_losses(exact, target.reshape(-1)[:_ROWS], ignore_index))
+            self._labels(tap, exact, target.reshape(-1)[:_ROWS], ignore_index)
 
     def _scale(self, tap: Tap, rows: Float[Tensor, "row cls"]) -> None:
         tap.observe("classes", float(rows.shape[1]))
@@ -61,13 +60,15 @@ class LogitProbe(Probe):
 
     def _labels(self, tap: Tap, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:
         classes = rows.shape[1]
-        used = (labels != ignore_index) & (labels >= 0) & (labels < classes)
-        tap.observe("label_ignored", (labels == ignore_index).float().mean())
-        weights = used.float()
-        counts = torch.zeros(classes, device=rows.device).index_add_(0, labels.clamp(0, classes - 1), weights)
+        ignored, within = labels == ignore_index, labels.clamp(0, classes - 1)
+        weights = (~ignored & (labels == within)).float()
+        tap.observe("label_ignored", ignored.float().mean())
+        counts = torch.zeros(classes, device=rows.device).index_add_(0, within, weights)
         tap.observe("label_entropy", entropy(counts))
         if classes <= _CLASSES:
-            self._agreement(tap, rows.argmax(-1), labels.clamp(0, classes - 1), weights, classes)
+            self._agreement(tap, rows.argmax(-1), within, weights, classes)
+        losses = torch.log_softmax(rows, -1).gather(1, within[:, None].long())[:, 0]
+        tap.observe("zero_losses", ((losses == 0) * weights).sum() / weights.sum().clamp_min(1))
 
     def _agreement(self, tap: Tap, predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> None:
         table = self._table
@@ -78,13 +79,6 @@ class LogitProbe(Probe):
         total = table.sum().clamp_min(1e-12)
         tap.observe("label_agreement", table.diagonal().sum() / total)
         tap.observe("label_purity", table.amax(1).sum() / total)
-
-
-def _zero_losses(rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> Tensor:
-    classes = rows.shape[1]
-    used = (labels != ignore_index) & (labels >= 0) & (labels < classes)
-    losses = -torch.log_softmax(rows, -1).gather(1, labels.clamp(0, classes - 1)[:, None].long())[:, 0]
-    return ((losses == 0) & used).sum() / used.sum().clamp_min(1)
 
 
 def entropy(counts: Float[Tensor, " cls"]) -> Float[Tensor, ""]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from poise.doctor.probes.hyperparameters import forward_order, is_adaptive
 from poise.doctor.probes.probe import Probe
-from poise.optim.geometry import cosine, effective_lr
+from poise.optim.geometry import effective_lr
 
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
     from poise.doctor.tap.timeline import Timeline
 
 _DELTA = 0.1  # as in AdamP, for |cos| sqrt(n)
+_HALF = (torch.float16, torch.bfloat16)
 _LOOKS = 3  # in a row, before a weight is believed to be scale-invariant
 _ELEMENTS = 1 << 22  # of all weights that are looked at: an inner product needs every coordinate
 
@@ -46,12 +49,8 @@ class ScaleInvarianceProbe(Probe):
             return
         weights = [timeline.parameters[i].detach() for i in chosen]
         gradients = [g for i in chosen if (g := timeline.parameters[i].grad) is not None]
-        cosines = torch.stack([c.reshape(()).float() for c in cosine(weights, gradients)])
-        # A gradient of zero has no direction: it says nothing about its weight.
-        moving = torch.stack([n.float() for n in torch._foreach_norm(gradients)]) > 0
-        cosines = torch.where(moving, cosines, torch.nan)
-        roots = torch.tensor([w.numel() for w in weights], device=cosines.device).sqrt()
-        shares = cosines.abs() * roots
+        cosines = _cosines(weights, gradients)
+        shares = cosines.abs() * torch.tensor([math.sqrt(w.numel()) for w in weights], device=cosines.device)
         tap.emit(timeline, "radial_share", [timeline.names[i] for i in chosen], shares)
         self._emit_rates(tap, timeline, chosen, shares)
         head = _head(tap, timeline, chosen)
@@ -86,6 +85,16 @@ def _matrices(timeline: Timeline) -> list[int]:
         if elements <= _ELEMENTS and p.numel():
             chosen.append(i)
     return chosen
+
+
+def _cosines(weights: list[Tensor], gradients: list[Tensor]) -> Float[Tensor, " matrix"]:
+    """Return all cosines at once; NaN for a gradient of zero, which has no direction and says nothing of its weight."""
+    ws, gs = ([t.float() if t.dtype in _HALF else t for t in tensors] for tensors in (weights, gradients))
+    products = [torch.dot(w.ravel(), g.ravel()) for w, g in zip(ws, gs, strict=True)]
+    columns = [*products, *torch._foreach_norm(ws), *torch._foreach_norm(gs)]
+    product, weight, gradient = torch.stack([c.float() for c in columns]).view(3, -1)
+    size = weight * gradient
+    return torch.where(size > 0, product / size, torch.where(gradient > 0, 0.0, torch.nan))
 
 
 def _head(tap: Tap, timeline: Timeline, chosen: list[int]) -> list[int]:

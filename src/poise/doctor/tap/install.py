@@ -118,7 +118,8 @@ def _hook_steps(tap: Tap, stack: contextlib.ExitStack) -> None:
 
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not is_compiling():
-            tap.treatment.after_step(optimizer)
+            if tap.treatment.acting:
+                tap.treatment.after_step(optimizer)
             tap.after_step(optimizer)
             if tap.between_steps is not None:
                 tap.step_over()

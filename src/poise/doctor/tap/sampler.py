@@ -7,7 +7,7 @@ from collections.abc import Collection
 from poise.doctor.budget import Budget
 
 _BURST = 32  # steps seen densely after a trigger
-_LOANS, _LOAN = 3, 0.1  # how often a trigger may borrow time, and how many seconds
+_LOANS, _LOAN = 3, 0.06  # how often a trigger may borrow time, and how many seconds
 _WIDEST = 50  # steps between close looks, as long as the budget lets it
 
 

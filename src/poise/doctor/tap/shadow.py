@@ -29,6 +29,8 @@ class RootCall:
     @classmethod
     def capture(cls, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RootCall:
         """Keep references to the inputs; nothing is copied."""
+        if not torch._C._is_any_autocast_enabled():
+            return cls(root, args, kwargs, ())
         devices = [d for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
         return cls(root, args, kwargs, tuple((d, torch.get_autocast_dtype(d)) for d in devices))
 

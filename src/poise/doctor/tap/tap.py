@@ -259,8 +259,8 @@ class Tap:
         if not isinstance(root, Tensor) or root.numel() != 1:
             return None
         scaled = self.interval.scaled
-        loss = scaled[1] if scaled is not None and scaled[0] == id(root) else root.detach()
-        return loss.item() if loss.is_cpu else loss
+        loss = scaled[1] if scaled is not None and scaled[0] == id(root) else root
+        return loss.item() if loss.is_cpu else loss.detach()
 
     def _look_at_loss(self, root: Any, loss: float | Tensor | None) -> None:
         if self.sampling:
@@ -373,7 +373,7 @@ class Tap:
         if timeline is None or timeline.optimizer is not optimizer:
             return
         self._stepping = None
-        if timeline.grad_norm is None:  # the gradients were made by a closure, inside the step
+        if timeline.grad_norm is None and timeline.norm_due:  # a closure made the gradients, inside the step
             self._measure_gradients(timeline)
         if timeline.sampled:
             for look in self._look["after_step"]:
@@ -438,8 +438,7 @@ class Tap:
 
     def _measure_gradients(self, timeline: Timeline) -> None:
         timeline.grad_norm, timeline.layer_norms = None, None
-        due = timeline.sampled or timeline.step % timeline.norm_every == 0
-        if self.interval.backwards and due:
+        if self.interval.backwards and timeline.norm_due:
             measure_gradients(timeline, self.interval.clip)
             if isinstance(timeline.grad_norm, float):
                 self._watch_norm(timeline, timeline.grad_norm)

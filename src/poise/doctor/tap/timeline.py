@@ -74,6 +74,11 @@ class Timeline:
         count = len(indices)
         return list(range(count)) if count <= _LAYERS else [i * count // _LAYERS for i in range(_LAYERS)]
 
+    @property
+    def norm_due(self) -> bool:
+        """Whether the gradients of this step are to be measured."""
+        return self.sampled or self.step % self.norm_every == 0
+
     def note_norm_seconds(self, seconds: float) -> None:
         """Smooth what measuring the gradients takes."""
         self.norm_seconds = 0.8 * self.norm_seconds + 0.2 * seconds if self.norm_seconds else seconds

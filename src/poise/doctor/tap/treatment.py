@@ -23,12 +23,12 @@ class Treatment:
     def __init__(self, remedies: Sequence[Remedy], told: Callable[[str, str], object]) -> None:
         self.remedies = tuple(remedies)
         self._told = told
-        self._acting: dict[int, list[Remedy]] = {}  # by optimizer: one may step inside another
+        self.acting: dict[int, list[Remedy]] = {}  # by optimizer: one may step inside another
 
     def before_step(self, optimizer: Optimizer, interval: Interval) -> None:
         """Let the remedies act; ``interval`` knows the loss of the step."""
         acting: list[Remedy] = []
-        self._acting[id(optimizer)] = acting
+        self.acting[id(optimizer)] = acting
         for remedy in self.remedies:
             acting.append(remedy)
             try:
@@ -41,7 +41,7 @@ class Treatment:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Let the remedies undo what they must, last first."""
-        for remedy in reversed(self._acting.pop(id(optimizer), [])):
+        for remedy in reversed(self.acting.pop(id(optimizer), [])):
             try:
                 remedy.after_step(optimizer)
             except Exception as error:

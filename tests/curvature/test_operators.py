@@ -1,5 +1,7 @@
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -8,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from poise.curvature import GGN, EmpiricalFisher, FlatParameters, Hessian, LossFunction, Supervised, flatten, unflatten
+from poise.curvature import (
+    GGN,
+    NTK,
+    EmpiricalFisher,
+    FlatParameters,
+    Hessian,
+    LossFunction,
+    Supervised,
+    flatten,
+    unflatten,
+)
 from poise.studies.networks import mlp
 
 EXACT = ["retained", "linearize", "rebuild", "forward_over_reverse"]
@@ -458,3 +470,56 @@ def test_renewed_follows_the_parameters():
     assert (after.to_dense() - before).abs().max() > 0.01
     with pytest.raises(RuntimeError, match="parameters changed"):
         operator.to_dense()
+
+
+OPERATORS_OF_A_MODEL = {
+    "Hessian, retained": lambda model, loss, data: Hessian(model, loss, data, mode="retained"),
+    "Hessian, rebuild": lambda model, loss, data: Hessian(model, loss, data, mode="rebuild"),
+    "GGN": GGN,
+    "EmpiricalFisher": EmpiricalFisher,
+    "NTK": lambda model, loss, data: NTK(model, data, loss),
+}
+
+
+@pytest.mark.parametrize("kind", OPERATORS_OF_A_MODEL)
+def test_a_graph_is_freed_with_its_operator(kind):
+    """Without waiting for the garbage collector, which may never look at gigabytes of tensors."""
+    gc.collect()
+    gc.disable()
+    try:
+        op = OPERATORS_OF_A_MODEL[kind](double_mlp(), nn.CrossEntropyLoss(), classes())
+        op.matvec(torch.ones(op.shape[1], dtype=op.dtype))
+        alive = weakref.ref(op)
+        del op
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+CROSS_ENTROPIES = {
+    "class weights": nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)),
+    "smoothed": nn.CrossEntropyLoss(label_smoothing=0.2),
+    "ignored targets": nn.CrossEntropyLoss(ignore_index=1),
+    "all": nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), ignore_index=1, label_smoothing=0.2),
+}
+
+
+@pytest.mark.parametrize("mode", ["retained", "rebuild"])
+@pytest.mark.parametrize("kind", CROSS_ENTROPIES)
+def test_closed_forms_in_the_outputs_are_those_of_differentiating_twice(kind, mode):
+    criterion, (x, y) = CROSS_ENTROPIES[kind], classes()
+    model = double_mlp()
+    expected = dense_hessian(model, lambda f: criterion(f(x), y))
+    op = Hessian(model, criterion, ragged((x, y), (8, 12)), mode=mode)
+    torch.testing.assert_close(op.to_dense(), expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_loss_that_a_child_of_supervised_adds_to_is_differentiated_as_it_is():
+    class Penalized(Supervised):
+        def loss(self, model, batch):
+            return super().loss(model, batch) + sum(p.pow(4).sum() for p in model.parameters())
+
+    model, batch = double_mlp(), classes()
+    plain = Hessian(model, nn.CrossEntropyLoss(), batch).to_dense()
+    penalty = torch.diag(12 * theta_of(model).square())
+    torch.testing.assert_close(Hessian(model, Penalized(nn.CrossEntropyLoss()), batch).to_dense(), plain + penalty)

@@ -124,6 +124,8 @@ class CrossEntropy(Criterion):
 
     def _term_weights(self, targets: Tensor, n_classes: int, dtype: torch.dtype) -> Tensor:
         """The weights of the classes averaged over each (smoothed) target."""
+        if self.weight is None and not targets.is_floating_point():
+            return (targets != self.ignore_index).to(dtype)
         weight = torch.ones(n_classes) if self.weight is None else self.weight
         weight = weight.to(targets.device, dtype)
         if targets.is_floating_point():

@@ -60,19 +60,19 @@ class EmpiricalFisher(LinearOperator):
         evaluation = Evaluation(model, loss_fn, data, params)
         n = evaluation.flat.numel
         super().__init__((n, n), dtype=evaluation.flat.dtype, device=evaluation.flat.device, symmetric=True)
-        self.per_example = isinstance(evaluation.objective, Supervised)
-        if self.per_example:
+        self.per_example = per_example = isinstance(evaluation.objective, Supervised)
+        if per_example:
             check_examples_are_independent(evaluation.model)
         self.mode = mode = chosen_mode(mode, evaluation.examine(evaluation.checked_loss), max_bytes)
         self.flat = evaluation.flat
         self._again = (model, loss_fn, data, max_bytes)
-        losses = _example_losses if self.per_example else _batch_loss
+        losses = _example_losses if per_example else _batch_loss
         n_examples = sum(evaluation.n_examples)
 
         def part(batches: Iterable[int]) -> Callable[[Tensor], Tensor]:
             chosen = list(batches)
             jacobian = Linearization([losses(evaluation, i) for i in chosen], evaluation.flat)
-            weights = [1 / n_examples if self.per_example else evaluation.weights[i] for i in chosen]
+            weights = [1 / n_examples if per_example else evaluation.weights[i] for i in chosen]
 
             def product(v: Tensor) -> Tensor:
                 return jacobian.vjp([w * u for w, u in zip(weights, jacobian.jvp(v), strict=True)])

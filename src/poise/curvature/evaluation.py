@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -119,6 +119,34 @@ class Evaluation:
         _check_loss(loss, i)
         return loss * self.weights[i]
 
+    def end_and_slope(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return where the gradient of a batch's loss starts backwards: an end of the graph, and the slope there.
+
+        Where the criterion's curvature in the outputs has a closed form, the end is the outputs, and the slope a
+        function of them whose first derivative is that closed form (further ones are wrong): cheaper than to
+        differentiate the criterion twice. Otherwise the end is the loss.
+
+        Args:
+            i: the batch.
+
+        Raises:
+            TypeError: if the loss is no tensor.
+            ValueError: if it is not a scalar, not finite or depends on no parameter.
+        """
+        batch, share = self.batch(i), self.weights[i]
+        objective = self.objective
+        if type(objective) is not Supervised or objective.curvature == "other":
+            loss = self.run(lambda model: objective.loss(model, batch))
+            _check_loss(loss, i)
+            return loss, torch.full_like(loss, share)
+        outputs = self.outputs_of(batch)
+        with torch.autocast(self.flat.device.type, enabled=False):
+            loss = objective.loss_of_outputs(outputs, batch)
+            _check_loss(loss, i)
+            (slope,) = torch.autograd.grad(loss, outputs)
+            curvature = objective.criterion.hessian(outputs, objective.targets(batch))
+            return outputs, share * (slope + curvature(outputs - outputs.detach()))
+
     def run(self, function: Callable[[nn.Module], T], parameters: Sequence[Tensor] | None = None) -> T:
         """Return ``function(model)`` with gradients on, the model's state kept apart.
 
@@ -165,11 +193,15 @@ class Evaluation:
             ValueError: if the function is random.
         """
         states = RandomStates(self.flat.device)
-        with self.measuring():
-            first = function(0).detach()
-            with _SavedBytes(self.flat.tensors) as saved:
-                second = function(0).detach()
-            self._draws = RandomStates(self.flat.device) != states
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                first = function(0).detach()
+                with _SavedBytes(self.flat.tensors) as saved:
+                    second = function(0).detach()
+            finally:
+                self._draws = RandomStates(self.flat.device) != states
+                if self._draws:
+                    states.restore()
         difference = float((first - second).abs().max() / first.abs().max().clamp(min=torch.finfo(first.dtype).tiny))
         if difference > 100 * torch.finfo(first.dtype).eps:
             raise ValueError(
@@ -238,12 +270,8 @@ class Evaluation:
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(self._autocast())
-            if self._plain_attention:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        attention = sdpa_kernel(SDPBackend.MATH) if self._plain_attention else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), self._autocast(), attention:
             yield
 
     def _current_versions(self) -> list[tuple[int, int]]:

@@ -76,7 +76,8 @@ class FlatParameters:
 
     def split(self, vector: Float[Tensor, " P"]) -> list[Tensor]:
         """Return views of a flat vector, shaped like the parameters."""
-        return [part.view(shape) for part, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
+        parts = torch.split_with_sizes(vector, self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def join(self, tensors: Sequence[Tensor | None]) -> Float[Tensor, " P"]:
         """Return tensors shaped like the parameters as one vector; ``None`` stands for zeros."""

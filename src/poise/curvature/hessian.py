@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
@@ -104,7 +105,8 @@ class Hessian(LinearOperator):
 
     def _build(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._products = PlainAttentionFallback(lambda: BUILDERS[self.mode](evaluation), evaluation)
+        # What is built must not know this operator: in a cycle, graphs live on until the garbage collector comes by.
+        self._products = PlainAttentionFallback(functools.partial(BUILDERS[self.mode], evaluation), evaluation)
 
     def _matvec(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         return self._products.use(lambda product: product(v))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from poise.curvature.evaluation import Evaluation
+from poise.curvature.flat import flatten
 from poise.curvature.hessian_mode import HessianProduct
 
 
@@ -21,19 +22,31 @@ def retained(evaluation: Evaluation) -> HessianProduct:
 
 
 def differentiated_gradient(evaluation: Evaluation, batches: Iterable[int]) -> HessianProduct:
-    """Return v -> H v for the part of the loss that some batches contribute."""
+    """Return v -> H v for the part of the loss that some batches contribute.
+
+    Args:
+        evaluation: the loss.
+        batches: their indices.
+
+    Raises:
+        TypeError: if the loss is no tensor.
+        ValueError: if it is not a scalar, not finite or depends on no parameter.
+        RuntimeError: if the gradient cannot be differentiated.
+    """
     flat = evaluation.flat
-    loss = torch.stack([evaluation.checked_loss(i) for i in batches]).sum()
-    gradient = torch.autograd.grad(loss, flat.tensors, create_graph=True, allow_unused=True)
+    ends, slopes = zip(*(evaluation.end_and_slope(i) for i in batches), strict=True)
+    gradient = torch.autograd.grad(ends, flat.tensors, slopes, create_graph=True, allow_unused=True)
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-    outputs = [gradient[i] for i in curved]
-    evaluation.check_twice_differentiable(outputs)
+    if not curved:
+        return torch.zeros_like
+    # One vector: autograd spends as long on checking many small outputs as on differentiating one.
+    output = flatten([gradient[i] for i in curved])
+    evaluation.check_twice_differentiable([output])
+
+    everywhere = len(curved) == len(flat.tensors)
 
     def product(v: Tensor) -> Tensor:
-        if not curved:
-            return torch.zeros_like(v)
-        parts = flat.split(v)
-        along = [parts[i] for i in curved]
-        return flat.join(torch.autograd.grad(outputs, flat.tensors, along, retain_graph=True, allow_unused=True))
+        along = v if everywhere else flatten([flat.split(v)[i] for i in curved])
+        return flat.join(torch.autograd.grad(output, flat.tensors, along, retain_graph=True, allow_unused=True))
 
     return product

@@ -97,6 +97,7 @@ class _Run:
         self.n = op.shape[0]
         self.basis = torch.empty(size + 1, self.n, dtype=op.dtype, device=op.device)
         self.projected = np.zeros((size, size))
+        self.scale = 0.0  # largest entry that the projected matrix has had
         self.j = 0
         self.n_matvec = 0
         self.beta = 0.0
@@ -132,14 +133,14 @@ class _Run:
         return self._converged()
 
     def _negligible(self) -> float:
-        return 10 * torch.finfo(self.op.dtype).eps * float(np.abs(self.projected[: self.j, : self.j]).max())
+        return 10 * torch.finfo(self.op.dtype).eps * self.scale
 
     def _check_symmetry(self, h: np.ndarray) -> None:
         j = self.j
-        scale = max(np.abs(self.projected[:j, :j]).max(initial=0.0), np.abs(h).max(), self.beta)
-        wrong = np.abs(h[:j] - self.projected[:j, j]).max(initial=0.0)
-        if wrong > ASYMMETRY * scale:
-            raise AsymmetryError(wrong / scale)
+        self.scale = max(self.scale, float(np.abs(h).max()))
+        wrong = float(np.abs(h[:j] - self.projected[:j, j]).max(initial=0.0))
+        if wrong > ASYMMETRY * max(self.scale, self.beta):
+            raise AsymmetryError(wrong / max(self.scale, self.beta))
 
     def _ritz(self) -> None:
         j = self.j
@@ -186,6 +187,7 @@ class _Run:
         self.basis[m] = last
         self.projected[:] = 0.0
         self.projected[range(m), range(m)] = self.theta[kept]
+        self.scale = max(self.scale, float(np.abs(self.theta[kept]).max()))
         self.projected[m, :m] = self.projected[:m, m] = self.beta * self.s[-1, kept]
         self.j = m
 

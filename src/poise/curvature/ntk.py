@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,8 @@ class NTK(LinearOperator):
             self._shapes = [evaluation.outputs(i).shape for i in range(len(evaluation))]
         n = sum(shape.numel() for shape in self._shapes)
         super().__init__((n, n), dtype=self.flat.dtype, device=self.flat.device, symmetric=True)
-        self._products = PlainAttentionFallback(self._retained if mode == "retained" else self._rebuild, evaluation)
+        build = _retained if mode == "retained" else _rebuild
+        self._products = PlainAttentionFallback(functools.partial(build, evaluation, self._shapes), evaluation)
 
     def to_dense(self) -> Float[Tensor, "n n"]:
         """Return the kernel itself, from the Jacobians of single examples where these fit into ``max_bytes``."""
@@ -73,27 +75,32 @@ class NTK(LinearOperator):
     def _matvec(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self._products.use(lambda product: product(v))
 
-    def _retained(self) -> Callable[[Tensor], Tensor]:
-        evaluation = self._evaluation
-        jacobian = Linearization([evaluation.outputs(i) for i in range(len(evaluation))], self.flat)
-        return lambda u: _joined(jacobian.jvp(jacobian.vjp(self.split(u))))
-
-    def _rebuild(self) -> Callable[[Tensor], Tensor]:
-        def linearization(i: int) -> Linearization:
-            return Linearization([self._evaluation.outputs(i)], self.flat)
-
-        def product(u: Tensor) -> Tensor:
-            pulled = torch.zeros(self.flat.numel, dtype=u.dtype, device=u.device)
-            for i, part in enumerate(self.split(u)):
-                pulled += linearization(i).vjp([part])
-            return torch.cat([_joined(linearization(i).jvp(pulled)) for i in range(len(self._evaluation))])
-
-        return product
-
     def split(self, u: Float[Tensor, " n"]) -> list[Tensor]:
         """Return a vector over all outputs as one tensor per batch, shaped like its outputs."""
-        parts = u.split([shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return _split(u, self._shapes)
+
+
+def _retained(evaluation: Evaluation, shapes: list[torch.Size]) -> Callable[[Tensor], Tensor]:
+    jacobian = Linearization([evaluation.outputs(i) for i in range(len(evaluation))], evaluation.flat)
+    return lambda u: _joined(jacobian.jvp(jacobian.vjp(_split(u, shapes))))
+
+
+def _rebuild(evaluation: Evaluation, shapes: list[torch.Size]) -> Callable[[Tensor], Tensor]:
+    def linearization(i: int) -> Linearization:
+        return Linearization([evaluation.outputs(i)], evaluation.flat)
+
+    def product(u: Tensor) -> Tensor:
+        pulled = torch.zeros(evaluation.flat.numel, dtype=u.dtype, device=u.device)
+        for i, part in enumerate(_split(u, shapes)):
+            pulled += linearization(i).vjp([part])
+        return torch.cat([_joined(linearization(i).jvp(pulled)) for i in range(len(evaluation))])
+
+    return product
+
+
+def _split(u: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts = u.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -45,20 +47,25 @@ def orthogonalize(
         Giraud, Langou and Rozloznik, "The loss of orthogonality in the Gram-Schmidt orthogonalization process",
         Computers and Mathematics with Applications 2005 (twice is enough).
     """
-    h = _coefficients(basis, w)
-    w = torch.addmv(w, basis.T, h.to(w.dtype), alpha=-1)
-    h2 = _coefficients(basis, w)
-    w = torch.addmv(w, basis.T, h2.to(w.dtype), alpha=-1)
+    columns = basis.T
+    first = _coefficients(basis, w)
+    w = torch.addmv(w, columns, first.to(w.dtype), alpha=-1)
+    second = _coefficients(basis, w)
+    w = torch.addmv(w, columns, second.to(w.dtype), alpha=-1)
     # One transfer from the device for all numbers of the step.
-    numbers = torch.cat([h + h2, torch.linalg.vector_norm(w, dtype=torch.float64)[None]])
+    numbers = torch.cat([first, second, torch.linalg.vector_norm(w, dtype=torch.float64, keepdim=True)])
     found = numbers.cpu().numpy()
-    if not np.isfinite(found).all():
+    norm, j = float(found[-1]), len(first)
+    removed = found[:j] + found[j:-1]
+    if not math.isfinite(norm) or not np.isfinite(removed).all():
         raise ValueError("a product with op is not finite")
-    return w, found[:-1], float(found[-1])
+    return w, removed, norm
 
 
 def _coefficients(basis: Float[Tensor, "j n"], w: Float[Tensor, " n"]) -> Float[Tensor, " j"]:
-    """Scalar products in float64 of what float32 sums over short pieces: over ten million terms it loses 1e-4."""
+    """Scalar products, in float64 of what float32 sums over short pieces: over ten million terms it loses 1e-4."""
+    if len(w) <= _PIECE:
+        return basis @ w
     pieces = [row @ part for row, part in zip(basis.split(_PIECE, dim=1), w.split(_PIECE), strict=True)]
     return torch.stack(pieces).sum(0, dtype=torch.float64)
 

@@ -38,7 +38,9 @@ class RandomStates:
         return (
             isinstance(other, RandomStates)
             and self._python == other._python
-            and all(np.array_equal(a, b) for a, b in zip(self._numpy, other._numpy, strict=True))
+            and self._numpy[0] == other._numpy[0]
+            and np.array_equal(self._numpy[1], other._numpy[1])
+            and self._numpy[2:] == other._numpy[2:]
             and torch.equal(self._torch, other._torch)
             and (self._device is None or torch.equal(self._device, other._device))
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,7 +20,7 @@ more, per channel where the test finds the channels invariant, else per tensor. 
 
 CHOICES = (*get_args(get_args(ScaleInvariant)[0]), True, False)
 
-_BLOCK = 2**16
+_BLOCK = 2**18
 """Numbers that a CPU looks at before it goes on: what the next operation needs is then still in its cache."""
 
 
@@ -156,32 +156,34 @@ def _projected_step(
     blocks = [
         block
         for triple, n in zip(triples, rows.block_rows, strict=True)
-        for block in zip(*(x.split(n) for x in triple), strict=True)
+        for block in ([triple] if n == len(triple[0]) else zip(*(x.split(n) for x in triple), strict=True))
     ]
-    w_norm, wu, g_norm, wg = (torch.cat(part) for part in zip(*map(_row_sums, blocks), strict=True))
-    eps = group["eps"]
+    room = blocks[0][0].new_empty(max(w.numel() for w, _, _ in blocks))
+    sums = [_row_sums(w, g, u, room) for w, g, u in blocks]
+    w_norm, wu, g_norm, wg = (torch.cat(part) for part in zip(*sums, strict=True))
     w_norm_all = rows.sum(w_norm.square()).sqrt()
     by_channel, by_layer = _invariance(rows, w_norm, w_norm_all, g_norm, wg, group)
-    channel_share = wu / (w_norm + eps).square()
-    layer_share = (rows.sum(wu) / (w_norm_all + eps).square())[rows.owner]
-    share = torch.where(by_channel[rows.owner], channel_share, torch.where(by_layer[rows.owner], layer_share, 0.0))
+    eps, of_rows = group["eps"], partial(torch.index_select, dim=0, index=rows.owner)
+    channel_share = (wu / (w_norm + eps).square()).masked_fill(~of_rows(by_channel), 0.0)
+    layer_share = (rows.sum(wu) / (w_norm_all + eps).square()).masked_fill(by_channel | ~by_layer, 0.0)
     if decay != 0:
-        spared = decay * (1 - group["wd_ratio"]) * (by_channel | by_layer).to(share.dtype)
-        share = share - (decay - spared)[rows.owner]
+        spared = decay * (1 - group["wd_ratio"])
+        layer_share += (by_channel | by_layer).to(layer_share.dtype) * spared - decay
+    share = channel_share + of_rows(layer_share)
     for (w, _, u), s in zip(blocks, share.split(rows.counts), strict=True):
         u.addcmul_(w, s.view(-1, *[1] * (w.ndim - 1)), value=-1)
         _subtract([w], [u], group["lr"])
 
 
-def _row_sums(block: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return |w|, <w, u>, |g| and <w, g> of every row."""
-    w, g, u = block
+def _row_sums(w: Tensor, g: Tensor, u: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return |w|, <w, u>, |g| and <w, g> of every row; products are put where there is room, again and again."""
     axes, wide = tuple(range(1, w.ndim)), torch.float64 if w.dtype == torch.float64 else torch.float32
+    products = (room if room.numel() == w.numel() else room[: w.numel()]).view(w.shape)
     return (
         torch.linalg.vector_norm(w, dim=axes, dtype=wide),
-        (w * u).sum(axes, dtype=wide),
+        torch.mul(w, u, out=products).sum(axes, dtype=wide),
         torch.linalg.vector_norm(g, dim=axes, dtype=wide),
-        (w * g).sum(axes, dtype=wide),
+        torch.mul(w, g, out=products).sum(axes, dtype=wide),
     )
 
 

@@ -14,7 +14,7 @@ from poise.cli.preflight import parse_lrs, parse_sets
 from poise.preflight import SweepPoint, SweepResult
 from poise.preflight.lr_crossing import lr_crossing
 from poise.preflight.script_report import script_report
-from poise.preflight.script_sweep import LOGIT, ScriptPlan, read_script_run, with_remedy
+from poise.preflight.script_sweep import LOGIT, ScriptPlan, _Runs, read_script_run, with_remedy
 from poise.store import RunWriter
 
 LRS, SIZES = (1e-3, 1e-2, 1e-1), (10, 20, 40)
@@ -176,6 +176,33 @@ def test_a_measured_remedy_gets_its_sentence(plan):
     assert "With logit_soft_cap: stable up to lr 0.1, and attention logits will stay below 1e+04" in report.summary
     later = {"": power_law(), "lr_scale=0.5": power_law(signal=lambda lr, n: 700 * lr * n)}
     assert "lr_scale=0.5 moves that to lr 0.089" in script_report(plan, later, 4.0, "").summary
+    normed = {"": power_law(failing=0.05), "qk_norm=1": power_law(signal=None)}
+    words = "With qk_norm=1: stable up to lr 0.1, and the norm bounds attention logits at any size."
+    assert words in script_report(plan, normed, 4.0, "").summary
+
+
+def test_a_run_that_went_on_without_its_remedy_does_not_count_as_treated(tmp_path):
+    record(tmp_path, np.linspace(5, 1, 101))
+    (tmp_path / "again" / "run").mkdir(parents=True)
+    writer = RunWriter(tmp_path / "again" / "run" / "run.db")
+    writer.group(["loss"]).append(0, [1.0])
+    writer.event(0, "remedy_failed", {"remedies": "qk_norm=1", "error": "no call of attention"})
+    writer.close()
+    assert "loss" in read_script_run(tmp_path, 0)
+    with pytest.raises(ValueError, match="a remedy could not be applied to '--lr 1': no call of attention"):
+        read_script_run(tmp_path / "again", 0, ["--lr", "1"])
+
+
+def test_logits_from_before_the_norm_are_not_read(script, tmp_path, monkeypatch):
+    def run(self, args, seed, folder, watch):
+        record(folder, np.linspace(5, 1, 101))
+        return 0
+
+    monkeypatch.setattr(_Runs, "_run", run)
+    plan = ScriptPlan(script, ("{lr}",), {})
+    read = {spec: _Runs(with_remedy(plan, spec), tmp_path / spec)(0.1, 0, None) for spec in ("z_loss", "qk_norm")}
+    assert LOGIT in read["z_loss"]
+    assert LOGIT not in read["qk_norm"]
 
 
 def test_what_cannot_be_said_is_not_said(plan):

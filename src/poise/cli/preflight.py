@@ -54,7 +54,7 @@ def preflight(
     plans = {"": plan, **{"+".join(made.remedies): made for made in (with_remedy(plan, spec) for spec in remedy or ())}}
     folder = out or Path("runs") / f"preflight-{Path(script).stem}"
     results = {name: _swept(made, lrs, seeds, jobs, folder / (name or "untreated")) for name, made in plans.items()}
-    measure = shlex.join(["poise", "preflight", "--remedy", "logit_soft_cap", *sys.argv[2:]])
+    measure = shlex.join(["poise", "preflight", "--remedy", "qk_norm", *sys.argv[2:]])
     made = script_report(plan, results, scale, measure)
     made.save(folder / "report.html")
     text = json.dumps(made.to_dict(), indent=1)

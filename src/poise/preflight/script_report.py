@@ -122,6 +122,8 @@ def _moved(
 ) -> str:
     lr = _edge(result)[0]
     stable = "no stable learning rate" if lr is None else f"stable up to lr {lr:g}"
+    if before is not None and "qk_norm" in name:
+        return f"With {name}: {stable}, and the norm bounds attention logits at any size."
     if before is None or after is None:
         return f"With {name}: {stable}."
     if math.isinf(after.lr):

@@ -170,7 +170,10 @@ class _Runs:
         args, seeded = self.plan.command(lr, seed, size)
         code = self._run(args, None if seeded else seed, folder, watch)
         (folder / "run" / "report.html").unlink(missing_ok=True)  # two megabytes a run; `poise report` makes it again
-        return read_script_run(folder, code, args)
+        numbers = read_script_run(folder, code, args)
+        if any(parse_remedy(spec).name == "qk_norm" for spec in self.plan.remedies):
+            numbers.pop(LOGIT, None)  # the record has the logits as the script computes them, before the norm
+        return numbers
 
     def _run(self, args: list[str], seed: int | None, folder: Path, watch: LossWatch) -> int:
         options = ["--quiet", "--json", "--overhead", str(self.plan.overhead), "--out", str(folder / "run")]
@@ -260,7 +263,7 @@ def read_script_run(folder: Path, exit_code: int, args: Sequence[str] = ()) -> d
         args: of the script, for messages.
 
     Raises:
-        ValueError: if the run shows no finite loss.
+        ValueError: if the run shows no finite loss, or went on without a remedy that failed.
     """
     try:
         record = read_run(folder / "run" / "run.db")
@@ -272,6 +275,9 @@ def read_script_run(folder: Path, exit_code: int, args: Sequence[str] = ()) -> d
             _last_lines(folder / "stderr.txt") or "it must call backward() on a loss and step a torch.optim optimizer"
         )
         raise ValueError(f"the script showed no loss with {' '.join(args)!r} (exit code {exit_code}):\n{said}")
+    dropped = record.events("remedy_failed")
+    if dropped:
+        raise ValueError(f"a remedy could not be applied to {' '.join(args)!r}: {dropped[0].payload.get('error')}")
     last = loss[-max(5, math.ceil(0.1 * len(loss))) :]
     out = {"loss": math.nan if exit_code else float(last.mean()), "init_loss": float(loss[0])}
     looked = {

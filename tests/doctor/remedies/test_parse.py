@@ -63,6 +63,7 @@ def test_specs(given, spec):
         ("adam_eps=0", "a number above 0"),
         ("z_loss=0", "a number above 0"),
         ("logit_soft_cap=-30", "a number above 0"),
+        ("qk_norm=0", "a number above 0"),
         ("skip_bad_batches=1", "a number above 1"),
     ],
 )

@@ -15,6 +15,7 @@ from poise.doctor.remedies.ema import EMA
 from poise.doctor.remedies.logit_soft_cap import LogitSoftCap
 from poise.doctor.remedies.lr_scale import LRScale
 from poise.doctor.remedies.ortho_grad import OrthoGrad
+from poise.doctor.remedies.qk_norm import QKNorm
 from poise.doctor.remedies.remedy import Remedy, Values
 from poise.doctor.remedies.skip_bad_batches import SkipBadBatches
 from poise.doctor.remedies.stablemax import StableMax
@@ -37,6 +38,7 @@ REMEDIES: dict[str, type[Remedy]] = {
         WeightDecay,
         ZLoss,
         LogitSoftCap,
+        QKNorm,
         StableMax,
         OrthoGrad,
         TangentialUpdates,

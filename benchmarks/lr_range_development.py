@@ -3,12 +3,11 @@
 Run with ``python benchmarks/lr_range_development.py [SEEDS]``. Same question, budget and grid as in
 ``lr_range_test.py``, with other data, other architectures, five optimizers and batches of 16 to 128.
 
-Seen on seeds 10 to 12, 48 runs: ``valley`` made 25 good suggestions, ``minimum/10`` 21, ``steepest`` 17,
-``divergence/3`` 15. So ``valley`` became the default, as it is. Sixteen other readings of the curve (where a share of
-the fall is made, where the loss is lowest, where the run stopped), each moved by the factor that suits it best,
-reached 18 to 28, and means of two or three of them 30: 5 in 48 more, for which some hundred were tried, may be luck,
-so none was taken. The best learning rate of a grid with another seed is good in 64 of 84 cases. (Six runs nobody can
-hit: their best loss is zero.)
+Seen on seeds 10 to 12, 48 runs: ``valley`` made 26 good suggestions, ``minimum/10`` 22, ``steepest`` and torch-lr-
+finder 19, ``divergence/3`` 15; the grid of another seed 38. So ``valley`` became the default, as it is. Sixteen other
+readings of the curve (where a share of the fall is made, where the loss is lowest, where the run stopped), each moved
+by the factor that suits it best, reached 18 to 28, and means of two or three of them 30: four more than ``valley``,
+the best of some hundreds, may be luck, so none was taken. (Six runs nobody can hit: their best loss is next to zero.)
 """
 
 from __future__ import annotations

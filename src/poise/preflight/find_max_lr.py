@@ -99,6 +99,10 @@ def compare_max_lr(
 
     Raises:
         ValueError: if there are fewer than 2 strategies, and as :func:`find_max_lr` does.
+
+    References:
+        Gilmer et al., "A Loss Curvature Perspective on Training Instability in Deep Learning", ICLR 2022,
+        arXiv:2110.04369.
     """
     if len(strategies) < 2:
         raise ValueError(f"strategies must be at least 2, one to compare with; got {list(strategies)}")

@@ -52,6 +52,13 @@ def lr_crossing(result: SweepResult, signal: str, size: float, threshold: float 
 
     Returns:
         The crossing; ``None`` if fewer than three sizes have the signal at any learning rate.
+
+    Raises:
+        ValueError: if ``size`` or ``threshold`` is not positive and finite.
+
+    References:
+        Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", ICLR 2024,
+        arXiv:2309.14322.
     """
     if len(result.sizes) < 3 or not any(signal in point.signals for point in result.points):
         return None

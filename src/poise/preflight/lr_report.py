@@ -22,6 +22,10 @@ def lr_report(curves: Mapping[str, LRCurve], title: str = "Learning-rate sweep")
 
     Raises:
         ValueError: if there are no curves.
+
+    References:
+        Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", ICLR 2024,
+        arXiv:2309.14322.
     """
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")

@@ -134,6 +134,10 @@ def sweep(
             ``init_loss``, or something that is no number, or ``folder`` belongs to another ``train``.
         FileExistsError: if ``folder`` holds something else.
 
+    References:
+        Wortsman et al., "Small-scale proxies for large-scale Transformer training instabilities", ICLR 2024,
+        arXiv:2309.14322.
+
     Example:
         >>> def train(lr, seed):
         ...     return {"loss": abs(lr - 0.1) if lr < 1 else float("nan"), "init_loss": 1.0}

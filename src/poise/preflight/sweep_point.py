@@ -49,7 +49,12 @@ class SweepPoint:
 
     @classmethod
     def from_dict(cls, made: Mapping[str, Any]) -> SweepPoint:
-        """Return the point that :meth:`to_dict` wrote."""
+        """Return the point that :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError: if an entry is missing.
+            ValueError: if a number is none.
+        """
         return cls(
             lr=float(made["lr"]),
             size=made["size"],

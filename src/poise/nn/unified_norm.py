@@ -118,7 +118,7 @@ class UnifiedNorm(nn.Module):
         self.register_buffer("gradient_average", torch.empty(num_features, **statistics))
         self.register_buffer("iters", torch.empty((), dtype=torch.long, device=device))
         self.register_buffer("skip_counter", torch.empty((), dtype=torch.long, device=device))
-        self._last_step: _Step | None = None
+        self._last_step: list[_Step] = []  # at most one; torch is slow to set an attribute of a module
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -128,7 +128,7 @@ class UnifiedNorm(nn.Module):
         self.running_var.fill_(1)
         for statistic in (self.window, self.gradient_window, self.gradient_average, self.iters, self.skip_counter):
             statistic.zero_()
-        self._last_step = None
+        self._last_step.clear()
 
     def forward(
         self, x: Float[Tensor, "*batch channels"], pad_mask: Bool[Tensor, "*batch"] | None = None
@@ -165,20 +165,22 @@ class UnifiedNorm(nn.Module):
         return torch.addcmul(self.bias, x, self.scale()).to(x.dtype)
 
     def _train(self, x: Tensor, pads: Tensor | None) -> Tensor:
-        recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1  # in a backward
-        step = self._last_step if recomputing and self._last_step is not None else self._advance(x, pads)
-        if not torch.compiler.is_compiling():
-            self._last_step = step
-        return _Normalize.apply(
-            x, self.weight, self.bias, pads, step, self.gradient_window, self.gradient_average,
-            (self.momentum, self.update_running_on_skip, self.process_group),
-        )  # fmt: skip
+        if torch.compiler.is_compiling():
+            step = self._advance(x, pads)
+        elif self._last_step and torch._C._current_graph_task_id() != -1:  # in a backward
+            step = self._last_step[0]
+        else:
+            step = self._advance(x, pads)
+            self._last_step[:] = [step]
+        settings = self.momentum, self.update_running_on_skip, self.process_group
+        # In one argument: torch looks at every argument of a function of its own.
+        others = pads, step, self.gradient_window, self.gradient_average, settings
+        return _Normalize.apply(x, self.weight, self.bias, others)
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, pads: Tensor | None) -> _Step:
         """Let the batch enter the statistics; return what its forward and backward need of them."""
-        valid = x if pads is None else x.masked_fill(pads, 0)
-        rows = valid.reshape(-1, self.num_features).to(self.window.dtype)
+        valid = x.detach() if pads is None else x.detach().masked_fill(pads, 0)
+        rows = _as(self.window.dtype, valid.reshape(-1, self.num_features))
         # One pass without a temporary, where x.square().mean(0) writes its squares to memory first.
         mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
         moment = _over_valid(torch.addcmul(variance, mean, mean), len(rows), pads, self.process_group)
@@ -197,7 +199,7 @@ class UnifiedNorm(nn.Module):
             after = self.get_buffer(name)
             if after.dtype in _HALF:
                 setattr(self, name, buffer.to(after.device))
-        self._last_step = None
+        self._last_step.clear()
         return self
 
     def _require(self, x: Tensor, pad_mask: Tensor | None) -> None:
@@ -261,14 +263,22 @@ def _advance(
     finite = counts = _finite(moment)
     spread = window.sqrt().var() if filter_start >= 0 else None  # before insertion, over all channels
     _store(window, t % size, _where(finite, lambda: moment, lambda: running))
+    geometric = None
     if spread is not None:
-        gap = window.mean(0) - _geometric_mean(window)
-        counts = finite & ((t < filter_start) | _known((gap <= size * spread).all()))
-        _store(window, t % size, _where(counts, lambda: moment, lambda: running))
+        geometric = _geometric_mean(window)
+        gaps = torch.sub(window.sum(0), geometric, alpha=size)  # between the two means, times the size
+        counts = finite & ((t < filter_start) | (_known(gaps.amax()) <= size**2 * _known(spread)))
+        if counts is not True:
+            _store(window, t % size, _where(counts, lambda: moment, lambda: running))
     regular = t * counts  # a skipped step is like one before warm-up
     smoothed = regular >= max(size + 1, warmup)
-    variance = _where(smoothed, lambda: _geometric_mean(window), lambda: moment) if size > 1 else moment
-    inverse = (variance + eps).rsqrt()
+    if size == 1:
+        variance = moment
+    elif geometric is None:
+        variance = _where(smoothed, lambda: _geometric_mean(window), lambda: moment)
+    else:  # a step that is smoothed has kept its moment in the window: the filter knows the mean
+        variance = _where(smoothed, lambda: geometric, lambda: moment)
+    inverse = (variance + eps).rsqrt_()
     inverse_gradient = _where(
         regular > max(warmup, r_start),
         lambda: ((running + eps).rsqrt() / inverse).clamp_(1 / r_clip, r_clip) * inverse,
@@ -281,7 +291,7 @@ def _advance(
 
 
 def _geometric_mean(window: Tensor) -> Tensor:
-    return window.log().mean(0).exp()
+    return window.log().mean(0).exp_()
 
 
 def _store(window: Tensor, slot: int | Tensor, row: Tensor) -> None:
@@ -300,7 +310,12 @@ def _finite(statistic: Tensor) -> bool | Tensor:
 
 def _known(value: Tensor) -> Any:
     """The number in a tensor on the CPU; elsewhere the tensor, because reading it would wait for the device."""
-    return value.item() if value.device.type == "cpu" and not torch.compiler.is_compiling() else value
+    return value.item() if value.is_cpu and not torch.compiler.is_compiling() else value
+
+
+def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """``tensor.to(dtype)``; asking for what is there already takes as long as a sum over a hundred numbers."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _where(condition: bool | Tensor, then: Callable[[], Tensor], otherwise: Callable[[], Tensor]) -> Tensor:
@@ -337,31 +352,33 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, pads: Tensor | None, step: _Step, window: Tensor,
-        average: Tensor, settings: tuple[Any, ...],
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor,
+        others: tuple[Tensor | None, _Step, Tensor, Tensor, tuple[Any, ...]],
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight, pads, *step[:2])
-        ctx.step, ctx.settings = step[2:], settings
-        ctx.window, ctx.average = window, average  # written in backward, hence not saved for it
-        return torch.addcmul(bias, x, weight * step[0]).to(x.dtype)
+        pads, (inverse, inverse_gradient, *ctx.step), ctx.window, ctx.average, ctx.settings = others
+        scale = weight * inverse
+        scale_gradient = scale if inverse_gradient is inverse else weight * inverse_gradient
+        # Not the window and the average, which are written in backward.
+        ctx.save_for_backward(x, weight, pads, inverse, inverse_gradient, scale_gradient)
+        return _as(x.dtype, torch.addcmul(bias, x, scale))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, pads, inverse, inverse_gradient = ctx.saved_tensors
+        x, weight, pads, inverse, inverse_gradient, scale_gradient = ctx.saved_tensors
         momentum, update_on_skip, group = ctx.settings
         positions, leading = x.numel() // inverse.numel(), tuple(range(x.ndim - 1))
-        product = grad.to(inverse.dtype) * x  # its memory becomes the gradient's: fresh pages cost more than a product
+        product = _as(inverse.dtype, grad) * x  # its memory becomes the gradient's: fresh pages are dearer than this
         grad_weight = product.sum(leading) * inverse_gradient
         valid = grad_weight if pads is None else product.masked_fill_(pads, 0).sum(leading) * inverse_gradient
-        statistic = _over_valid(weight * valid / positions, positions, pads, group)
+        statistic = _over_valid((weight * valid).div_(positions), positions, pads, group)
         smoothed = _smoothed_gradient(statistic, ctx.window, ctx.average, ctx.step, momentum, update_on_skip)
         pull = smoothed * inverse.square()
         if pads is not None:
             pull = pull.expand_as(x).masked_fill(pads, 0)  # padding has no part in the statistic, hence none here
-        grad_x = torch.mul(grad, weight * inverse_gradient, out=product).addcmul_(x, pull, value=-1)
+        grad_x = torch.mul(grad, scale_gradient, out=product).addcmul_(x, pull, value=-1)
         grad_bias = grad.sum(leading, dtype=inverse.dtype)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), *(None,) * 5
+        return _as(x.dtype, grad_x), _as(weight.dtype, grad_weight), _as(weight.dtype, grad_bias), None
 
 
 def _smoothed_gradient(

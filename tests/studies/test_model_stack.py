@@ -2,17 +2,25 @@ import pytest
 import torch
 from torch import nn
 
+from poise.studies.character_gpt import CONTEXT, CharacterGPT
 from poise.studies.model_stack import ModelStack
 
 
-def models(n=3):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double() for _ in range(n)]
+def models(n=3, qk_norm=True):
+    generator = torch.Generator().manual_seed(0)
+    nets = [CharacterGPT(32, 11, qk_norm, generator).double() for _ in range(n)]
+    for parameter in (p for net in nets for p in net.parameters()):  # gains that are not one
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return nets
 
 
-def test_every_model_sees_its_own_input_and_gets_its_own_gradient():
-    own, x = models(), torch.randn(3, 6, 4, dtype=torch.float64)
+def ids(n=3):
+    return torch.randint(11, (n, 2, CONTEXT), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_every_model_sees_its_own_input_and_gets_its_own_gradient(qk_norm):
+    own, x = models(qk_norm=qk_norm), ids()
     alone = [net(one) for net, one in zip(own, x, strict=True)]
     grads = [
         torch.autograd.grad(out.square().mean(), list(net.parameters())) for net, out in zip(own, alone, strict=True)
@@ -20,15 +28,16 @@ def test_every_model_sees_its_own_input_and_gets_its_own_gradient():
     stack = ModelStack(own)
     out = stack(x)
     torch.testing.assert_close(out, torch.stack(alone))
-    out.square().mean((1, 2)).sum().backward()
+    out.square().mean((1, 2, 3)).sum().backward()
     for i, parameter in enumerate(stack.parameters.values()):
         torch.testing.assert_close(parameter.grad, torch.stack([grad[i] for grad in grads]))
 
 
 def test_clipping_is_torchs_for_each_model():
-    own, x = models(), torch.randn(3, 6, 4, dtype=torch.float64) * torch.tensor([0.01, 1.0, 100.0])[:, None, None]
+    own = models()
     stack = ModelStack(own)
-    stack(x).square().mean((1, 2)).sum().backward()
+    scale = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)
+    (stack(ids()).square().mean((1, 2, 3)) * scale).sum().backward()
     norms = []
     for r, net in enumerate(own):
         for name, p in net.named_parameters():
@@ -46,7 +55,7 @@ def test_a_leaf_steps_its_models_and_no_other():
     before = [{k: v.detach().clone() for k, v in net.named_parameters()} for net in own]
     stack = ModelStack(own)
     leaves = [stack.leaf(name, 1, 3) for name in stack.parameters]
-    stack(torch.ones(3, 1, 4, dtype=torch.float64)).sum().backward()
+    stack(ids()).square().mean().backward()
     torch.optim.SGD(leaves, lr=0.1).step()
     for r, net in enumerate(own):
         for name, p in net.named_parameters():
@@ -57,5 +66,6 @@ def test_a_leaf_steps_its_models_and_no_other():
 
 
 def test_models_of_other_shapes_are_refused():
-    with pytest.raises(RuntimeError, match="stack"):
-        ModelStack([nn.Linear(2, 3), nn.Linear(2, 4)])
+    wide, narrow = (CharacterGPT(width, 11, False, torch.Generator()) for width in (32, 16))
+    with pytest.raises(ValueError, match="same names and shapes"):
+        ModelStack([wide, narrow])

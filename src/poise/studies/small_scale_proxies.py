@@ -80,7 +80,7 @@ PLANS: dict[Budget, Plan] = {
         mu_full_lr=1.0,
         n_jobs=1,  # starting a second process takes longer than the runs
     ),
-    "default": Plan((1e-3, 1e-2, 3e-2, 1e-1, 3e-1), _DEFAULT, (16, 32, 64, 128), forced_steps=3000),
+    "default": Plan((1e-3, 1e-2, 3e-2, 1e-1, 3e-1), _DEFAULT, (16, 32, 64, 128), forced_steps=3000, batches=(32,)),
     "full": Plan(
         (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         _FULL,
@@ -626,7 +626,7 @@ def _notes(plan: Plan) -> Text:
         f"{CONTEXT}, batch {s.batch}, {s.steps} steps of which {s.warm_up} warm-up. Learned positions instead of rotary "
         "ones. The sweep over sizes changes the width and with it the number of heads; the depth stays. The default "
         "budget leaves out the lower end of the paper's grid, which measures under-training with so few steps, and "
-        "batch size, number of steps and muParam (full), which the full budget tests. Not tested at all: other scales "
+        "the number of steps and muParam (full), which the full budget tests. Not tested at all: other scales "
         "and forms of attention, whole-width norms, how weight decay moves the best learning rate.",
         title="Set-up",
     )

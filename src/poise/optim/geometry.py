@@ -46,12 +46,12 @@ def inner(w: Sequence[Tensor], x: Sequence[Tensor], view: View) -> list[Tensor]:
 
     Half-precision tensors are summed in float32.
     """
-    pairs = zip(_wide(w), _wide(x), strict=True)
     if view == "channel":
+        pairs = zip(_wide(w), _wide(x), strict=True)
         return [
             (a * b).sum(_rest(a), keepdim=True) if a.ndim > 1 else torch.dot(a.ravel(), b.ravel()) for a, b in pairs
         ]
-    products = [torch.dot(a.ravel(), b.ravel()) for a, b in pairs]
+    products = list(map(torch.dot, flat(w), flat(x)))
     return products if view != "global" else _shared(products)
 
 
@@ -201,6 +201,11 @@ def _shares(w: Sequence[Tensor], x: Sequence[Tensor], view: View) -> list[Tensor
 def _flat(x: Tensor, w: Tensor, view: View) -> Tensor:
     """One number per channel of ``w``, or one."""
     return x.flatten() if view == "channel" and w.ndim > 1 else x.reshape(-1)[0]
+
+
+def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors as vectors, those of half precision as float32."""
+    return [t.ravel() for t in _wide(tensors)]
 
 
 def _rest(w: Tensor) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from poise.optim.closure import evaluate
-from poise.optim.geometry import View, check_view, inner, norm
+from poise.optim.geometry import View, check_view, flat, inner
 from poise.optim.wrapper import OptimizerWrapper
 
 
@@ -93,20 +93,44 @@ class OrthoGrad(OptimizerWrapper):
             return
         for w in chosen:  # one after the other: what the next operation needs is still in the cache
             if w.numel() > (w.shape[0] if self.view == "channel" and w.ndim > 1 else 1):
-                _project([w], self.view, self.graft, self.noise_floor)
+                if self.view == "channel":
+                    _project([w], "channel", self.graft, self.noise_floor)
+                else:
+                    _project_tensor(w, self.graft, self.noise_floor)
 
 
 def _project(weights: Sequence[Tensor], view: View, graft: bool, noise_floor: float) -> None:
     grads = [w.grad for w in weights if w.grad is not None]
     if not grads:
         return
-    before = norm(grads, view)
-    squares = [n.square() for n in norm(weights, view)]
-    for w, g, wg, ww in zip(weights, grads, inner(weights, grads, view), squares, strict=True):
-        g.addcmul_(w, torch.where(ww > 0, wg / ww, 0.0), value=-1)
-    for g, old, new in zip(grads, before, norm(grads, view), strict=True):
-        noise = new <= noise_floor * torch.finfo(g.dtype).eps * old
-        g.mul_(torch.where(noise, 0.0, old / new if graft else 1.0))
+    before = inner(grads, grads, view)
+    for w, g, wg, ww in zip(weights, grads, inner(weights, grads, view), inner(weights, weights, view), strict=True):
+        g.addcmul_(w, _share(wg, ww), value=-1)
+    for g, old, new in zip(grads, before, inner(grads, grads, view), strict=True):
+        g.mul_(_factor(old, new, graft, noise_floor * torch.finfo(g.dtype).eps))
+
+
+def _project_tensor(w: Tensor, graft: bool, noise_floor: float) -> None:
+    """Do the same for one tensor that is one vector, with as few operations as small tensors need."""
+    g = w.grad
+    assert g is not None
+    a, b = flat([w, g])
+    before = torch.dot(b, b)
+    g.addcmul_(w, _share(torch.dot(a, b), torch.dot(a, a)), value=-1)
+    (b,) = flat([g])
+    g.mul_(_factor(before, torch.dot(b, b), graft, noise_floor * torch.finfo(g.dtype).eps))
+
+
+def _share(wg: Tensor, ww: Tensor) -> Tensor:
+    """How often a gradient contains its weight, from inner products; 0 for a zero weight."""
+    return wg / ww.clamp_min(torch.finfo(ww.dtype).tiny)
+
+
+def _factor(before: Tensor, after: Tensor, graft: bool, noise: float) -> Tensor:
+    """What a projected gradient is multiplied with, from squared norms: 0 where what is left of it is noise."""
+    growth = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).sqrt_()
+    lost = growth * noise >= 1
+    return (growth if graft else torch.ones_like(growth)).masked_fill_(lost, 0.0)
 
 
 def _members(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:

@@ -166,7 +166,11 @@ class Session:
         self.report().save(self.out / REPORT_FILE)
 
     def report(self) -> Report:
-        """Return the report of the finished run."""
+        """Return the report of the finished run.
+
+        Raises:
+            RuntimeError: before :meth:`finish`.
+        """
         if self.record is None:
             raise RuntimeError("the run has no report before finish() was called")
         return run_report(self.record, self.findings)

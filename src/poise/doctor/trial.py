@@ -309,6 +309,9 @@ def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Prog
             ``run/findings.json`` and ``stderr.txt`` if it has them.
         n_jobs: runs at a time.
         progress: called with (runs finished, runs in all, the run) after each.
+
+    Raises:
+        FileExistsError: if a folder that is needed holds something else.
     """
     arms = plan.arms
     for arm in arms:

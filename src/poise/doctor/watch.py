@@ -63,7 +63,11 @@ class watch:
         self._running = False
 
     def start(self) -> Self:
-        """Begin to watch."""
+        """Begin to watch.
+
+        Raises:
+            RuntimeError: if it was started before.
+        """
         if self._session.record is not None or self._running:
             raise RuntimeError("a watch can be started once; make another one for another run")
         self._session.start()
@@ -113,7 +117,11 @@ class watch:
         return self._session.record
 
     def report(self) -> Report:
-        """Return the report."""
+        """Return the report.
+
+        Raises:
+            RuntimeError: before the end.
+        """
         return self._session.report()
 
     def _repr_html_(self) -> str | None:

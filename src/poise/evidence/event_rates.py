@@ -79,6 +79,10 @@ def compare_event_rates(events_a: int, n_a: int, events_b: int, n_b: int, min_ef
 
     Raises:
         ValueError: if a count is not whole, negative, or exceeds its number of runs, or there are no runs.
+
+    References:
+        Gelman et al., Bayesian Data Analysis, 3rd edition, 2013, chapter 2 (the posterior of a rate).
+        Fisher, Statistical Methods for Research Workers, 5th edition, 1934 (the exact test).
     """
     events_a, n_a = _checks.count("events_a", events_a), _checks.count("n_a", n_a)
     events_b, n_b = _checks.count("events_b", events_b), _checks.count("n_b", n_b)

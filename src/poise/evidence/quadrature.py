@@ -117,6 +117,9 @@ def group_log_likelihood(
         effect: effect at each point, on the logit scale.
         sd: standard deviation of the deviations at each point; may be 0.
         nodes: Gauss-Hermite nodes.
+
+    References:
+        Liu and Pierce, A note on Gauss-Hermite quadrature, Biometrika 81, 1994 (nodes about the mode, as here).
     """
     parts = [
         # A matrix product would be shorter, but its last bits may depend on the number of threads.

@@ -39,7 +39,15 @@ def plain_cell(value: Any, argument: str) -> str | int | float | bool | None:
 
 
 def to_plain(value: Any, argument: str) -> Any:
-    """Return nested dicts, lists and scalars as JSON types; NaN and infinities become ``{"float": "nan"}``."""
+    """Return nested dicts, lists and scalars as JSON types; NaN and infinities become ``{"float": "nan"}``.
+
+    Args:
+        value: what is to be written.
+        argument: what an error calls it.
+
+    Raises:
+        TypeError: if something in it has no counterpart in JSON.
+    """
     if isinstance(value, dict):
         return {str(k): to_plain(v, f"{argument}[{k!r}]") for k, v in value.items()}
     if isinstance(value, np.ndarray) and value.ndim:

@@ -76,7 +76,11 @@ class Report:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; :meth:`from_dict` reads them back."""
+        """Return plain JSON types; :meth:`from_dict` reads them back.
+
+        Raises:
+            TypeError: if something in ``meta`` has no counterpart in JSON.
+        """
         return {
             "title": self.title,
             "summary": self.summary,
@@ -106,7 +110,12 @@ class Report:
         )
 
     def to_html(self, path: str | Path | None = None) -> str:
-        """Return the report as one HTML page that needs no network; write it to ``path`` too, if given."""
+        """Return the report as one HTML page that needs no network; write it to ``path`` too, if given.
+
+        Raises:
+            IsADirectoryError: if ``path`` is a directory.
+            OSError: if the file cannot be written there.
+        """
         from poise.report.html import page  # Jinja2 and Plotly's script are loaded only where a page is made
 
         html = page(self)

@@ -36,7 +36,11 @@ def read_run(path: str | os.PathLike[str]) -> Record:
 
 
 class RunFile:
-    """A run file as the source of a record. It keeps no connection open between reads."""
+    """A run file as the source of a record. It keeps no connection open between reads.
+
+    Raises:
+        RunFileError: if the file is not there, is none of ours, or is corrupt.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +51,11 @@ class RunFile:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note of everything that was written since the last time."""
+        """Take note of everything that was written since the last time.
+
+        Raises:
+            RunFileError: if the file cannot be read.
+        """
         with self._reading() as connection:
             self.meta = {key: decode(value) for key, value in connection.execute("SELECT key, value FROM meta")}
             self._read_events(connection)

@@ -47,7 +47,11 @@ class MeanSquaredError(Criterion):
     curvature = "mse"
 
     def mean(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, ""]:
-        """Return the mean squared error."""
+        """Return the mean squared error.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"outputs and targets of the squared error must have one shape; "
@@ -166,7 +170,11 @@ class AnyCriterion(Criterion):
         return float(n_examples)
 
     def example_sums(self, outputs: Tensor, targets: Any, n_examples: int) -> Float[Tensor, " n"]:
-        """Return the criterion of each example alone."""
+        """Return the criterion of each example alone.
+
+        Raises:
+            ValueError: if outputs have no row for each example.
+        """
         if outputs.shape[0] != n_examples:
             raise ValueError(
                 f"losses per example need outputs with one row per example ({n_examples}); got {tuple(outputs.shape)}"
@@ -182,6 +190,9 @@ def as_criterion(criterion: Any) -> Criterion:
     Args:
         criterion: ``nn.MSELoss()``, ``nn.CrossEntropyLoss()``, their functional forms, those with
             ``functools.partial``, or any function of outputs and targets that returns a mean.
+
+    Returns:
+        The criterion with its curvature in the outputs where that is known.
 
     Raises:
         ValueError: if its ``reduction`` is not ``"mean"``.

@@ -25,6 +25,10 @@ def deflated(
 
     Raises:
         ValueError: if ``m`` is below 1 or the vectors are not orthonormal columns of the operator's size.
+
+    References:
+        Gambhir, Stathopoulos and Orginos, "Deflation as a method of variance reduction for estimating the trace of a
+        matrix inverse", SIAM J. Scientific Computing 2017, arXiv:1603.05988.
     """
     if m < 1:
         raise ValueError(f"m must be at least 1, got {m}")

@@ -297,9 +297,14 @@ class PlainAttentionFallback(Generic[T]):
                 self._built = build()
 
     def use(self, action: Callable[[T], Tensor]) -> Tensor:
-        """Return ``action`` of what was built."""
+        """Return ``action`` of what was built.
+
+        Raises:
+            RuntimeError: if the parameters changed since, or an operation lacks a derivative that is needed.
+        """
         self._evaluation.check_unchanged()
-        with self._evaluation.measuring():
+        # What measuring() does, without its generator: this runs once a product.
+        with torch.inference_mode(False), torch.enable_grad(), self._evaluation.random_states():
             try:
                 return action(self._built)
             except RuntimeError as error:

@@ -26,5 +26,8 @@ def hessian_trace(
 
     Returns:
         The trace with its standard error.
+
+    Raises:
+        ValueError: if ``probes`` is below 1; else as :class:`Hessian`.
     """
     return trace(Hessian(model, loss_fn, data), m=probes, generator=generator)

@@ -127,7 +127,7 @@ class _Run:
         if self.beta <= self._negligible():
             return self._breakdown()
         self.betas.append(self.beta)
-        self.basis[j + 1] = w / self.beta
+        torch.div(w, self.beta, out=self.basis[j + 1])
         if self.j < self.size:
             self.projected[j, j + 1] = self.projected[j + 1, j] = self.beta
         return self._converged()

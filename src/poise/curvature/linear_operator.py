@@ -28,6 +28,9 @@ class LinearOperator(ABC):
         device: of the vectors.
         symmetric: whether it equals its transpose.
         n_matvec: products computed so far; a product with k columns counts k.
+
+    Raises:
+        ValueError: if it is said to be symmetric and is not square.
     """
 
     def __init__(

@@ -26,6 +26,9 @@ class Linearization:
     Args:
         outputs: with the graph that led to them.
         flat: the parameters.
+
+    Raises:
+        RuntimeError: if an operation cannot be differentiated twice.
     """
 
     def __init__(self, outputs: Sequence[Tensor], flat: FlatParameters) -> None:

@@ -64,7 +64,11 @@ class NTK(LinearOperator):
         self._products = PlainAttentionFallback(functools.partial(build, evaluation, self._shapes), evaluation)
 
     def to_dense(self) -> Float[Tensor, "n n"]:
-        """Return the kernel itself, from the Jacobians of single examples where these fit into ``max_bytes``."""
+        """Return the kernel itself, from the Jacobians of single examples where these fit into ``max_bytes``.
+
+        Raises:
+            RuntimeError: if parameters changed since construction.
+        """
         too_large = self.shape[0] * self.flat.numel * self.dtype.itemsize > self._max_bytes
         if too_large or mixing_layers(self._evaluation.model):
             return super().to_dense()

@@ -30,6 +30,9 @@ def numerical_abscissa(
     Raises:
         NotImplementedError: if ``op`` does not know its transpose.
         ValueError: if ``op`` is not square.
+
+    References:
+        Trefethen and Embree, "Spectra and Pseudospectra", Princeton University Press 2005, chapter 14.
     """
     if op.shape[0] != op.shape[1]:
         raise ValueError(f"op must be square, got shape {op.shape}")

@@ -51,7 +51,7 @@ def orthogonalize(
     first = _coefficients(basis, w)
     w = torch.addmv(w, columns, first.to(w.dtype), alpha=-1)
     second = _coefficients(basis, w)
-    w = torch.addmv(w, columns, second.to(w.dtype), alpha=-1)
+    w.addmv_(columns, second.to(w.dtype), alpha=-1)
     # One transfer from the device for all numbers of the step.
     numbers = torch.cat([first, second, torch.linalg.vector_norm(w, dtype=torch.float64, keepdim=True)])
     found = numbers.cpu().numpy()

@@ -46,6 +46,9 @@ def over_examples(
         batch: a batch of any kind; its tensors with first dimension ``n`` hold the examples.
         n: number of examples.
         chunk_size: most examples at once.
+
+    Raises:
+        RuntimeError: what ``function`` raises, save refusals of ``torch.vmap``.
     """
     tensors = list(tensors_of(batch))
     held = [t for t in tensors if t.ndim and t.shape[0] == n]

@@ -59,6 +59,10 @@ class SharpnessTracker:
     Raises:
         ValueError: if a setting is out of range.
 
+    References:
+        Cohen, Kaur, Li, Kolter and Talwalkar, "Gradient descent on neural networks typically occurs at the edge of
+        stability", ICLR 2021, arXiv:2103.00065; for adaptive optimizers Cohen et al. 2022, arXiv:2207.14484.
+
     Example:
         >>> tracker = SharpnessTracker(threshold=lambda optimizer: 2 / optimizer.param_groups[0]["lr"])
         >>> model = nn.Linear(3, 1)

@@ -30,6 +30,10 @@ def spectral_norm(
 
     Raises:
         NotImplementedError: if ``op`` does not know its transpose.
+
+    References:
+        Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numerical Analysis
+        1965.
     """
     squared = FunctionOperator(
         lambda v: op.rmatvec(op.matvec(v)), op.shape[1], symmetric=True, dtype=op.dtype, device=op.device

@@ -19,6 +19,10 @@ class CurvatureMoments:
         fourth: :math:`\frac1n \sum_i \mathrm{tr}\,H_i^2`; with one output the mean of :math:`|g_i|^4`.
         n: number of examples of the data.
         used: number of examples that were looked at.
+
+    References:
+        Wu and Su, "The Implicit Regularization of Dynamical Stability in Stochastic Gradient Descent", ICML 2023,
+        arXiv:2305.17490.
     """
 
     trace: float

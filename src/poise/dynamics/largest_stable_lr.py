@@ -26,6 +26,9 @@ def largest_stable_lr(optimizer: Optimizer, sharpness: float, grad_norm: float |
     Returns:
         The learning rate; infinite if none up to 1e12 times the present one is unstable, 0 if none down to 1e-12 times
         it is stable.
+
+    Raises:
+        TypeError: if the optimizer is of no kind that :func:`edge` knows; else as :func:`edge`.
     """
 
     def excess(log_factor: float) -> float:

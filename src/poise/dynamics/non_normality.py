@@ -26,6 +26,9 @@ class NonNormality:
         numerical_abscissa: largest eigenvalue of its symmetric part: the fastest growth of a flow at the start.
         transient_growth: the largest amplification over all times that were looked at, at least 1; ``None`` where the
             system is too large.
+
+    References:
+        Trefethen and Embree, "Spectra and Pseudospectra", Princeton University Press 2005, chapters 14 to 16.
     """
 
     sigma_max: float

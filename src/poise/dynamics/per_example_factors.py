@@ -55,7 +55,11 @@ class PerExampleFactors:
             self.outputs = self._evaluation.outputs(0).numel() // self._sizes[0]
 
     def mean_loss(self) -> float:
-        """Return the mean loss over all examples."""
+        """Return the mean loss over all examples.
+
+        Raises:
+            ValueError: if that of a batch is not a finite scalar.
+        """
         with self._evaluation.random_states():
             return math.fsum(self._evaluation.checked_loss(i).item() for i in range(len(self._evaluation)))
 

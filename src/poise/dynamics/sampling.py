@@ -60,7 +60,11 @@ def smallest_batch_with(beta: float, n: int, sampling: Sampling) -> int | None:
 
 
 def check_batch(n: int, batch_size: int, sampling: str) -> None:
-    """Raise a ValueError unless the batch size is in 1..n and the sampling is known."""
+    """See that a batch can be drawn.
+
+    Raises:
+        ValueError: if the batch size is not in 1..n or the sampling is unknown.
+    """
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling must be one of {SAMPLINGS}, got {sampling!r}")
     if not (1 <= batch_size <= n and batch_size == int(batch_size)):

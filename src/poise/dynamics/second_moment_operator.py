@@ -85,6 +85,9 @@ class SecondMomentOperator:
             lr: learning rate.
             batch_size: examples a step.
             sampling: how batches are drawn.
+
+        Raises:
+            ValueError: if there is no curvature, or another argument is out of range.
         """
         operator = object.__new__(cls)
         operator.coordinates, operator.eigenvalues = coordinates_of_gram(gram, n)
@@ -107,7 +110,16 @@ class SecondMomentOperator:
         return 2.0 / self.eigenvalues[0].item()
 
     def at(self, lr: float | None = None, batch_size: int | None = None, sampling: Sampling | None = None) -> Self:
-        """Return the operator of the same examples at another learning rate, batch size or sampling."""
+        """Return the operator of the same examples at another learning rate, batch size or sampling.
+
+        Args:
+            lr: learning rate; unchanged by default, as the rest.
+            batch_size: examples a step.
+            sampling: how batches are drawn.
+
+        Raises:
+            ValueError: if an argument is out of range.
+        """
         other = object.__new__(type(self))
         other.coordinates, other.eigenvalues = self.coordinates, self.eigenvalues
         other._set(
@@ -241,13 +253,20 @@ def coordinates_of_gram(
     Args:
         gram: products of the rows, those of one example side by side.
         n: number of examples.
+
+    Raises:
+        ValueError: if there is no curvature.
     """
     values, basis = _eigh(gram.to("cpu", torch.float64) / n)
     return (basis * (n * values).sqrt()).view(n, gram.shape[0] // n, -1), values
 
 
 def check_lr(lr: float) -> None:
-    """Raise a ValueError unless the learning rate is positive and finite."""
+    """See that a learning rate is one.
+
+    Raises:
+        ValueError: if it is not positive and finite.
+    """
     if not (lr > 0 and math.isfinite(lr)):
         raise ValueError(f"lr must be positive and finite, got {lr!r}")
 

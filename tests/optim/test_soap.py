@@ -556,16 +556,33 @@ def test_grad_scaler_skips_an_overflow_and_otherwise_changes_nothing():
     torch.testing.assert_close(values(plain), values(scaled))
 
 
-def test_compiled_step_is_the_eager_step():
-    a, b, grads = weights(MATRICES), weights(MATRICES), gradients(MATRICES, 5)
-    eager, compiled = SOAP(a, precondition_frequency=2), SOAP(b, precondition_frequency=2)
-    step = torch.compile(compiled.step, backend="eager")
-    train(eager, a, grads)
-    for row in grads:
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"factored": True, "skip_first": False}])
+def test_compiled_step_is_the_eager_step_whatever_the_schedule(options):
+    torch._dynamo.reset()
+    shapes = ((6, 4), (5,))
+    a, b, grads = weights(shapes), weights(shapes), gradients(shapes, 6)
+    eager, compiled = (SOAP(p, precondition_frequency=2, **options) for p in (a, b))
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(sum(node.op == "call_function" or node.op == "call_method" for node in graph.graph.nodes))
+        return graph.forward
+
+    step = torch.compile(compiled.step, backend=backend)
+    for t, row in enumerate(grads):
+        eager.param_groups[0]["lr"] = compiled.param_groups[0]["lr"] = 0.01 / (1 + t)
+        train(eager, a, [row])
         for p, g in zip(b, row, strict=True):
             p.grad = g.clone()
         step()
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        if t == 1:
+            traced = list(graphs)
+    assert traced[-1] > 20  # products, moments and Gram matrices are in it
+    assert graphs == traced  # and never traced again, though the rate changes and bases are refreshed
+    torch.testing.assert_close(values(a), values(b), rtol=0, atol=1e-14)
+    for p, q in zip(a, b, strict=True):
+        torch.testing.assert_close(dict(eager.state[p]), dict(compiled.state[q]), rtol=1e-12, atol=1e-14)
 
 
 def test_a_zero_gradient_moves_nothing_but_decay():

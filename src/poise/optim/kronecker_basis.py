@@ -15,7 +15,7 @@ from torch import Tensor
 
 NullSpace = Literal["lift", "reference"]
 
-_PANEL = 256
+_PANEL = 128
 """Rows of a Gram matrix that one product computes; only what is left of the panel's end is computed at all."""
 
 

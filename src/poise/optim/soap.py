@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ from poise.optim import kronecker_basis, soap_step
 from poise.optim.closure import evaluate
 from poise.optim.kronecker_basis import NullSpace
 from poise.optim.refresh_schedule import staggered_phases
-from poise.optim.soap_step import Part, RotatedAxis
+from poise.optim.soap_step import Move, Part, RotatedAxis
 from poise.optim.tensor_layout import DataFormat, TensorLayout, tensor_layout
 
 Refresh = Literal["together", "staggered"]
@@ -42,6 +42,16 @@ class SOAP(Optimizer):
     State is float32, for float64 parameters float64, and is loaded back as saved. Settings of a group may be edited
     while training, except those that shape its state (``max_precond_dim``, ``merge_dims``, ``precondition_1d``,
     ``one_sided``, ``factored``, ``data_format``).
+
+    ``torch.compile(optimizer.step)`` traces projections, moments, moves and Gram matrices as one graph, once for all
+    learning rates; the checks of the gradients, the counting of steps and the refreshes of the bases stay outside. The
+    call that founds bases and the one after it compile, and so does every change of which parameters have gradients::
+
+        step = torch.compile(optimizer.step)
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            criterion(model(inputs), targets).backward()
+            step()
 
     Args:
         params: parameters or param groups.
@@ -142,9 +152,10 @@ class SOAP(Optimizer):
             closure: clears the gradients, computes the loss, calls ``backward`` and returns the loss.
         """
         loss = evaluate(closure)
-        # What is due depends on step counters, which a traced step would be compiled for anew each time.
-        update = torch.compiler.disable(self._update) if torch.compiler.is_compiling() else self._update
-        update()
+        moves = self._prepare(torch.compiler.is_compiling())
+        for move in moves:
+            soap_step.move(move)
+        self._refresh(moves)
         return loss
 
     def basis(self, p: Tensor) -> list[Float[Tensor, "n n"] | None]:
@@ -208,25 +219,33 @@ class SOAP(Optimizer):
             if key in saved["state"]:
                 self.state[p] = {name: _loaded(name, value, p) for name, value in saved["state"][key].items()}
 
-    def _update(self) -> None:
+    @torch.compiler.disable  # what is due depends on step counters, which a graph would be compiled for anew each time
+    def _prepare(self, traced: bool) -> list[Move]:
+        """Check the gradients, found bases, count steps, and return what is to be done."""
         work = [(group, _with_gradients(group)) for group in self.param_groups]
-        if all(_may_step(group, params) for group, params in work):
-            for group, params in work:
-                self._step_group(group, params)
+        if not all(_may_step(group, params) for group, params in work):
+            return []
+        return [move for group, params in work for move in self._moves(group, params, traced)]
 
-    def _step_group(self, group: dict[str, Any], params: Iterable[Tensor]) -> None:
-        beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
+    def _moves(self, group: dict[str, Any], params: list[Tensor], traced: bool) -> list[Move]:
         new = [self._founded(p, group) for p in params if not self.state.get(p)]
-        soap_step.found_bases(new, beta, group["null_space"])
+        soap_step.found_bases(new, _gram_beta(group), group["null_space"])
         founded = {id(part.param) for part in new}
         old = self._advanced([p for p in params if id(p) not in founded], group)
-        for batch in soap_step.batches(old):
-            soap_step.move(batch, group)
-            soap_step.accumulate_grams(batch, beta)
+        moves = [soap_step.prepared(batch, group, _gram_beta(group), traced) for batch in soap_step.batches(old)]
         if not group["skip_first"]:  # the Gram matrices hold this gradient already
-            for batch in soap_step.batches(self._advanced([part.param for part in new], group)):
-                soap_step.move(batch, group)
-        soap_step.refresh(self._due(old, group), group)
+            first = self._advanced([part.param for part in new], group)
+            moves += [soap_step.prepared(batch, group, None, traced) for batch in soap_step.batches(first)]
+        return moves
+
+    @torch.compiler.disable
+    def _refresh(self, moves: list[Move]) -> None:
+        """Refresh the bases that are due."""
+        for group in self.param_groups:
+            parts = [
+                part for move in moves if move.group is group and move.gram_beta is not None for part in move.batch
+            ]
+            soap_step.refresh(self._due(parts, group), group)
 
     def _founded(self, p: Tensor, group: dict[str, Any]) -> Part:
         layout = _layout(p, group)
@@ -253,6 +272,10 @@ class SOAP(Optimizer):
             return [axis for axis in axes if axis.part.step % period == 0]
         phases = _phases(group, period)
         return [a for a in axes if a.part.step % period == phases[id(a.part.param), a.axis]]
+
+
+def _gram_beta(group: dict[str, Any]) -> float:
+    return group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
 
 
 def _phases(group: dict[str, Any], period: int) -> dict[tuple[int, int], int]:

@@ -82,6 +82,26 @@ class RotatedAxis:
         return _stack_size(self.gram)
 
 
+@dataclass(slots=True, eq=False)
+class Move:
+    """A step of a batch of parts that are alike.
+
+    Args:
+        batch: the parts.
+        group: settings of their group.
+        rate: what their directions are multiplied with.
+        kept: share of the weights that decay leaves.
+        gram_beta: decay rate of the Gram matrices, which take the gradients in after the step; ``None`` if they hold
+            them already.
+    """
+
+    batch: list[Part]
+    group: dict[str, Any]
+    rate: float | Tensor
+    kept: float | Tensor
+    gram_beta: float | None
+
+
 Item = TypeVar("Item", Part, RotatedAxis)
 
 
@@ -111,19 +131,27 @@ def accumulate_grams(batch: list[Part], beta: float) -> None:
             _write(grams, stack)
 
 
-def move(batch: list[Part], group: Mapping[str, Any]) -> None:
-    """Update both moments and the parameters of a batch by the settings of its group."""
+def prepared(batch: list[Part], group: dict[str, Any], gram_beta: float | None, traced: bool) -> Move:
+    """Return the step of a batch; for a graph the factors that change from step to step are tensors."""
+    lr, (first, second) = float(group["lr"]), _bias_corrections(batch, group)
+    factors = [lr * second / first if group["correct_bias"] else lr, 1 - lr * group["weight_decay"]]
+    rate, kept = torch.tensor(factors, dtype=torch.float64).unbind() if traced else factors
+    return Move(batch, group, rate, kept, gram_beta)
+
+
+def move(step: Move) -> None:
+    """Update both moments, the parameters and the Gram matrices of a batch by the settings of its group."""
+    batch, group = step.batch, step.group
     bases = _stacked_bases(batch)
     grads = _in_bases(kronecker_basis.rotate, [part.grad for part in batch], bases)
-    factored = "exp_avg_sq_row" in batch[0].state
-    directions = (_factored_directions if factored else _adam_directions)(batch, grads, group)
+    directions = _directions(batch)(batch, grads, group)
     directions = _in_bases(kronecker_basis.rotate_back, directions, bases)
     updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
     if group["normalize_grads"]:
         torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
-    lr, (first, second) = float(group["lr"]), _bias_corrections(batch, group)
-    rate = lr * second / first if group["correct_bias"] else lr
-    _add([part.param for part in batch], updates, rate, 1 - lr * group["weight_decay"])
+    _add([part.param for part in batch], updates, step)
+    if step.gram_beta is not None:
+        accumulate_grams(batch, step.gram_beta)
 
 
 def refresh(axes: Iterable[RotatedAxis], group: Mapping[str, Any]) -> None:
@@ -188,16 +216,31 @@ def _bias_corrections(batch: list[Part], group: Mapping[str, Any]) -> tuple[floa
     return 1 - beta1**step, sqrt(1 - beta2**step)
 
 
-def _adam_directions(batch: list[Part], grads: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
-    r"""Update both moments, and return :math:`-m / (\sqrt v + \epsilon)`.
+def _directions(batch: list[Part]) -> Callable[[list[Part], list[Tensor], Mapping[str, Any]], list[Tensor]]:
+    if "exp_avg_sq_row" in batch[0].state:
+        return _factored_directions
+    return _adam_directions if torch.compiler.is_compiling() else _fused_adam_directions
 
-    Torch's fused kernel does it in one pass over memory: it takes a step of Adam from zero, at the rate and epsilon
-    that cancel its bias corrections.
+
+def _adam_directions(batch: list[Part], grads: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    r"""Update both moments, and return :math:`-m / (\sqrt v + \epsilon)`."""
+    (beta1, beta2), averages = group["betas"], [part.state["exp_avg"] for part in batch]
+    squares = [part.state["exp_avg_sq"] for part in batch]
+    torch._foreach_lerp_(averages, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta2)
+    return _quotients(averages, list(torch._foreach_sqrt(squares)), group["eps"])
+
+
+def _fused_adam_directions(batch: list[Part], grads: list[Tensor], group: Mapping[str, Any]) -> list[Tensor]:
+    """Do the same in one pass over memory.
+
+    Torch's fused kernel takes a step of Adam from zero, at the rate and epsilon that cancel its bias corrections.
     """
     grads = [grad.contiguous() for grad in grads]  # the kernel disregards strides
     directions = [torch.zeros_like(grad) for grad in grads]
     averages, squares = ([part.state[name] for part in batch] for name in ("exp_avg", "exp_avg_sq"))
-    step = torch.full((), float(batch[0].step), device=grads[0].device)
+    step = batch[0].state["step"].to(grads[0].device)
     first, second = _bias_corrections(batch, group)
     torch._fused_adam_(
         directions,
@@ -223,7 +266,11 @@ def _factored_directions(batch: list[Part], grads: list[Tensor], group: Mapping[
     averages = [part.state["exp_avg"] for part in batch]
     torch._foreach_lerp_(averages, grads, 1 - beta1)
     roots = [_factored_root(part.state, grad, beta2) for part, grad in zip(batch, grads, strict=True)]
-    torch._foreach_add_(roots, group["eps"])
+    return _quotients(averages, roots, group["eps"])
+
+
+def _quotients(averages: list[Tensor], roots: list[Tensor], eps: float) -> list[Tensor]:
+    torch._foreach_add_(roots, eps)
     directions = torch._foreach_div(averages, roots)
     torch._foreach_neg_(directions)
     return list(directions)
@@ -237,13 +284,16 @@ def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta
     return torch.outer(share.sqrt(), columns.sqrt())
 
 
-def _add(params: list[Tensor], updates: list[Tensor], alpha: float, kept: float) -> None:
+def _add(params: list[Tensor], updates: list[Tensor], step: Move) -> None:
     """Add updates, then let each parameter decay to the share that is kept; rounded once."""
     lower = params[0].dtype != updates[0].dtype
     wide = [p.to(updates[0].dtype) for p in params] if lower else params
-    torch._foreach_add_(wide, updates, alpha=alpha)
-    if kept != 1:
-        torch._foreach_mul_(wide, kept)
+    if isinstance(step.rate, Tensor):
+        torch._foreach_add_(wide, torch._foreach_mul(updates, step.rate))
+    else:
+        torch._foreach_add_(wide, updates, alpha=step.rate)
+    if step.group["weight_decay"]:
+        torch._foreach_mul_(wide, step.kept)
     if lower:
         torch._foreach_copy_(params, wide)
 

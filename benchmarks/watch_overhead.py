@@ -4,7 +4,7 @@ poise: one training in one process, in which the watch is taken off and put on a
 whose speed drifts slows both alike. While it is off its functions fall straight through, and its clocks stand still:
 its budget earns nothing from steps that it does not watch. The first step after each change is left out. A close look
 is rare and long: its extra time is averaged over the looks seen and spread over all watched steps. The first seconds,
-in which the loan is spent, are part of it. The interval is a bootstrap over stretches of 200 steps.
+in which the loan is spent, are part of it. The interval is a bootstrap over stretches of a second.
 
 The peers cannot be taken off and put on again: they and an unwatched run train in turn, several rounds, and the ratio
 is taken within a round. That is good to a third, on a drifting machine, which is less than what they cost.
@@ -86,6 +86,18 @@ def digits_cnn() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
 
     def loss(model: nn.Module) -> torch.Tensor:
         batch = torch.randint(len(x), (32,))
+        return F.cross_entropy(model(x[batch]), y[batch])
+
+    return model, loss
+
+
+def digits_mlp() -> tuple[nn.Module, Callable[[nn.Module], torch.Tensor]]:
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
+    model = nn.Sequential(nn.Linear(64, 384), nn.ReLU(), nn.Linear(384, 384), nn.ReLU(), nn.Linear(384, 10))
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        batch = torch.randint(len(x), (64,))
         return F.cross_entropy(model(x[batch]), y[batch])
 
     return model, loss
@@ -181,8 +193,8 @@ class Steps:
         return float((self.plain.mean() + look) / self.bare.mean())
 
 
-def alternate(make: Callable, count: int) -> tuple[Steps, list[Steps], float]:
-    """Train ``count`` steps; return them, the same in stretches, and the share that the watch says it took."""
+def alternate(make: Callable, seconds: float) -> tuple[Steps, list[Steps], float]:
+    """Train for so long; return the steps, the same in stretches, and the share that the watch says it took."""
     torch.manual_seed(0)
     model, loss_of = make()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -193,8 +205,8 @@ def alternate(make: Callable, count: int) -> tuple[Steps, list[Steps], float]:
         tap = run._session.tap
         switch = Switch(tap)
         train_step(model, loss_of, optimizer)  # the model is found, the clock started
-        watched = True
-        while len(rows) < count:
+        watched, end = True, time.perf_counter() + seconds
+        while time.perf_counter() < end:
             for i in range(lengths.randint(2, 4)):
                 looking = watched and tap.sampling
                 start = time.perf_counter()
@@ -207,7 +219,7 @@ def alternate(make: Callable, count: int) -> tuple[Steps, list[Steps], float]:
         share = tap.budget.share
         run.stop()
     table = np.array(rows)
-    return _steps(table), [_steps(part) for part in np.array_split(table, max(2, count // 200))], share
+    return _steps(table), [_steps(part) for part in np.array_split(table, max(2, round(seconds)))], share
 
 
 def _steps(table: np.ndarray) -> Steps:
@@ -231,14 +243,14 @@ def interval(stretches: list[Steps]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=6000, help="of the training under poise")
-    parser.add_argument("--seconds", type=float, default=12.0, help="of training per peer and round")
-    parser.add_argument("--rounds", type=int, default=5, help="of the peers; 0 leaves them out")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of training under poise, half of them watched")
+    parser.add_argument("--peer-seconds", type=float, default=3.0, help="of training per peer and round")
+    parser.add_argument("--rounds", type=int, default=2, help="of the peers; 0 leaves them out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for make in (char_gpt, digits_cnn):
-        steps, stretches, share = alternate(make, options.steps)
+    for make in (char_gpt, digits_cnn, digits_mlp):
+        steps, stretches, share = alternate(make, options.seconds)
         low, high = interval(stretches)
         bare, plain = steps.bare.mean(), steps.plain.mean()
         look = steps.looks.mean() - plain if len(steps.looks) else float("nan")
@@ -247,7 +259,7 @@ def main() -> None:
         print(f"    a step without a close look {plain / bare:.3f}; a look {look * 1e3:.1f} ms more, in ", end="")
         print(f"{steps.share_of_looks:.1%} of the steps; the watch itself says {share:.1%}", flush=True)
         if options.rounds:
-            against_peers(make, options.seconds, options.rounds)
+            against_peers(make, options.peer_seconds, options.rounds)
 
 
 def against_peers(make: Callable, seconds: float, rounds: int) -> None:

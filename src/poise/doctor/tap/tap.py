@@ -190,7 +190,7 @@ class Tap:
         self.counts["forward"] += 1
         if self.grad_enabled:
             self.calls.append(RootCall.capture(root, args, kwargs))
-            if self.sampling:
+            if self.sampler.looking:
                 self._look_at_model_inputs(args, kwargs)
 
     def _look_at_model_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -248,10 +248,11 @@ class Tap:
         loss = self._loss_of(root)
         if loss is not None:
             self.interval.losses.append(loss)
+        looking = self.sampler.looking
         # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
-        if self.sampling or (isinstance(loss, float) and not loss < self._loss_alarm):
+        if looking or (isinstance(loss, float) and not loss < self._loss_alarm):
             self._look_at_loss(root, loss)
-        if self.sampling and self._stepping is None:  # a closure's losses are differentiated at points of the search
+        if looking and self._stepping is None:  # a closure's losses are differentiated at points of the search
             for look in self._look["before_backward"]:
                 look(self, root)
 
@@ -341,11 +342,15 @@ class Tap:
     @guarded
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer step begins; the gradients are final unless the optimizer takes a closure."""
-        if self._stepping is not None or not self.follows(optimizer):
+        if self._stepping is not None:
             return  # an optimizer inside another one (SAM, Lookahead): the outer step is the step
-        timeline = self.timelines.get(id(optimizer)) or self._new_timeline(optimizer)
+        timeline = self.timelines.get(id(optimizer))
+        if timeline is None:
+            if not self.follows(optimizer):
+                return
+            timeline = self._new_timeline(optimizer)
         self._stepping = timeline
-        timeline.sampled = self.sampling or self._promoted
+        timeline.sampled = self.sampler.looking or self._promoted
         timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
         timeline.sampled = timeline.sampled or self._promoted

@@ -123,6 +123,11 @@ class StableMaxCrossEntropy(nn.Module):
         label_smoothing: as in torch, in [0, 1].
         compute_dtype: ``torch.float32`` or ``torch.float64``; by default float32 or that of the scores if wider.
 
+    Raises:
+        TypeError: in ``forward`` if the scores are not floating point.
+        ValueError: in ``forward`` if ``compute_dtype`` is narrower than float32 or than the scores, a class index is
+            out of range, shapes do not fit, or ``reduction`` is unknown.
+
     References:
         Prieto et al., ICLR 2025, arXiv:2501.04697.
     """

@@ -96,7 +96,12 @@ class AdamP(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; what it does not set is set as in the constructor."""
+        """Add a group; what it does not set is set as in the constructor.
+
+        Raises:
+            ValueError: if a setting is out of range; the group is then not added.
+            TypeError: if a parameter is complex; the group is then not added.
+        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:

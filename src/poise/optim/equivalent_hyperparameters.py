@@ -13,7 +13,13 @@ _POWERS: dict[Rule, tuple[int, int]] = {"sgd": (2, 2), "adam": (1, 2), "adamw": 
 
 
 class Hyperparameters(NamedTuple):
-    """A learning rate, a weight decay and the norm that the weight starts from."""
+    """A learning rate, a weight decay and the norm that the weight starts from.
+
+    Args:
+        lr: learning rate.
+        weight_decay: weight decay, in the sense of the update rule.
+        norm: 2-norm of the weight at the start.
+    """
 
     lr: float
     weight_decay: float

@@ -109,7 +109,22 @@ def tangential(w: Sequence[Tensor], x: Sequence[Tensor], view: View = "tensor") 
 def tangential(
     w: Tensor | Sequence[Tensor], x: Tensor | Sequence[Tensor], view: View = "tensor"
 ) -> Tensor | list[Tensor]:
-    """Return the part of ``x`` orthogonal to ``w``: ``x`` without its radial part. See :func:`radial`.
+    """Return the part of ``x`` orthogonal to ``w``: ``x`` without its radial part.
+
+    Args:
+        w: weights, a tensor or a sequence of tensors.
+        x: what is to be divided (an update, a gradient), of the shapes of ``w``.
+        view: which numbers make up one vector, see :data:`View`.
+
+    Returns:
+        A tensor or list of the shapes of ``x``; ``x`` itself where ``w`` is zero.
+
+    Raises:
+        ValueError: if ``view`` is unknown or the shapes differ.
+
+    References:
+        Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", ICLR 2021,
+        arXiv:2006.08217.
 
     Example:
         >>> tangential(torch.tensor([1.0, 0.0]), torch.tensor([3.0, 4.0]))
@@ -138,6 +153,9 @@ def cosine(w: Tensor | Sequence[Tensor], g: Tensor | Sequence[Tensor], view: Vie
 
     Raises:
         ValueError: if ``view`` is unknown or the shapes differ.
+
+    References:
+        Heo et al., ICLR 2021, arXiv:2006.08217.
     """
     ws, gs = _pairs(w, g, view)
     products, sizes = inner(ws, gs, view), [a * b for a, b in zip(norm(ws, view), norm(gs, view), strict=True)]

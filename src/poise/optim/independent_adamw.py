@@ -65,7 +65,12 @@ class IndependentAdamW(Adam):
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its ``lr`` becomes the reference of its decay."""
+        """Add a group; its ``lr`` becomes the reference of its decay.
+
+        Raises:
+            ValueError: if ``lr`` is not positive or ``weight_decay`` is outside [0, 1].
+            TypeError: if a parameter is complex.
+        """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         if not float(group["lr"]) > 0:

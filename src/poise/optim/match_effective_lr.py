@@ -16,6 +16,12 @@ def weight_norm(optimizer: Optimizer, group: int = 0) -> float:
     Args:
         optimizer: any optimizer.
         group: index of the param group.
+
+    Returns:
+        The norm, summed in float64.
+
+    Raises:
+        IndexError: if there is no such group.
     """
     params = [p.detach() for p in optimizer.param_groups[group]["params"]]
     return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(params)).double()))
@@ -48,7 +54,11 @@ class MatchEffectiveLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Any]:
-        """Return the learning rate of each group at the present step."""
+        """Return the learning rate of each group at the present step.
+
+        Raises:
+            IndexError: if the run is longer than the trace.
+        """
         if self.last_epoch >= len(self.trace):
             raise IndexError(f"trace has {len(self.trace)} steps and the run is at step {self.last_epoch}")
         lr = self.trace[self.last_epoch] * weight_norm(self.optimizer)

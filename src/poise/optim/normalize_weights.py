@@ -87,7 +87,11 @@ class NormalizeWeights(OptimizerWrapper):
         return {"radii": list(self.radii)}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take back the radii."""
+        """Take back the radii.
+
+        Raises:
+            ValueError: if their shapes are not those of this view of ``params``.
+        """
         shapes = [tuple(r.shape) for r in state["radii"]]
         if shapes != [tuple(r.shape) for r in self.radii]:
             raise ValueError(f"state_dict must hold radii of the shapes of params in this view, got {shapes}")

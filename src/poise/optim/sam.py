@@ -87,7 +87,12 @@ class SAM(OptimizerWrapper):
         self.add_group_settings(rho=rho(0) if callable(rho) else rho)
 
     def check_group(self, group: dict[str, Any]) -> None:
-        """Raise where a param group cannot be handled."""
+        """Raise where a param group cannot be handled.
+
+        Raises:
+            TypeError: if a parameter is complex.
+            ValueError: if its ``rho`` is negative or not finite.
+        """
         super().check_group(group)
         if not 0.0 <= group.get("rho", 0.0) < math.inf:
             raise ValueError(f"rho must be finite and not negative, got {group['rho']!r}")
@@ -103,6 +108,10 @@ class SAM(OptimizerWrapper):
 
         Returns:
             The loss at the weights themselves.
+
+        Raises:
+            RuntimeError: if there is no closure, no parameter has a gradient, or a gradient is sparse.
+            ValueError: if a group's ``rho``, or what its schedule returns, is negative or not finite.
         """
         if closure is None:
             raise RuntimeError(
@@ -132,6 +141,10 @@ class SAM(OptimizerWrapper):
 
         Returns:
             False, with nothing moved, if the gradients overflowed (only looked at with a scaler): leave this step out.
+
+        Raises:
+            RuntimeError: if the weights are moved already, no parameter has a gradient, or a gradient is sparse.
+            ValueError: if a group's ``rho``, or what its schedule returns, is negative or not finite.
         """
         if self.saved is not None:
             raise RuntimeError("first_step() was called twice without second_step(): the weights are moved already")
@@ -159,6 +172,9 @@ class SAM(OptimizerWrapper):
 
         Args:
             scaler: the gradient scaler that the second loss went through.
+
+        Raises:
+            RuntimeError: if ``first_step`` did not come before.
         """
         if self.saved is None:
             raise RuntimeError("second_step() must follow first_step()")

@@ -140,7 +140,11 @@ class SOAP(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its settings are checked as the constructor's are."""
+        """Add a group; its settings are checked as the constructor's are.
+
+        Raises:
+            ValueError: if a setting is out of range.
+        """
         _require_valid({**self.defaults, **param_group})
         super().add_param_group(param_group)
 

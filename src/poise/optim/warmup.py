@@ -97,7 +97,11 @@ class CurvatureWarmup(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Any]:
-        """Return the learning rate of each group at the present step; asks for the limit when it is due."""
+        """Return the learning rate of each group at the present step; asks for the limit when it is due.
+
+        Raises:
+            ValueError: if ``sharpness_limit`` returns no positive learning rate.
+        """
         if self.share < 1:
             if self.last_epoch % self.every == 0:
                 self.limit = float(self._sharpness_limit())

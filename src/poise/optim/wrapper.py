@@ -59,7 +59,11 @@ class OptimizerWrapper(Optimizer):
         return self.optimizer.defaults
 
     def check_group(self, group: dict[str, Any]) -> None:
-        """Raise where a param group cannot be handled."""
+        """Raise where a param group cannot be handled.
+
+        Raises:
+            TypeError: if a parameter is complex.
+        """
         if any(p.is_complex() for p in group["params"]):
             raise TypeError("params must be real, got a complex parameter (give torch.view_as_real of it)")
 
@@ -73,7 +77,11 @@ class OptimizerWrapper(Optimizer):
             self.check_group(group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer."""
+        """Add a group to the wrapped optimizer.
+
+        Raises:
+            TypeError, ValueError: if the wrapper cannot handle it; it is then not added.
+        """
         self.optimizer.add_param_group(param_group)
         try:
             self.check_group(self.param_groups[-1])

@@ -134,20 +134,20 @@ def jobs_of(plan: Plan) -> dict[str, dict[Any, Job]]:
     no_decay = replace(normed, weight_decay=0.0)
     left_out = {NO_WARM_UP: replace(normed, warm_up=0), NO_DECAY: no_decay, NO_Z_LOSS: replace(no_decay, z_coef=0.0)}
     wide = replace(base, width=plan.wide)
-    one, two, upper = (plan.growth_lr,), (plan.eps_lr,), plan.lrs[-plan.upper :]
+    high, calm, upper = (plan.growth_lr,), (plan.eps_lr,), plan.lrs[-plan.upper :]
     return {
         "curves": {name: Job(s, plan.lrs) for name, s in settings.items()},
         "growth": {
-            (name, w): Job(replace(s, width=w, last_step=s.probe_step), one)
+            (name, w): Job(replace(s, width=w, last_step=s.probe_step), high)
             for name, s in settings.items()
             for w in plan.widths
         },
-        "epsilons": {eps: Job(replace(normed, eps=eps), two) for eps in plan.epsilons},
-        "drift": {"no z-loss": Job(replace(drifting, z_coef=0.0), one), "z-loss": Job(drifting, one)},
+        "epsilons": {eps: Job(replace(normed, eps=eps), calm) for eps in plan.epsilons},
+        "drift": {"no z-loss": Job(replace(drifting, z_coef=0.0), high), "z-loss": Job(drifting, high)},
         "left_out": {name: Job(s, upper) for name, s in left_out.items()},
-        "kappas": {kappa: Job(replace(base, kappa=kappa), two) for kappa in plan.kappas},
+        "kappas": {kappa: Job(replace(base, kappa=kappa), calm) for kappa in plan.kappas},
         "scaled": _scaled(plan, normed),
-        "mu_logits": {STANDARD: Job(wide, one), MU: Job(replace(wide, mu_base=plan.narrow), one)},
+        "mu_logits": {STANDARD: Job(wide, high), MU: Job(replace(wide, mu_base=plan.narrow), high)},
         "batches": {size: Job(replace(normed, batch=size), plan.lrs) for size in plan.batches},
         "horizons": {steps: Job(replace(normed, steps=steps), plan.lrs) for steps in plan.horizons},
     }
@@ -403,7 +403,8 @@ def _measure_mu_logits(runs: Runs) -> Measured:
     logits = {name: _geometric(result.signal("logit_max_end")[0]) for name, result in runs.mu_logits.items()}
     ours = (
         f"width {runs.plan.wide}, learning rate {runs.plan.growth_lr:g}, no qk-norm: largest logit "
-        f"{logits[STANDARD]:.0f} without and {logits[MU]:.0f} with muParam"
+        f"{logits[STANDARD]:.0f} without and {logits[MU]:.0f} with muParam, under which linear layers learn at "
+        f"{runs.plan.growth_lr * runs.plan.narrow / runs.plan.wide:g}"
     )
     return Measured(ours, {"logit_standard": logits[STANDARD], "logit_mu": logits[MU]})
 
@@ -623,11 +624,13 @@ def _notes(plan: Plan) -> Text:
     s = plan.setting
     return Text(
         f"Character GPT on the Python reference manual: width {s.width}, heads of {HEAD_DIM}, {BLOCKS} blocks, context "
-        f"{CONTEXT}, batch {s.batch}, {s.steps} steps of which {s.warm_up} warm-up. Learned positions instead of rotary "
-        "ones. The sweep over sizes changes the width and with it the number of heads; the depth stays. The default "
-        "budget leaves out the lower end of the paper's grid, which measures under-training with so few steps, and "
-        "the number of steps and muParam (full), which the full budget tests. Not tested at all: other scales "
-        "and forms of attention, whole-width norms, how weight decay moves the best learning rate.",
+        f"{CONTEXT}, batch {s.batch}, {s.steps} steps of which {s.warm_up} warm-up. Learned positions instead of "
+        "rotary ones. The sweep over sizes changes the width and with it the number of heads; the depth stays. The "
+        "default budget leaves out the lower end of the paper's grid, which measures under-training with so few "
+        "steps, and the number of steps and muParam (full), which the full budget tests. Not tested at all: other "
+        "scales and forms of attention, whole-width norms, how weight decay moves the best learning rate. At "
+        "learning rates from 0.1 training amplifies rounding, so that a verdict close to its bound may differ between "
+        "machines.",
         title="Set-up",
     )
 

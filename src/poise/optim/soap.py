@@ -345,8 +345,8 @@ def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
     """Return whether gradients are finite; raise if the group asks for it."""
     if group["nonfinite"] == "unchecked" or not params:
         return True
-    # A norm that overflows would make the Gram matrix infinite too.
-    finite = torch.stack(_norms(params)).isfinite()
+    # A square that overflows would make the Gram matrix infinite too.
+    finite = torch.stack(_squares(params)).isfinite()
     if finite.all():
         return True
     if group["nonfinite"] == "raise":
@@ -358,14 +358,13 @@ def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
     return False
 
 
-def _norms(params: list[Tensor]) -> list[Tensor]:
-    """Return the gradients' norms in the state's precision, on one device."""
-    grads = [p.grad for p in params if p.grad is not None]
-    precision = {_precision(p) for p in params}
-    if len(precision) > 1 or len({g.device for g in grads}) > 1:
-        norms = [torch.linalg.vector_norm(g, dtype=_precision(p)) for g, p in zip(grads, params, strict=True)]
-        return [norm.double().to(norms[0].device) for norm in norms]
-    return list(torch._foreach_norm(grads, 2, precision.pop()))
+def _squares(params: list[Tensor]) -> list[Tensor]:
+    """Return the squared norms of the gradients in the state's precision, on one device."""
+    grads = [p.grad.to(_precision(p)).ravel() for p in params if p.grad is not None]
+    squares = list(map(torch.dot, grads, grads))
+    if len({g.dtype for g in grads}) > 1 or len({g.device for g in grads}) > 1:
+        return [square.double().to(squares[0].device) for square in squares]
+    return squares
 
 
 def _require_fitting(

@@ -145,11 +145,14 @@ def move(step: Move) -> None:
     bases = _stacked_bases(batch)
     grads = _in_bases(kronecker_basis.rotate, [part.grad for part in batch], bases)
     directions = _directions(batch)(batch, grads, group)
-    directions = _in_bases(kronecker_basis.rotate_back, directions, bases)
-    updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
-    if group["normalize_grads"]:
-        torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
-    _add([part.param for part in batch], updates, step)
+    if _is_plain_matrix(step):
+        _rotate_back_and_add(batch[0].param, directions[0], bases, float(step.rate), float(step.kept))
+    else:
+        directions = _in_bases(kronecker_basis.rotate_back, directions, bases)
+        updates = [part.layout.restore(d, part.param.shape) for part, d in zip(batch, directions, strict=True)]
+        if group["normalize_grads"]:
+            torch._foreach_div_(updates, [1e-30 + u.square().mean().sqrt() for u in updates])
+        _add([part.param for part in batch], updates, step)
     if step.gram_beta is not None:
         accumulate_grams(batch, step.gram_beta)
 
@@ -282,6 +285,32 @@ def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta
     columns.lerp_(square.sum(0), 1 - beta2)
     share = rows / rows.sum().clamp_min(torch.finfo(rows.dtype).tiny)
     return torch.outer(share.sqrt(), columns.sqrt())
+
+
+def _is_plain_matrix(step: Move) -> bool:
+    """Whether a step is of one matrix, seen as it is, that is added without a look at it."""
+    part = step.batch[0]
+    return (
+        len(step.batch) == 1
+        and part.param.ndim == 2
+        and bool(part.layout.axes)
+        and part.param.shape == part.layout.shape
+        and part.param.dtype == part.grad.dtype
+        and not step.group["normalize_grads"]
+        and not isinstance(step.rate, Tensor)
+    )
+
+
+def _rotate_back_and_add(
+    param: Float[Tensor, "m n"], direction: Float[Tensor, "m n"], bases: Bases, rate: float, kept: float
+) -> None:
+    """Do both by the last product, which saves two passes over memory."""
+    left, right = bases
+    if right is None:
+        assert left is not None
+        param.addmm_(left, direction, beta=kept, alpha=rate * kept)
+    else:
+        param.addmm_(direction if left is None else left @ direction, right.mT, beta=kept, alpha=rate * kept)
 
 
 def _add(params: list[Tensor], updates: list[Tensor], step: Move) -> None:

@@ -1,5 +1,7 @@
 import itertools
 
+import pytest
+
 from poise.doctor.budget import Budget
 from poise.doctor.tap.sampler import Sampler
 
@@ -42,6 +44,17 @@ def test_without_budget_only_the_first_step_is_looked_at_and_triggers_have_three
         budget.spent += 10.0
         budget.looked += 10.0
     assert granted == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(("cost", "loan"), [(0.001, 0.15), (0.01, 0.2), (0.1, 0.5)])
+def test_the_first_loan_is_what_twenty_looks_cost_within_bounds(cost, loan):
+    budget = Budget(1e-9)
+    sampler = Sampler(budget)
+    for step, dearer in enumerate((2.0, 1.0, 1.0)):  # the first look finds the caches cold
+        sampler._start(step, [1])
+        budget.spent += dearer * cost
+        sampler._stop()
+    assert budget.loan == pytest.approx(loan, rel=1e-3)
 
 
 def test_a_look_lasts_until_every_optimizer_has_stepped():

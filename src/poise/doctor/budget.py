@@ -63,6 +63,10 @@ class Budget:
         term = _INSTALMENTS * self._loan / self._rate
         return self._loan * math.exp((self._lent_at - own) / term) if term > 0 else 0.0
 
+    def lend_at_least(self, seconds: float) -> None:
+        """Enlarge the first loan to ``seconds``, once it is known what looking closely costs."""
+        self._loan = max(self._loan, seconds)
+
     def lend(self, seconds: float) -> None:
         """Grant ``seconds`` for now, whatever has been spent so far: after a trigger."""
         own = self._own

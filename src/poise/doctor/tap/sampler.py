@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection
 
 from poise.doctor.budget import Budget
 
 _BURST = 32  # steps seen densely after a trigger
-_LOANS, _LOAN = 3, 0.06  # how often a trigger may borrow time, and how many seconds
+_LOANS = 3  # how often a trigger may borrow time
+# What is lent, to the first steps and after a trigger, is so many looks' cost: where other work keeps the machine busy
+# a look takes longer, and so do the steps that it is a share of. Seconds are the least and the most.
+_FIRST_LOOKS, _FIRST_LOAN = 20, 0.5
+_TRIGGER_LOOKS, _TRIGGER_LOAN = 8, (0.06, 0.25)
+_MEASURED = 3  # looks, the median of which tells what a look costs: the first does more, one may be interrupted
 _WIDEST = 50  # steps between close looks, as long as the budget lets it
 
 
@@ -29,6 +35,7 @@ class Sampler:
         self._loans = 0
         self._spent_before = 0.0
         self._seconds = 0.002  # what a look costs, smoothed
+        self._first: list[float] = []  # what the first looks cost
 
     @property
     def alarmed(self) -> bool:
@@ -47,7 +54,8 @@ class Sampler:
         """Something stands out: look at the next steps, and return whether the running one may be looked at too."""
         if not self._burst and self._loans < _LOANS:
             self._loans += 1
-            self.budget.lend(_LOAN)
+            least, most = _TRIGGER_LOAN
+            self.budget.lend(min(most, max(least, _TRIGGER_LOOKS * self._seconds)))
         if not self.budget.allows(self._seconds):
             return False
         self._burst = _BURST
@@ -77,3 +85,7 @@ class Sampler:
         seconds = self.budget.spent - self._spent_before
         self.budget.looked += seconds
         self._seconds = 0.7 * self._seconds + 0.3 * seconds
+        if len(self._first) < _MEASURED:
+            self._first.append(seconds)
+            if len(self._first) == _MEASURED:
+                self.budget.lend_at_least(min(_FIRST_LOAN, _FIRST_LOOKS * statistics.median(self._first)))

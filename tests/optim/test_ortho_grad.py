@@ -65,6 +65,16 @@ def test_a_parallel_gradient_becomes_zero_and_not_noise(dtype):
     assert not any(g.any() for g in project(params))
 
 
+def test_a_gradient_whose_square_overflows_becomes_zero_and_not_nan():
+    w, other = parameters(dtype=torch.float32)[:2]
+    w.grad *= 1e25
+    expected = parameters(dtype=torch.float32)[1]
+    project([w, other])
+    project([expected])
+    assert torch.equal(w.grad, torch.zeros_like(w))
+    assert torch.equal(other.grad, expected.grad)
+
+
 def test_single_numbers_and_zero_weights_keep_their_gradients():
     scalar, one, zero = (nn.Parameter(x) for x in (torch.tensor(2.0), torch.tensor([3.0]), torch.zeros(4)))
     for p in (scalar, one, zero):

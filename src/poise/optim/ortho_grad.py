@@ -129,8 +129,8 @@ def _share(wg: Tensor, ww: Tensor) -> Tensor:
 def _factor(before: Tensor, after: Tensor, graft: bool, noise: float) -> Tensor:
     """What a projected gradient is multiplied with, from squared norms: 0 where what is left of it is noise."""
     growth = (before / after.clamp_min(torch.finfo(after.dtype).tiny)).sqrt_()
-    lost = growth * noise >= 1
-    return (growth if graft else torch.ones_like(growth)).masked_fill_(lost, 0.0)
+    kept = growth * noise < 1  # not so where squares overflow either: nothing is known of that gradient
+    return torch.where(kept, growth, 0.0) if graft else kept.to(growth.dtype)
 
 
 def _members(tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:

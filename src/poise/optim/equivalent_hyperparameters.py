@@ -15,7 +15,7 @@ _POWERS: dict[Rule, tuple[int, int]] = {"sgd": (2, 2), "adam": (1, 2), "adamw": 
 class Hyperparameters(NamedTuple):
     """A learning rate, a weight decay and the norm that the weight starts from.
 
-    Args:
+    Attributes:
         lr: learning rate.
         weight_decay: weight decay, in the sense of the update rule.
         norm: 2-norm of the weight at the start.

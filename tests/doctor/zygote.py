@@ -15,8 +15,10 @@ import sklearn.datasets
 import sklearn.model_selection
 import sklearn.preprocessing
 import torch
+import torch._dynamo  # the first optimizer of a script imports it
 
 import poise.cli
+import poise.doctor.run_report
 
 IMPORTED = (plotly, sklearn, torch, poise)
 

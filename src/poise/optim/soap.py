@@ -23,6 +23,9 @@ from poise.optim.tensor_layout import DataFormat, TensorLayout, tensor_layout
 Refresh = Literal["together", "staggered"]
 Nonfinite = Literal["raise", "skip", "unchecked"]
 
+# As in torch's own optimizers: torch.compiler.disable would import the compiler, which takes seconds, with this module.
+_untraced = torch._disable_dynamo
+
 
 class SOAP(Optimizer):
     r"""Adam in the eigenbasis of Shampoo's preconditioner.
@@ -223,7 +226,7 @@ class SOAP(Optimizer):
             if key in saved["state"]:
                 self.state[p] = {name: _loaded(name, value, p) for name, value in saved["state"][key].items()}
 
-    @torch.compiler.disable  # what is due depends on step counters, which a graph would be compiled for anew each time
+    @_untraced  # what is due depends on step counters, which a graph would be compiled for anew each time
     def _prepare(self, traced: bool) -> list[Move]:
         """Check the gradients, found bases, count steps, and return what is to be done."""
         work = [(group, _with_gradients(group)) for group in self.param_groups]
@@ -242,7 +245,7 @@ class SOAP(Optimizer):
             moves += [soap_step.prepared(batch, group, None, traced) for batch in soap_step.batches(first)]
         return moves
 
-    @torch.compiler.disable
+    @_untraced
     def _refresh(self, moves: list[Move]) -> None:
         """Refresh the bases that are due."""
         for group in self.param_groups:

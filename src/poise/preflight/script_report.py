@@ -10,7 +10,7 @@ import numpy as np
 from poise.preflight.lr_crossing import LRCrossing, lr_crossing
 from poise.preflight.lr_report import lr_report
 from poise.preflight.max_trainable_lr import max_trainable_lr
-from poise.preflight.script_sweep import EPS_SHRINK, GRADIENT, LOGIT, ScriptPlan
+from poise.preflight.script_sweep import EPS_SHRINK, GRADIENT, LOGIT, ScriptPlan, bounds_logits
 from poise.preflight.sweep import SweepResult
 from poise.report import Figure, Report, Table, Text, line_chart
 from poise.report.words import number
@@ -122,7 +122,7 @@ def _moved(
 ) -> str:
     lr = _edge(result)[0]
     stable = "no stable learning rate" if lr is None else f"stable up to lr {lr:g}"
-    if before is not None and "qk_norm" in name:
+    if before is not None and bounds_logits(name.split("+")):
         return f"With {name}: {stable}, and the norm bounds attention logits at any size."
     if before is None or after is None:
         return f"With {name}: {stable}."

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,8 @@ class _Runs:
         code = self._run(args, None if seeded else seed, folder, watch)
         (folder / "run" / "report.html").unlink(missing_ok=True)  # two megabytes a run; `poise report` makes it again
         numbers = read_script_run(folder, code, args)
-        if any(parse_remedy(spec).name == "qk_norm" for spec in self.plan.remedies):
-            numbers.pop(LOGIT, None)  # the record has the logits as the script computes them, before the norm
+        if bounds_logits(self.plan.remedies):
+            numbers.pop(LOGIT, None)  # the record has the logits as the script computes them, before the remedy
         return numbers
 
     def _run(self, args: list[str], seed: int | None, folder: Path, watch: LossWatch) -> int:
@@ -252,6 +252,11 @@ def _new_folder(parent: Path, name: str) -> Path:
         number, folder = number + 1, parent / f"{name}-again-{number}"
     folder.mkdir(parents=True)
     return folder
+
+
+def bounds_logits(remedies: Iterable[str]) -> bool:
+    """Return whether one of these remedies keeps attention logits bounded at any size of model."""
+    return any(parse_remedy(spec).bounds_logits for spec in remedies)
 
 
 def read_script_run(folder: Path, exit_code: int, args: Sequence[str] = ()) -> dict[str, float]:

@@ -52,6 +52,7 @@ class QKNorm(Remedy):
     name = "qk_norm"
     default = 1.0
     values = Values(above=0.0)
+    bounds_logits = True
 
     def __init__(self, value: float | None = None) -> None:
         super().__init__(value)

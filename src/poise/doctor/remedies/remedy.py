@@ -62,6 +62,7 @@ class Remedy:
     name: ClassVar[str]
     default: ClassVar[float]
     values: ClassVar[Values] = Values()
+    bounds_logits: ClassVar[bool] = False  # of attention, at any size of model; the record has them as they were before
 
     def __init__(self, value: float | None = None) -> None:
         value = self.default if value is None else value

@@ -14,7 +14,6 @@ import pytest
 from poise.doctor.budget import Budget
 from poise.doctor.probes import PROBES
 from poise.doctor.recorder import Recorder
-from poise.doctor.tap.install import install
 from poise.doctor.tap.tap import Tap
 from poise.store import Record, RunWriter, read_run
 
@@ -41,7 +40,7 @@ def watching(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[
         path = tmp_path / f"run{next(count)}.db"
         tap = Tap(Recorder(RunWriter(path)), [p() for p in probes], Budget(overhead, loan=100.0), **options)
         watched = Watched(tap, path)
-        with install(tap):
+        with tap.installed():
             yield watched
         tap.recorder.close()
         watched.record = read_run(path)

@@ -1,5 +1,6 @@
 """Training ends bit-identical with and without the watch, and nothing of it stays behind."""
 
+import inspect
 import random
 
 import numpy as np
@@ -182,18 +183,35 @@ def test_training_is_bit_identical(train, overhead, watching):
         assert not module._backward_hooks
 
 
+HOOKED = (
+    F.cross_entropy, F.mse_loss, nn.Module._call_impl, nn.Module.zero_grad, torch.autograd.backward, torch.load,
+    torch.compile, torch.amp.GradScaler.step, torch.jit.script, inspect.unwrap(nn.utils.clip_grad_norm_),
+)  # fmt: skip
+REPLACED = (
+    (F, "scaled_dot_product_attention"), (torch, "softmax"), (torch, "relu"), (torch, "relu_"),
+    (torch.Tensor, "softmax"), (torch.Tensor, "relu"), (torch.Tensor, "relu_"),
+)  # fmt: skip
+
+
 def test_everything_is_put_back(watching):
-    functions = [
-        (F, "cross_entropy"), (F, "scaled_dot_product_attention"), (F, "mse_loss"), (torch, "softmax"),
-        (torch, "relu"), (torch.Tensor, "backward"), (torch.autograd, "backward"), (torch, "load"),
-        (torch, "compile"), (nn.utils, "clip_grad_norm_"), (torch.amp.GradScaler, "step"), (torch.jit, "script"),
-    ]  # fmt: skip
-    before = [getattr(owner, name) for owner, name in functions]
+    codes = [function.__code__ for function in HOOKED]
+    originals = [getattr(owner, name) for owner, name in REPLACED]
     hooks = len(torch_optimizer._global_optimizer_pre_hooks), len(torch_optimizer._global_optimizer_post_hooks)
+    within = []
+
+    class Inner(nn.Module):
+        def forward(self, x):
+            within.append([getattr(owner, name) for owner, name in REPLACED] != originals)
+            return x
+
     with watching():
+        assert all(function.__code__ is not code for function, code in zip(HOOKED, codes, strict=True))
+        Inner()(torch.ones(1))
+        assert [getattr(owner, name) for owner, name in REPLACED] == originals  # only while a model runs
         plain()
-        assert F.cross_entropy is not before[0]
-    assert [getattr(owner, name) for owner, name in functions] == before
+    assert within == [True]
+    assert [function.__code__ for function in HOOKED] == codes
+    assert [getattr(owner, name) for owner, name in REPLACED] == originals
     assert "softmax" not in vars(torch.Tensor)
     assert "__call__" not in vars(Net)
     assert not nn_module._global_forward_hooks

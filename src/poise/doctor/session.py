@@ -20,7 +20,6 @@ from poise.doctor.probes import PROBES
 from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
 from poise.doctor.run_report import run_report
-from poise.doctor.tap.install import install
 from poise.doctor.tap.tap import Tap
 from poise.report import SEVERITIES, Finding, Report, Severity
 from poise.store import Record, RunWriter, read_run
@@ -117,7 +116,7 @@ class Session:
     def start(self) -> Session:
         """Put the tap in place."""
         self._started = time.perf_counter()
-        self._stack.enter_context(install(self.tap))
+        self._stack.enter_context(self.tap.installed())
         if self.settings.stop_on is not None and self._writer is not None:
             self.tap.between_steps = self._look
         return self
@@ -145,7 +144,6 @@ class Session:
             detail: the exception, or the exit code.
         """
         self.seconds = time.perf_counter() - self._started
-        self.tap.detach_module_hooks()
         self._stack.close()
         if self._writer is None:
             return []
@@ -177,7 +175,7 @@ class Session:
 
     def _note_end(self, writer: RunWriter, how: str, detail: str) -> None:
         tap = self.tap
-        tap.event(tap.step, "script_end", {"how": how, "detail": detail})
+        tap.state.sink.event(tap.state.step, "script_end", {"how": how, "detail": detail})
         writer.set_meta("seconds", self.seconds)
         writer.set_meta("overhead", tap.budget.share if tap.timelines else 0.0)
         writer.set_meta("overhead_allowed", tap.budget.overhead)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from poise.doctor.probes.probe import Probe
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
 
 _ELEMENTS = (
     1 << 14
@@ -26,29 +26,29 @@ class ActivationProbe(Probe):
     dimension). ``saturated[m]``: share of a Tanh's outputs beyond 0.97, or of a Sigmoid's outside [0.03, 0.97].
     """
 
-    def forward(self, tap: Tap, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Measure the output of ``module``."""
         output = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.numel() == 0:
             return
         values = _first_samples(output.detach(), _ELEMENTS)
         norm = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32))
-        tap.observe("act_rms", norm / math.sqrt(values.numel()), module)
+        sink.observe("act_rms", norm / math.sqrt(values.numel()), module)
         if output.dtype in (torch.float16, torch.bfloat16):
-            tap.observe("act_absmax", values.abs().amax().float(), module)
+            sink.observe("act_absmax", values.abs().amax().float(), module)
         if isinstance(module, nn.Tanh):
-            tap.observe("saturated", (values.abs() > 0.97).float().mean(), module)
+            sink.observe("saturated", (values.abs() > 0.97).float().mean(), module)
         elif isinstance(module, nn.Sigmoid):
-            tap.observe("saturated", ((values - 0.5).abs() > 0.47).float().mean(), module)
+            sink.observe("saturated", ((values - 0.5).abs() > 0.47).float().mean(), module)
 
-    def rectified(self, tap: Tap, output: Tensor, site: str) -> None:
+    def rectified(self, sink: Sink, module: nn.Module | None, output: Tensor, site: str) -> None:
         """Measure the output of a ReLU."""
         if output.dim() < 2 or output.numel() == 0:
             return
         values = _first_samples(output.detach(), _UNIT_ELEMENTS)
         unit = 1 if values.dim() >= 4 else values.dim() - 1
         others = [d for d in range(values.dim()) if d != unit]
-        tap.observe("dead_units", (values.amax(others) <= 0).float().mean(), tap.module, site)
+        sink.observe("dead_units", (values.amax(others) <= 0).float().mean(), module, site)
 
 
 def _first_samples(output: Tensor, elements: int) -> Tensor:

@@ -14,7 +14,7 @@ from poise.doctor.probes.segments import Segments, segments_of
 
 if TYPE_CHECKING:
     from poise.doctor.tap.discovery import Names
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
 
@@ -47,7 +47,7 @@ class AdamProbe(Probe):
     def __init__(self) -> None:
         self._embeddings: tuple[Names | None, set[int]] = None, set()
 
-    def after_step(self, tap: Tap, timeline: Timeline) -> None:
+    def after_step(self, sink: Sink, timeline: Timeline) -> None:
         """Read gradients and optimizer state."""
         moments = list(_moments(timeline))
         if not moments:
@@ -57,26 +57,26 @@ class AdamProbe(Probe):
         v = segments.flatten([m.second for m in moments]) / segments.spread([m.corrections[1] for m in moments])
         # max(v, eps^2), and no division of zero by zero where eps is zero too.
         floor = segments.spread([max(m.eps**2, 1e-38) for m in moments])
-        self._emit_rms(tap, timeline, moments, segments, g.square() / v.clamp_min(floor))
+        self._emit_rms(sink, timeline, moments, segments, g.square() / v.clamp_min(floor))
         touched = (g != 0).float()
         root = v.sqrt()
         count = segments.sum(touched)
         shrink = root / (root + segments.spread([max(m.eps, 1e-38) for m in moments]))
         kept = segments.sum(shrink * touched) / count.clamp_min(1)
         # Where no coordinate has a gradient there is nothing for eps to shrink.
-        tap.emit(timeline, "adam_eps_shrink", names, torch.where(count > 0, kept, 1.0))
+        sink.emit(timeline, "adam_eps_shrink", names, torch.where(count > 0, kept, 1.0))
         if all(m.first is not None for m in moments):
             m = segments.flatten([m.first for m in moments])  # type: ignore[misc]
             m = m / segments.spread([m.corrections[0] for m in moments])
-            tap.emit(timeline, "adam_bimodality", names, segments.mean((m.abs() > 0.8 * root) * touched))
+            sink.emit(timeline, "adam_bimodality", names, segments.mean((m.abs() > 0.8 * root) * touched))
 
     def _emit_rms(
-        self, tap: Tap, timeline: Timeline, moments: list[_Moments], segments: Segments, ratio: Tensor
+        self, sink: Sink, timeline: Timeline, moments: list[_Moments], segments: Segments, ratio: Tensor
     ) -> None:
-        embeddings = self._embeddings_of(tap.names)
+        embeddings = self._embeddings_of(sink.names)
         matrices = [i for i, m in enumerate(moments) if m.parameter.dim() >= 2 and id(m.parameter) not in embeddings]
         rms = segments.mean(ratio).sqrt()
-        tap.emit(timeline, "adam_rms", [moments[i].name for i in matrices], rms[matrices])
+        sink.emit(timeline, "adam_rms", [moments[i].name for i in matrices], rms[matrices])
 
     def _embeddings_of(self, names: Names) -> set[int]:
         if self._embeddings[0] is not names:

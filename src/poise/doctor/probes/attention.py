@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from poise.doctor.probes.probe import Probe
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
 
 
 _HIDDEN = -1e30  # the logit of what may not be seen: finite, so that nothing becomes NaN
@@ -29,7 +29,8 @@ class AttentionProbe(Probe):
 
     def attention(
         self,
-        tap: Tap,
+        sink: Sink,
+        module: nn.Module | None,
         logits: Float[Tensor, "heads query key"],
         visible: Bool[Tensor, "#heads query key"] | None,
     ) -> None:
@@ -41,7 +42,7 @@ class AttentionProbe(Probe):
             magnitudes.masked_fill_(hidden, 0.0)
             logits = logits.masked_fill(hidden, _HIDDEN)
             keys = visible.sum(-1)
-        tap.observe("attention_logit_max", magnitudes.amax(), tap.module)
+        sink.observe("attention_logit_max", magnitudes.amax(), module)
         logits = logits.clamp_min(_HIDDEN)  # -inf of an additive mask: 0 log 0 is 0
         entropy = -(torch.softmax(logits, -1) * torch.log_softmax(logits, -1)).sum(-1)
         several = (keys > 1).float()
@@ -50,4 +51,4 @@ class AttentionProbe(Probe):
         # Rounding may leave a collapsed attention a little below zero; heads in which no query sees two keys spread
         # as far as they can.
         spread = torch.where(several.any(-1), by_head, 1.0)
-        tap.observe("attention_entropy", spread.amin().clamp_min(0.0), tap.module)
+        sink.observe("attention_entropy", spread.amin().clamp_min(0.0), module)

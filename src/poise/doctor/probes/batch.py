@@ -10,7 +10,7 @@ from torch import Tensor
 from poise.doctor.probes.probe import Probe
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
 
 _ELEMENTS = 1 << 18
 
@@ -23,31 +23,31 @@ class BatchProbe(Probe):
     ``token_entropy`` in nats, and ``token_repeats``, the share of tokens equal to the one before.
     """
 
-    def model_inputs(self, tap: Tap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the batch."""
         batch = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        if batch is None or batch.numel() == 0 or not tap.first_look("batch", None):
+        if batch is None or batch.numel() == 0 or not sink.is_first("batch", None):
             return
         batch = batch.detach()
-        tap.observe("batch_size", float(batch.shape[0]) if batch.dim() else 1.0)
+        sink.observe("batch_size", float(batch.shape[0]) if batch.dim() else 1.0)
         if batch.is_floating_point():
-            self._numbers(tap, batch)
+            self._numbers(sink, batch)
         elif batch.dtype in (torch.int64, torch.int32) and batch.dim() >= 2:
-            self._tokens(tap, batch)
+            self._tokens(sink, batch)
 
-    def _numbers(self, tap: Tap, batch: Tensor) -> None:
+    def _numbers(self, sink: Sink, batch: Tensor) -> None:
         flat = batch.reshape(-1)[:_ELEMENTS].float()
         finite = torch.isfinite(flat)
-        tap.observe("input_nonfinite", (~finite).sum())
+        sink.observe("input_nonfinite", (~finite).sum())
         values = torch.where(finite, flat, 0.0)
-        tap.observe("input_mean", values.mean())
-        tap.observe("input_std", values.std(correction=0))
-        tap.observe("input_absmax", values.abs().amax())
+        sink.observe("input_mean", values.mean())
+        sink.observe("input_std", values.std(correction=0))
+        sink.observe("input_absmax", values.abs().amax())
 
-    def _tokens(self, tap: Tap, batch: Tensor) -> None:
+    def _tokens(self, sink: Sink, batch: Tensor) -> None:
         tokens = batch.reshape(-1)[:_ELEMENTS]
         _, counts = torch.unique(tokens, return_counts=True) if tokens.device.type == "cpu" else (None, None)
         if counts is not None:  # on a device the number of distinct tokens would have to be waited for
             shares = counts / counts.sum()
-            tap.observe("token_entropy", -(shares * shares.log()).sum())
-        tap.observe("token_repeats", (batch[..., 1:] == batch[..., :-1]).float().mean())
+            sink.observe("token_entropy", -(shares * shares.log()).sum())
+        sink.observe("token_repeats", (batch[..., 1:] == batch[..., :-1]).float().mean())

@@ -10,7 +10,7 @@ from torch import Tensor
 from poise.doctor.probes.probe import Probe
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
 _SHOWN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", "maximize", "foreach", "fused")
@@ -19,47 +19,47 @@ _SHOWN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", 
 class HyperparameterProbe(Probe):
     """Events ``model``, ``optimizer`` (again whenever more than the learning rate changes) and ``first_step``."""
 
-    def before_step(self, tap: Tap, timeline: Timeline) -> None:
+    def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Describe what has not been described yet."""
         optimizer = timeline.optimizer
         if timeline.step == 0:
-            tap.event(0, "model", describe_model(tap))
+            sink.event(0, "model", describe_model(sink))
             facts = {
                 "state_empty": not optimizer.state,
                 "stateful": _is_stateful(timeline),
                 "adaptive": is_adaptive(timeline),
             }
-            tap.event(0, "first_step", {"timeline": timeline.prefix, "run_step": tap.step, **facts})
+            sink.event(0, "first_step", {"timeline": timeline.prefix, "run_step": sink.run_step, **facts})
         groups = _describe_groups(timeline)
         fixed = [{k: v for k, v in group.items() if k != "lr"} for group in groups]
         if fixed != timeline.hyperparameters:
             timeline.hyperparameters = fixed
             payload = {"timeline": timeline.prefix, "class": type(optimizer).__name__, "groups": groups}
-            tap.event(timeline.step, "optimizer", payload)
+            sink.event(timeline.step, "optimizer", payload)
 
 
-def describe_model(tap: Tap) -> dict[str, Any]:
+def describe_model(sink: Sink) -> dict[str, Any]:
     """Return the classes, shapes and dtypes of the models that are trained."""
-    modules = {tap.names.modules[id(m)]: type(m).__name__ for root in tap.names.roots for m in root.modules()}
+    modules = {sink.names.modules[id(m)]: type(m).__name__ for root in sink.names.roots for m in root.modules()}
     parameters = {
-        tap.names.parameters[id(p)]: {
+        sink.names.parameters[id(p)]: {
             "shape": list(p.shape),
             "dtype": str(p.dtype).removeprefix("torch."),
             "requires_grad": p.requires_grad,
         }
-        for root in tap.names.roots
+        for root in sink.names.roots
         for p in root.parameters()
     }
-    classes = ", ".join(type(root).__name__ for root in tap.names.roots)
-    return {"class": classes, "modules": modules, "parameters": parameters, "order": forward_order(tap)}
+    classes = ", ".join(type(root).__name__ for root in sink.names.roots)
+    return {"class": classes, "modules": modules, "parameters": parameters, "order": forward_order(sink)}
 
 
-def forward_order(tap: Tap) -> list[str]:
+def forward_order(sink: Sink) -> list[str]:
     """Return the parameters' names in the order in which their modules finished the last forward pass seen."""
     order: dict[str | None, None] = {}
-    for signal, module, _, _ in tap.interval.observations:
+    for signal, module, _, _ in sink.interval.observations:
         if signal == "act_rms" and module is not None:
-            order.update((tap.names.parameters.get(id(p)), None) for p in module._parameters.values() if p is not None)
+            order.update((sink.names.parameters.get(id(p)), None) for p in module._parameters.values() if p is not None)
     return [name for name in order if name is not None]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from poise.doctor.probes.probe import Probe
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
 
 _ROWS = 256
 _CLASSES = 256  # beyond that the table of predictions against labels is not kept
@@ -35,7 +35,7 @@ class LogitProbe(Probe):
     def __init__(self) -> None:
         self._table: Tensor | None = None
 
-    def loss_inputs(self, tap: Tap, logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    def loss_inputs(self, sink: Sink, logits: Tensor, target: Tensor, ignore_index: int) -> None:
         """Measure up to 256 rows."""
         if logits.dim() == 1:
             logits, target = logits.unsqueeze(0), target.unsqueeze(0)
@@ -44,41 +44,41 @@ class LogitProbe(Probe):
         exact = logits.movedim(1, -1).reshape(-1, logits.shape[1])[:_ROWS]
         exact = exact.to(torch.promote_types(exact.dtype, torch.float32))  # what a softmax computes in
         rows = exact.float()
-        self._scale(tap, rows)
-        tap.observe("softmax_collapse", ((exact - exact.amax(-1, keepdim=True)).exp().sum(-1) == 1).float().mean())
+        self._scale(sink, rows)
+        sink.observe("softmax_collapse", ((exact - exact.amax(-1, keepdim=True)).exp().sum(-1) == 1).float().mean())
         if not target.is_floating_point():
-            self._labels(tap, exact, target.reshape(-1)[:_ROWS], ignore_index)
+            self._labels(sink, exact, target.reshape(-1)[:_ROWS], ignore_index)
 
-    def _scale(self, tap: Tap, rows: Float[Tensor, "row cls"]) -> None:
-        tap.observe("classes", float(rows.shape[1]))
-        tap.observe("logit_lse", torch.logsumexp(rows, dim=-1).mean())
-        tap.observe("logit_mean", rows.mean())
+    def _scale(self, sink: Sink, rows: Float[Tensor, "row cls"]) -> None:
+        sink.observe("classes", float(rows.shape[1]))
+        sink.observe("logit_lse", torch.logsumexp(rows, dim=-1).mean())
+        sink.observe("logit_mean", rows.mean())
         low, high = torch.aminmax(rows)
-        tap.observe("logit_max", torch.maximum(-low, high))
+        sink.observe("logit_max", torch.maximum(-low, high))
         like = (low >= 0) & (high <= 1) & ((rows.sum(-1) - 1).abs().amax() < 1e-3)
-        tap.observe("logits_are_probabilities", like.float())
+        sink.observe("logits_are_probabilities", like.float())
 
-    def _labels(self, tap: Tap, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:
+    def _labels(self, sink: Sink, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:
         classes = rows.shape[1]
         ignored, within = labels == ignore_index, labels.clamp(0, classes - 1)
         weights = (~ignored & (labels == within)).float()
-        tap.observe("label_ignored", ignored.float().mean())
+        sink.observe("label_ignored", ignored.float().mean())
         counts = torch.zeros(classes, device=rows.device).index_add_(0, within, weights)
-        tap.observe("label_entropy", entropy(counts))
+        sink.observe("label_entropy", entropy(counts))
         if classes <= _CLASSES:
-            self._agreement(tap, rows.argmax(-1), within, weights, classes)
+            self._agreement(sink, rows.argmax(-1), within, weights, classes)
         losses = torch.log_softmax(rows, -1).gather(1, within[:, None].long())[:, 0]
-        tap.observe("zero_losses", ((losses == 0) * weights).sum() / weights.sum().clamp_min(1))
+        sink.observe("zero_losses", ((losses == 0) * weights).sum() / weights.sum().clamp_min(1))
 
-    def _agreement(self, tap: Tap, predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> None:
+    def _agreement(self, sink: Sink, predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> None:
         table = self._table
         if table is None or table.shape[0] != classes or table.device != predicted.device:
             table = torch.zeros(classes, classes, device=predicted.device)
         table.mul_(_MEMORY).view(-1).index_add_(0, predicted * classes + labels, weights)
         self._table = table
         total = table.sum().clamp_min(1e-12)
-        tap.observe("label_agreement", table.diagonal().sum() / total)
-        tap.observe("label_purity", table.amax(1).sum() / total)
+        sink.observe("label_agreement", table.diagonal().sum() / total)
+        sink.observe("label_purity", table.amax(1).sum() / total)
 
 
 def entropy(counts: Float[Tensor, " cls"]) -> Float[Tensor, ""]:

@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from poise.doctor.probes.probe import Probe
+from poise.doctor.tap.modal import MODAL
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
-
-MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-
 
 class ModeProbe(Probe):
     """``eval_mode``: share of the BatchNorm and Dropout modules that ran a training forward in eval mode."""
 
-    def forward(self, tap: Tap, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note the mode of a module whose behaviour depends on it."""
         # A frozen BatchNorm is in eval mode on purpose.
         if isinstance(module, MODAL) and all(p.requires_grad for p in module.parameters(recurse=False)):
-            tap.interval.modes.append(not module.training)
+            sink.interval.modes.append(not module.training)
 
-    def after_step(self, tap: Tap, timeline: Timeline) -> None:
+    def after_step(self, sink: Sink, timeline: Timeline) -> None:
         """Record the share."""
-        modes = tap.interval.modes
+        modes = sink.interval.modes
         if modes:
-            tap.emit(timeline, "eval_mode", None, [sum(modes) / len(modes)])
+            sink.emit(timeline, "eval_mode", None, [sum(modes) / len(modes)])

@@ -14,7 +14,7 @@ from poise.doctor.probes.probe import Probe
 from poise.optim.geometry import effective_lr
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
 _DELTA = 0.1  # as in AdamP, for |cos| sqrt(n)
@@ -42,7 +42,7 @@ class ScaleInvarianceProbe(Probe):
         self._tangential: dict[int, int] = {}  # how often in a row, by the parameter's place
         self._rates: tuple[list[int], list[Tensor]] = [], []
 
-    def before_step(self, tap: Tap, timeline: Timeline) -> None:
+    def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Compare the weights with the gradients of the step."""
         chosen = _matrices(timeline)
         if not chosen:
@@ -51,12 +51,12 @@ class ScaleInvarianceProbe(Probe):
         gradients = [g for i in chosen if (g := timeline.parameters[i].grad) is not None]
         cosines = _cosines(weights, gradients)
         shares = cosines.abs() * torch.tensor([math.sqrt(w.numel()) for w in weights], device=cosines.device)
-        tap.emit(timeline, "radial_share", [timeline.names[i] for i in chosen], shares)
-        self._emit_rates(tap, timeline, chosen, shares)
-        head = _head(tap, timeline, chosen)
-        tap.emit(timeline, "loss_scaling_alignment", [timeline.names[chosen[i]] for i in head], -cosines[head])
+        sink.emit(timeline, "radial_share", [timeline.names[i] for i in chosen], shares)
+        self._emit_rates(sink, timeline, chosen, shares)
+        head = _head(sink, timeline, chosen)
+        sink.emit(timeline, "loss_scaling_alignment", [timeline.names[chosen[i]] for i in head], -cosines[head])
 
-    def _emit_rates(self, tap: Tap, timeline: Timeline, chosen: list[int], shares: Tensor) -> None:
+    def _emit_rates(self, sink: Sink, timeline: Timeline, chosen: list[int], shares: Tensor) -> None:
         if not shares.is_cpu:
             return  # the device would have to be asked
         rule = "adam" if is_adaptive(timeline) else "sgd"
@@ -68,7 +68,7 @@ class ScaleInvarianceProbe(Probe):
             if self._tangential[key] >= _LOOKS:
                 names.append(timeline.names[i])
                 values.append(effective_lr(timeline.parameters[i].detach(), rates[i], rule))  # type: ignore[arg-type]
-        tap.emit(timeline, "effective_lr", names, values)
+        sink.emit(timeline, "effective_lr", names, values)
 
 
 def _matrices(timeline: Timeline) -> list[int]:
@@ -97,9 +97,9 @@ def _cosines(weights: list[Tensor], gradients: list[Tensor]) -> Float[Tensor, " 
     return torch.where(size > 0, product / size, torch.where(gradient > 0, 0.0, torch.nan))
 
 
-def _head(tap: Tap, timeline: Timeline, chosen: list[int]) -> list[int]:
+def _head(sink: Sink, timeline: Timeline, chosen: list[int]) -> list[int]:
     """Return the position, among those chosen, of the matrix that the forward pass used last."""
-    rank = {name: i for i, name in enumerate(forward_order(tap))}
+    rank = {name: i for i, name in enumerate(forward_order(sink))}
     return [max(range(len(chosen)), key=lambda i: (rank.get(timeline.names[chosen[i]], -1), i))]
 
 

@@ -7,13 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from poise.doctor.probes.probe import Probe
 from poise.doctor.tap.shadow import undisturbed
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.budget import Budget
+    from poise.doctor.tap.backward_pass import BackwardPass
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
 _SHARE = 0.3  # of what the watch may spend
@@ -48,65 +50,64 @@ class SharpnessProbe(Probe):
         self._seconds = self._spent = 0.0
         self._measured: tuple[float, float, float] | None = None  # sharpness, edge, learning rate that the script set
 
-    def before_backward(self, tap: Tap, root: Any) -> None:
+    def before_backward(self, sink: Sink, backward: BackwardPass) -> None:
         """Measure on the graph of the loss, before it is used up."""
-        self._measured = self._measured if tap.interval.backwards > 1 else None
-        if self._off or tap.interval.backwards > 1 or not tap.timelines:
+        root, timeline = backward.root, backward.timeline
+        self._measured = self._measured if sink.interval.backwards > 1 else None
+        if self._off or sink.interval.backwards > 1 or timeline is None:
             return
-        timeline = next(iter(tap.timelines.values()))
-        early = timeline.step < self._next and not tap.sampler.alarmed
-        if early or not timeline.step or not _is_loss(root) or not self._affords(tap, timeline):
+        early = timeline.step < self._next and not backward.alarmed
+        if early or not timeline.step or not _is_loss(root) or not self._affords(backward.budget, timeline):
             return
-        reason = _obstacle(tap, timeline)
+        reason = backward.obstacle()
         if reason:
-            self._leave(tap, timeline, reason)
+            self._leave(sink, timeline, reason)
             return
         start = time.perf_counter()
         try:
-            self._measure(tap, timeline, root)
+            self._measure(sink, timeline, root)
         except ValueError:
             pass  # numbers that are not finite, an optimizer without a state, a loss of others: the next step may do
         except Exception as error:
-            self._leave(tap, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
+            self._leave(sink, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
         seconds = time.perf_counter() - start
         self._seconds = 0.5 * (self._seconds + seconds) if self._seconds else seconds
         self._spent += seconds
-        tap.sampler.leave_out(seconds)
+        backward.leave_out(seconds)
         self._next = min(math.ceil(_SPREAD * timeline.step + 1), timeline.step + _WIDEST)
 
-    def _affords(self, tap: Tap, timeline: Timeline) -> bool:
+    def _affords(self, budget: Budget, timeline: Timeline) -> bool:
         cost = self._seconds or _FIRST * timeline.step_seconds
-        budget = tap.budget
         ours = _SHARE * (budget.overhead * budget.elapsed + budget.loan)
         return self._spent + cost <= ours and budget.allows(cost)
 
-    def _measure(self, tap: Tap, timeline: Timeline, root: Tensor) -> None:
+    def _measure(self, sink: Sink, timeline: Timeline, root: Tensor) -> None:
         parameters = [p for p in timeline.parameters if p.requires_grad]
-        with undisturbed(tap.names.roots):
+        with undisturbed(sink.names.roots):
             found = self._curvature.measure(root, parameters, timeline.optimizer)
-        scaled = tap.interval.scaled
+        scaled = sink.interval.scaled
         scale = float(root.detach() / scaled[1]) if scaled is not None and scaled[0] == id(root) else 1.0
         sharpness, lr = found.sharpness / scale, _learning_rate(timeline)
         if math.isfinite(sharpness) and found.edge > 0 and lr > 0:
             self._measured = sharpness, found.edge, lr
 
-    def after_step(self, tap: Tap, timeline: Timeline) -> None:
+    def after_step(self, sink: Sink, timeline: Timeline) -> None:
         """Record what was measured, at the learning rate that the step has really used."""
         if self._measured is None:
             return
         (sharpness, edge, lr), self._measured = self._measured, None
-        sharpness *= tap.interval.backwards  # a part of the loss was seen: the optimizer gets the sum of all
+        sharpness *= sink.interval.backwards  # a part of the loss was seen: the optimizer gets the sum of all
         edge *= lr / max(float(timeline.lr), 1e-30)
-        if tap.interval.clip is not None:
-            norm, limit = tap.interval.clip
+        if sink.interval.clip is not None:
+            norm, limit = sink.interval.clip
             edge *= max(1.0, float(norm) / limit) if limit > 0 and math.isfinite(float(norm)) else 1.0
-        tap.emit(timeline, "sharpness", None, [sharpness])
-        tap.emit(timeline, "edge", None, [edge])
-        tap.emit(timeline, "edge_ratio", None, [sharpness / edge])
+        sink.emit(timeline, "sharpness", None, [sharpness])
+        sink.emit(timeline, "edge", None, [edge])
+        sink.emit(timeline, "edge_ratio", None, [sharpness / edge])
 
-    def _leave(self, tap: Tap, timeline: Timeline, reason: str) -> None:
+    def _leave(self, sink: Sink, timeline: Timeline, reason: str) -> None:
         self._off = True
-        tap.event(timeline.step, "sharpness_off", {"reason": reason})
+        sink.event(timeline.step, "sharpness_off", {"reason": reason})
 
 
 def _is_loss(root: Any) -> bool:
@@ -115,24 +116,3 @@ def _is_loss(root: Any) -> bool:
 
 def _learning_rate(timeline: Timeline) -> float:
     return max((float(group.get("lr", 0.0)) for group in timeline.optimizer.param_groups), default=0.0)
-
-
-def _obstacle(tap: Tap, timeline: Timeline) -> str:
-    """Return why a second backward pass through the graph would not do, or would be noticed; empty if it is well."""
-    if tap.compiled:
-        return "compiled code has no second derivative"
-    if len(tap.timelines) > 1:
-        return "several optimizers: which of them a loss belongs to is not known"
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return "in a distributed run other processes would have to take part"
-    if tap.gradients_hooked or any(map(_has_backward_hooks, tap.names.roots)):
-        return "hooks of the script on gradients would be called once more"
-    if not all(isinstance(p, nn.Parameter) for p in timeline.parameters):
-        return "the optimizer holds tensors that are no parameters"
-    return ""
-
-
-def _has_backward_hooks(root: nn.Module) -> bool:
-    return any(m._backward_hooks or m._backward_pre_hooks for m in root.modules()) or any(
-        p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in root.parameters()
-    )

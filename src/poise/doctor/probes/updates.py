@@ -11,7 +11,7 @@ from poise.doctor.probes.probe import Probe
 from poise.doctor.probes.segments import sample, segments_of
 
 if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+    from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
 
@@ -26,7 +26,7 @@ class UpdateProbe(Probe):
         self._before: Tensor | None = None
         self._parameters: list[int] = []
 
-    def before_step(self, tap: Tap, timeline: Timeline) -> None:
+    def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Keep a copy of the parameters, or of some of their coordinates."""
         shown = timeline.shown_of(range(len(timeline.parameters)))
         device = timeline.parameters[0].device  # a model spread over devices is seen on its first one
@@ -35,7 +35,7 @@ class UpdateProbe(Probe):
         self._segments = segments_of(parameters)
         self._before = self._segments.flatten(parameters)
 
-    def after_step(self, tap: Tap, timeline: Timeline) -> None:
+    def after_step(self, sink: Sink, timeline: Timeline) -> None:
         """Compare."""
         if self._before is None:
             return
@@ -43,15 +43,15 @@ class UpdateProbe(Probe):
         segments, names = self._segments, [timeline.names[i] for i in self._parameters]
         difference = segments.flatten([timeline.parameters[i] for i in self._parameters]) - before
         updates, norms = segments.norm(difference), segments.norm(before)
-        tap.emit(timeline, "param_norm", names, norms)
+        sink.emit(timeline, "param_norm", names, norms)
         # A fresh bias of zeros has no relative update: it is measured against what it becomes.
         ratios = updates / torch.maximum(norms, updates).clamp_min(torch.finfo(torch.float32).tiny)
-        tap.emit(timeline, "update_ratio", names, ratios)
+        sink.emit(timeline, "update_ratio", names, ratios)
         total = torch.linalg.vector_norm(updates) / torch.linalg.vector_norm(norms).clamp_min(1e-30)
-        tap.emit(timeline, "update_ratio", None, [total])
-        self._emit_lost(tap, timeline, difference.split(segments.sizes))
+        sink.emit(timeline, "update_ratio", None, [total])
+        self._emit_lost(sink, timeline, difference.split(segments.sizes))
 
-    def _emit_lost(self, tap: Tap, timeline: Timeline, differences: tuple[Tensor, ...]) -> None:
+    def _emit_lost(self, sink: Sink, timeline: Timeline, differences: tuple[Tensor, ...]) -> None:
         names, values = [], []
         for i, difference in zip(self._parameters, differences, strict=True):
             parameter = timeline.parameters[i]
@@ -60,4 +60,4 @@ class UpdateProbe(Probe):
             moved = sample(parameter.grad).reshape(-1) != 0
             names.append(timeline.names[i])
             values.append(((difference == 0) & moved).sum() / moved.sum().clamp_min(1))
-        tap.emit(timeline, "update_lost", names, values)
+        sink.emit(timeline, "update_lost", names, values)

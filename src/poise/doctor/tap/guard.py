@@ -1,48 +1,74 @@
-"""What every moment of the watch is wrapped in."""
+"""What every hook of the watch is wrapped in."""
 
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
+from poise.doctor.tap.state import TapState
 
+
+class HasState(Protocol):
+    """A hook group."""
+
+    state: TapState
+
+
+G = TypeVar("G", bound=HasState)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def guarded(method: Callable[Concatenate[Tap, P], R]) -> Callable[Concatenate[Tap, P], R | None]:
+def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R | None]:
     """Time the watch's own work, and let no fault of it reach the run.
 
-    What the watch itself computes there is not watched: a moment within a moment does nothing.
+    What the watch itself computes there is not watched: a hook within a hook does nothing. Neither does one in another
+    thread than the one that trains.
     """
 
     @functools.wraps(method)
-    def call(self: Tap, *args: P.args, **kwargs: P.kwargs) -> R | None:
-        if self.off or self.busy:
+    def call(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        state = self.state
+        if state.off or state.busy or (state.thread is not None and state.thread != threading.get_ident()):
             return None
         start = time.perf_counter()
-        self.busy = True
-        # Moments nest where the watch runs a forward pass itself: each puts back what it found.
-        outer, enabled = self.grad_enabled, torch.is_grad_enabled()
-        self.grad_enabled = enabled
+        state.busy = True
+        # Hooks nest where the watch runs a forward pass itself: each puts back what it found.
+        outer, enabled = state.grad_enabled, torch.is_grad_enabled()
+        state.grad_enabled = enabled
         torch._C._set_grad_enabled(False)  # what torch.no_grad() does, at a twentieth of its cost
         try:
-            return method(self, *args, **kwargs)
+            with _outside_modes():
+                return method(self, *args, **kwargs)
         except Exception as error:  # whatever it is, the user's run goes on without the watch
-            self.fail(error)
+            state.fail(error)
             return None
         finally:
             torch._C._set_grad_enabled(enabled)
-            self.grad_enabled = outer
-            self.busy = False
-            # In a forward pass that the watch runs itself, the moment around it is on the clock already.
-            if not self.shadowing:
-                self.budget.charge(start)
+            state.grad_enabled = outer
+            state.busy = False
+            # In a forward pass that the watch runs itself, the hook around it is on the clock already.
+            if not state.shadowing:
+                state.budget.charge(start)
 
     return call
+
+
+_NO_CONTEXT = nullcontext()
+
+
+def _outside_modes() -> AbstractContextManager[Any]:
+    """Keep the watch's own operations from the script's modes, which count, record or redirect what is computed."""
+    if torch._C._len_torch_dispatch_stack():
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        return _disable_current_modes()
+    if torch._C._len_torch_function_stack():
+        return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]
+    return _NO_CONTEXT

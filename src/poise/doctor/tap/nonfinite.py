@@ -9,18 +9,17 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
-
-if TYPE_CHECKING:
-    from poise.doctor.tap.tap import Tap
-    from poise.doctor.tap.timeline import Timeline
+from poise.doctor.tap.state import TapState
+from poise.doctor.tap.timeline import Timeline
 
 # These put infinities where a mask wants them: no fault of theirs.
 _MASKING = {
@@ -39,9 +38,12 @@ NO_CULPRIT = {"module": "", "op": "", "source": ""}
 _OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 
-def explain_nonfinite_forward(tap: Tap, loss: Tensor) -> dict[str, Any]:
+def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tensor) -> dict[str, Any]:
     """Return where the first non-finite value of a forward pass came from, while its graph still exists."""
-    found = _search_model(tap)
+    try:
+        found = _search_model(state, forward)
+    except Exception as error:  # a forward pass that cannot be repeated
+        return {**NO_CULPRIT, "where": "model", "error": str(error)}
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
@@ -50,36 +52,39 @@ def explain_nonfinite_forward(tap: Tap, loss: Tensor) -> dict[str, Any]:
     return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss"}
 
 
-def explain_nonfinite_backward(tap: Tap, timeline: Timeline) -> dict[str, Any]:
+def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:
     """Return which parameters got non-finite gradients from a finite loss, and the operation that made the first."""
     bad = [
         timeline.names[i]
         for i in timeline.with_gradient
         if not bool(torch.isfinite(timeline.parameters[i].grad).all())  # type: ignore[arg-type]
     ]
-    found = _search_backward(tap) or NO_CULPRIT
+    try:
+        found = _search_backward(state, forward) or NO_CULPRIT
+    except Exception as error:  # a forward pass that cannot be repeated
+        found = {**NO_CULPRIT, "error": str(error)}
     return {"parameters": bad[:20], "parameters_total": len(bad), **found}
 
 
-def _search_model(tap: Tap) -> dict[str, Any] | None:
-    for call in tap.calls:
+def _search_model(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | None:
+    for call in state.calls:
         if not can_shadow(call):
             return None
         if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
             return {**NO_CULPRIT, "op": "the input batch"}
-        watcher = _FirstNonFinite(tap)
-        with shadow(call) as forward, tap.watched_modules(), watcher:
+        observer = _FirstNonFinite(state, hooks)
+        with shadow(call) as forward, hooks.watching(), observer:
             output = forward()
         if not all(bool(torch.isfinite(t).all()) for t in _floats(output)):
-            return watcher.found()
+            return observer.found()
     return None
 
 
 class _FirstNonFinite(TorchFunctionMode):
     """Looks at what every operation of a forward pass takes and gives."""
 
-    def __init__(self, tap: Tap) -> None:
-        self._tap = tap
+    def __init__(self, state: TapState, hooks: ForwardHooks) -> None:
+        self._state, self._hooks = state, hooks
         self._nan: dict[str, Any] | None = None
         self._infinity: dict[str, Any] | None = None
 
@@ -100,10 +105,10 @@ class _FirstNonFinite(TorchFunctionMode):
 
     def _describe(self, name: str, inputs: Any) -> dict[str, Any]:
         given = [t for t in _floats(inputs) if t.numel()]
-        module = self._tap.module
+        module = self._hooks.module
         low, high = _finite_range(given)
         return {
-            "module": "" if module is None else self._tap.names.modules.get(id(module), type(module).__name__),
+            "module": "" if module is None else self._state.names.modules.get(id(module), type(module).__name__),
             "op": name,
             "source": user_line(),
             "input_min": low,
@@ -176,13 +181,13 @@ def _saved(node: Any, name: str) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def _search_backward(tap: Tap) -> dict[str, Any] | None:
+def _search_backward(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | None:
     """Repeat forward and backward of the model, watching every operation's gradient; the parameters keep theirs."""
-    for call in tap.calls:
+    for call in state.calls:
         if not can_shadow(call):
             return None
-        lines = _GradientLines(tap)
-        with torch.enable_grad(), shadow(call) as forward, tap.watched_modules(), lines:
+        lines = _GradientLines(state, hooks)
+        with torch.enable_grad(), shadow(call) as forward, hooks.watching(), lines:
             outputs = [t for t in _floats(forward()) if t.requires_grad]
         culprits = _watch_gradients(call, outputs, lines.made)
         if culprits:
@@ -216,18 +221,18 @@ def _all_finite(tensors: Any) -> bool:
 class _GradientLines(TorchFunctionMode):
     """Remembers, for every node of the graph, the module and the line of the user's code that made it."""
 
-    def __init__(self, tap: Tap) -> None:
-        self._tap = tap
+    def __init__(self, state: TapState, hooks: ForwardHooks) -> None:
+        self._state, self._hooks = state, hooks
         self.made: dict[Any, dict[str, Any]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        module = self._tap.module
+        module = self._hooks.module
         for tensor in _floats(output):
             node = tensor.grad_fn
             if node is not None and node not in self.made:
                 self.made[node] = {
-                    "module": "" if module is None else self._tap.names.modules.get(id(module), type(module).__name__),
+                    "module": "" if module is None else self._state.names.modules.get(id(module), type(module).__name__),
                     "op": _op_name(node),
                     "source": user_line(),
                 }

@@ -1,33 +1,51 @@
-"""Replace functions of torch for as long as a run is watched, and put every one back."""
+"""Replace attributes of torch for a time, and put every one back."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 _MISSING = object()
 
 
 class Patches:
-    """A list of replaced attributes that can be undone, last first."""
+    """A list of attributes that can be replaced and put back, as often as needed.
+
+    Compiled functions of torch cannot be hooked from within (see :mod:`poise.doctor.tap.function_hook`): the attribute
+    that holds them is replaced, for as short a time as possible.
+    """
 
     def __init__(self) -> None:
-        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._prepared: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, replacement
+        self._replaced: list[tuple[Any, str, Any, Any]] = []  # owner, name, what the owner itself held, replacement
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is replaced now."""
+        return bool(self._replaced)
+
+    def prepare(self, owner: Any, name: str, make: Callable[[Any], Any]) -> Any:
+        """Keep ``make(original)`` for ``owner.name`` until :meth:`apply`, and return it."""
+        original = getattr(owner, name)
+        replacement = make(original)
+        self._prepared.append((owner, name, original, replacement))
+        if self.active:
+            self._set(owner, name, original, replacement)
+        return replacement
 
     def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Set ``owner.name`` to ``make(original)``; an attribute that this torch lacks is left alone."""
+        """Set ``owner.name`` to ``make(original)`` now; an attribute that this torch lacks is left alone."""
         original = getattr(owner, name, None)
-        if original is None:
-            return
-        # A class may inherit the attribute: then undoing means deleting ours, not copying the parent's down.
-        own = vars(owner).get(name, _MISSING)
-        replacement = make(original)
-        setattr(owner, name, replacement)
-        self._replaced.append((owner, name, own, replacement))
+        if original is not None:
+            self._set(owner, name, original, make(original))
+
+    def apply(self) -> None:
+        """Set what was prepared, save where somebody else has replaced the original since."""
+        for entry in self._prepared:
+            self._set(*entry)
 
     def undo(self) -> None:
-        """Put everything back, save where somebody else has replaced our replacement since."""
+        """Put everything back, last first, save where somebody else has replaced the replacement since."""
         while self._replaced:
             owner, name, own, replacement = self._replaced.pop()
             if vars(owner).get(name) is not replacement:
@@ -37,14 +55,8 @@ class Patches:
             else:
                 setattr(owner, name, own)
 
-    @contextlib.contextmanager
-    def lifted(self) -> Iterator[None]:
-        """Take all replacements away for a moment."""
-        replaced = list(self._replaced)
-        self.undo()
-        try:
-            yield
-        finally:
-            for owner, name, _, replacement in replaced:
-                setattr(owner, name, replacement)
-            self._replaced = replaced
+    def _set(self, owner: Any, name: str, original: Any, replacement: Any) -> None:
+        if getattr(owner, name, None) is original:
+            # A class may inherit the attribute: then undoing means deleting ours, not copying the parent's down.
+            self._replaced.append((owner, name, vars(owner).get(name, _MISSING), replacement))
+            setattr(owner, name, replacement)

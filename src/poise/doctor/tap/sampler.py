@@ -28,7 +28,7 @@ class Sampler:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.looking = True
+        self.sampling = True
         self._to_see: set[int] = set()
         self._last = 0
         self._burst = 0
@@ -64,24 +64,24 @@ class Sampler:
     def next(self, optimizer: int, step: int, optimizers: Collection[int]) -> bool:
         """Return whether the step after ``step``, which ``optimizer`` has just taken, is looked at closely."""
         self._burst = max(0, self._burst - 1)
-        if self.looking:
+        if self.sampling:
             self._to_see.discard(optimizer)
             if not self._to_see or step - self._last > 2 * len(optimizers):
                 self._stop()
         # The loan has to last for the first hundreds of steps: hence the widening.
         wait = 1 if self._burst else min(_WIDEST, max(1, step // 4))
-        if not self.looking and step - self._last >= wait and self.budget.allows(self._seconds):
+        if not self.sampling and step - self._last >= wait and self.budget.allows(self._seconds):
             self._start(step, optimizers)
-        return self.looking
+        return self.sampling
 
     def _start(self, step: int, optimizers: Collection[int]) -> None:
-        self.looking = True
+        self.sampling = True
         self._last = step
         self._to_see = set(optimizers)
         self._spent_before = self.budget.spent
 
     def _stop(self) -> None:
-        self.looking = False
+        self.sampling = False
         seconds = self.budget.spent - self._spent_before
         self.budget.looked += seconds
         self._seconds = 0.7 * self._seconds + 0.3 * seconds

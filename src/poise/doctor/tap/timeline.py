@@ -13,32 +13,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from poise.doctor.tap.interval import Interval
+
 _LAYERS = 256
 _COLUMNS = ("lr", "step_seconds", "backwards", "loss", "grad_norm", "clip_max", "amp_scale", "amp_skipped")
 _LOSS = _COLUMNS.index("loss")
-
-
-@dataclass
-class Interval:
-    """What happened between two optimizer steps."""
-
-    losses: list[float | Tensor] = field(default_factory=list)
-    loss_output: Any = None  # of a loss function, for loops that never call backward()
-    backwards: int = 0
-    clip: tuple[Any, float] | None = None  # total norm before clipping, max_norm
-    observations: list[tuple[str, Any, str, Any]] = field(default_factory=list)  # signal, module or None, site, value
-    seen: set[tuple[str, int]] = field(default_factory=set)
-    modes: list[bool] = field(default_factory=list)  # True per BatchNorm or Dropout that ran in eval mode
-    scaled: tuple[int, Tensor] | None = None  # id of a scaled loss, the loss before GradScaler.scale
-
-    def loss(self) -> float | Tensor | None:
-        """Mean over the backward roots; what a loss function returned last if there was no scalar root."""
-        if not self.losses:
-            output = self.loss_output
-            return output.detach().reshape(()) if isinstance(output, Tensor) and output.numel() == 1 else None
-        if len(self.losses) == 1:
-            return self.losses[0]
-        return sum(self.losses[1:], start=self.losses[0]) / len(self.losses)
 
 
 @dataclass

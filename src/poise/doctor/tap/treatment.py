@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from poise.doctor.remedies.remedy import Remedy
-from poise.doctor.tap.timeline import Interval
+from poise.doctor.tap.interval import Interval
+
+Function = Callable[..., Tensor]
 
 
 class Treatment:
@@ -24,6 +29,39 @@ class Treatment:
         self.remedies = tuple(remedies)
         self._told = told
         self.acting: dict[int, list[Remedy]] = {}  # by optimizer: one may step inside another
+
+    def around(self, name: str) -> Callable[[Function], Function] | None:
+        """Return what puts the remedies around a function; ``None`` if none of them is concerned.
+
+        If a remedy fails there, the function itself answers, and all remedies are dropped.
+
+        Args:
+            name: of the method of :class:`Remedy` that stands around the function.
+        """
+        concerned = [r for r in self.remedies if getattr(type(r), name) is not getattr(Remedy, name)]
+        if not concerned:
+            return None
+
+        def treat(original: Function) -> Function:
+            treated = original
+            for remedy in concerned:
+                treated = functools.partial(getattr(remedy, name), treated)
+
+            def compute(*args: Any, **kwargs: Any) -> Tensor:
+                if torch.compiler.is_compiling():
+                    return treated(*args, **kwargs)
+                if not self.remedies:
+                    return original(*args, **kwargs)
+                try:
+                    return treated(*args, **kwargs)
+                except Exception as error:
+                    output = original(*args, **kwargs)  # raises by itself if the script's own call was wrong
+                    self._drop(error)
+                    return output
+
+            return compute
+
+        return treat
 
     def before_step(self, optimizer: Optimizer, interval: Interval) -> None:
         """Let the remedies act; ``interval`` knows the loss of the step."""

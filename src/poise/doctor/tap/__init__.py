@@ -1,0 +1,1 @@
+"""Where numbers leave a live run without the script being changed."""

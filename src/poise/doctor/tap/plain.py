@@ -1,0 +1,35 @@
+"""Whether a tensor holds numbers that may be read."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+is_compiling = torch.compiler.is_compiling
+
+
+def is_transforming() -> bool:
+    """Return whether the running code is traced, mapped or differentiated by torch.func, or seen by a dispatch mode.
+
+    Tensors hold no numbers of their own there, or whatever is computed from them would be recorded.
+    """
+    return (
+        is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def is_plain(tensor: Any) -> TypeGuard[Tensor]:
+    """Return whether ``tensor`` is an ordinary dense tensor: no subclass, and not nested, sparse, quantised or meta."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and not tensor.is_nested
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_meta
+        and not is_transforming()
+    )

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.curvature import Hessian, LinearOperator, Preconditioned, as_objective, spectral_density
-from poise.curvature.batches import as_batches
-from poise.curvature.objective import Objective, Supervised
+from poise.curvature.loss.batches import as_batches
+from poise.curvature.loss.objective import Objective, Supervised
 from poise.dynamics.audit_effort import Effort, affordable_effort
 from poise.dynamics.audit_noise import audited_noise, why_no_noise_analysis
 from poise.dynamics.audit_report import AuditFacts, audit_report, is_plain_sgd

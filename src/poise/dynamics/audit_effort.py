@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from poise.curvature import Hessian
-from poise.curvature.objective import Objective
+from poise.curvature.loss.objective import Objective
 from poise.dynamics.example_sample import two_samples
 
 _PILOT = 64

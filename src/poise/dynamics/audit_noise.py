@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from poise.curvature.objective import Objective, Supervised
-from poise.curvature.per_example import mixing_layers
+from poise.curvature.loss.objective import Objective, Supervised
+from poise.curvature.loss.per_example import mixing_layers
 from poise.dynamics.curvature_moments import curvature_moments, lr_bound_error
 from poise.dynamics.per_example_factors import PerExampleFactors, per_example_gram
 from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_stability

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from poise.curvature import Hessian, LinearOperator, Preconditioned, eigs, l2_penalty, lanczos, preconditioner
-from poise.curvature.eigs import DENSE
+from poise.curvature.eigen.eigs import DENSE
 from poise.dynamics.ascent import unwrap_sam
 from poise.dynamics.audit_effort import Effort
 

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poise.curvature.batches import as_batches, map_tensors
-from poise.curvature.eigs import eigs
-from poise.curvature.evaluation import Evaluation
-from poise.curvature.hessian import Hessian
-from poise.curvature.objective import Supervised
+from poise.curvature.eigen.eigs import eigs
+from poise.curvature.loss.batches import as_batches, map_tensors
+from poise.curvature.loss.evaluation import Evaluation
+from poise.curvature.loss.objective import Supervised
+from poise.curvature.operators.hessian.hessian import Hessian
 from poise.dynamics.gradient_flow_limit import FlowResult, Method, gradient_flow_limit
 
 Vector = Float[Tensor, " parameters"]

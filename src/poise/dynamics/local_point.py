@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from poise.curvature.autograd_graph import recorded_operations
-from poise.curvature.evaluation import Evaluation
+from poise.curvature.loss.autograd_graph import recorded_operations
+from poise.curvature.loss.evaluation import Evaluation
 
 _FITTED = 1e-3
 _KINKED = (

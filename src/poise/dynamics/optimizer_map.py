@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from poise.curvature.evaluation import Evaluation
+from poise.curvature.loss.evaluation import Evaluation
 from poise.dynamics.ascent import Ascent, unwrap_sam
 from poise.dynamics.map import Map
 from poise.dynamics.system import check_state

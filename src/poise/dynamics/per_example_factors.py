@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from poise.curvature.batches import map_tensors, tensors_of
-from poise.curvature.criterion import CrossEntropy, MeanSquaredError
-from poise.curvature.evaluation import Evaluation
-from poise.curvature.objective import as_supervised
-from poise.curvature.per_example import check_examples_are_independent, over_examples
+from poise.curvature.loss.batches import map_tensors, tensors_of
+from poise.curvature.loss.criterion import CrossEntropy, MeanSquaredError
+from poise.curvature.loss.evaluation import Evaluation
+from poise.curvature.loss.objective import as_supervised
+from poise.curvature.loss.per_example import check_examples_are_independent, over_examples
 
 _MOST_OUTPUTS = 512
 _PSD_TOL = 1e-8

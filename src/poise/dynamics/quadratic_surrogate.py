@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import grad, jvp
 
-from poise.curvature.eigs import eigs
-from poise.curvature.evaluation import Evaluation
-from poise.curvature.function_operator import FunctionOperator
-from poise.curvature.objective import Supervised
+from poise.curvature.eigen.eigs import eigs
+from poise.curvature.loss.evaluation import Evaluation
+from poise.curvature.loss.objective import Supervised
+from poise.curvature.operators.function_operator import FunctionOperator
 from poise.dynamics.trajectory import State, Trajectory, follow
 
 Outputs = Float[Tensor, " outputs"]

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.curvature import as_objective
-from poise.curvature.batches import tensors_of, to_device
-from poise.curvature.objective import Objective
+from poise.curvature.loss.batches import tensors_of, to_device
+from poise.curvature.loss.objective import Objective
 from poise.doctor.tap.discovery import unwrap
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from poise.curvature.batches import to_device
-from poise.curvature.objective import Objective, as_objective
-from poise.curvature.random_states import RandomStates
+from poise.curvature.loss.batches import to_device
+from poise.curvature.loss.objective import Objective, as_objective
+from poise.curvature.loss.random_states import RandomStates
 from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
 
 if TYPE_CHECKING:

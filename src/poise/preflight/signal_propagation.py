@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from poise.curvature.batches import map_tensors, tensors_of
-from poise.curvature.objective import Objective
+from poise.curvature.loss.batches import map_tensors, tensors_of
+from poise.curvature.loss.objective import Objective
 from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.tap.attention_logits import scaled_dot_product_logits, softmax_logits

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from poise.curvature import EigenResult, FlatParameters, Hessian, LinearOperator, eigs, lanczos
-from poise.curvature.eigs import DENSE
-from poise.curvature.evaluation import Evaluation
-from poise.curvature.preconditioned import unwrapped
+from poise.curvature.eigen.eigs import DENSE
+from poise.curvature.loss.evaluation import Evaluation
+from poise.curvature.operators.preconditioned import unwrapped
 from poise.dynamics import edge, momentum_edge
 from poise.dynamics.audit_sharpness import as_optimizer_sees, is_adaptive
 from poise.dynamics.largest_stable_lr import largest_stable_lr

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Optimizer
 
 from poise.curvature import Hessian, SharpnessTracker
-from poise.curvature.objective import Objective
+from poise.curvature.loss.objective import Objective
 from poise.dynamics.audit_sharpness import is_adaptive
 from poise.dynamics.edge import edge
 from poise.dynamics.example_sample import two_samples

@@ -16,7 +16,7 @@ from poise.curvature.loss.flat import FlatParameters
 from poise.curvature.operators.function_operator import FunctionOperator
 from poise.curvature.operators.linear_operator import LinearOperator
 from poise.curvature.operators.preconditioned import Preconditioned, l2_penalty, preconditioner, unwrapped
-from poise.dynamics.edge import edge
+from poise.dynamics.edge_of_stability.edge import edge
 
 PRODUCTS = 3
 _TOLERANCE = 0.02

@@ -28,11 +28,11 @@ from poise.dynamics.audit_sharpness import (
     audited_sharpness,
     is_adaptive,
 )
-from poise.dynamics.edge import EdgeDistance, distance_to_edge
-from poise.dynamics.example_sample import two_samples
-from poise.dynamics.largest_stable_lr import largest_stable_lr
-from poise.dynamics.local_point import LocalPoint, local_point
-from poise.dynamics.sgd_stability import SGDStability
+from poise.dynamics.edge_of_stability.edge import EdgeDistance, distance_to_edge
+from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
+from poise.dynamics.edge_of_stability.local_point import LocalPoint, local_point
+from poise.dynamics.sgd_noise.example_sample import two_samples
+from poise.dynamics.sgd_noise.sgd_stability import SGDStability
 from poise.report import Report
 
 _SMALL = 100_000

@@ -12,9 +12,9 @@ from torch import nn
 
 from poise.curvature.loss.objective import Objective, Supervised
 from poise.curvature.loss.per_example import mixing_layers
-from poise.dynamics.curvature_moments import curvature_moments, lr_bound_error
-from poise.dynamics.per_example_factors import PerExampleFactors, per_example_gram
-from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_stability
+from poise.dynamics.sgd_noise.curvature_moments import curvature_moments, lr_bound_error
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, per_example_gram
+from poise.dynamics.sgd_noise.sgd_stability import NotInterpolating, SGDStability, sgd_stability
 
 _EXACT_ROWS = 400  # examples x outputs up to which the table of batch sizes takes seconds
 _NUMBERS = 4e8  # of the factors that an estimate looks at

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from poise.curvature import GGN, eigs
-from poise.dynamics.coherence import Coherence, coherence_of_gram
-from poise.dynamics.curvature_moments import CurvatureMoments, curvature_moments, lr_bound_error
-from poise.dynamics.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
-from poise.dynamics.sampling import Sampling, check_batch
-from poise.dynamics.second_moment_operator import SecondMomentOperator, check_lr
+from poise.dynamics.sgd_noise.coherence import Coherence, coherence_of_gram
+from poise.dynamics.sgd_noise.curvature_moments import CurvatureMoments, curvature_moments, lr_bound_error
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
+from poise.dynamics.sgd_noise.sampling import Sampling, check_batch
+from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator, check_lr
 
 _MOST_ROWS = 2000  # beyond it a product with the exact operator takes seconds
 _MOST_EXAMPLES, _FEWEST_EXAMPLES = 256, 16

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poise.dynamics.quadratic_surrogate import QuadraticSurrogate
-from poise.dynamics.trajectory import State, Trajectory, follow
+from poise.dynamics.models.quadratic_surrogate import QuadraticSurrogate
+from poise.dynamics.models.trajectory import State, Trajectory, follow
 
 
 class QuadraticModel:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
-from poise.dynamics.ascent import unwrap_sam
+from poise.dynamics.edge_of_stability.ascent import unwrap_sam
 
 Group = Mapping[str, Any]
 AT_THE_EDGE = (0.95, 1.15)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.dynamics.fixed_point import Method, find_fixed_point, integrate
-from poise.dynamics.flow import Flow
+from poise.dynamics.systems.fixed_point import Method, find_fixed_point, integrate
+from poise.dynamics.systems.flow import Flow
 
 Reaction = Callable[[Tensor], Tensor]
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.dynamics.flow import Flow
-from poise.dynamics.map import Map
-from poise.dynamics.system import System, check_state
+from poise.dynamics.systems.flow import Flow
+from poise.dynamics.systems.map import Map
+from poise.dynamics.systems.system import System, check_state
 
 Method = Literal["newton-krylov", "newton", "iterate", "anderson"]
 _HISTORY = 5

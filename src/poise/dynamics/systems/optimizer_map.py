@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from poise.curvature.loss.evaluation import Evaluation
-from poise.dynamics.ascent import Ascent, unwrap_sam
-from poise.dynamics.map import Map
-from poise.dynamics.system import check_state
+from poise.dynamics.edge_of_stability.ascent import Ascent, unwrap_sam
+from poise.dynamics.systems.map import Map
+from poise.dynamics.systems.system import check_state
 
 Gradient = Callable[[Tensor], Tensor]
 Slots = dict[str, Tensor]

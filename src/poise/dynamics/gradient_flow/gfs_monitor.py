@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from poise.dynamics.gradient_flow_solution import GradientFlowSolution, gradient_flow_solution
-from poise.dynamics.scalar_network import STABLE_SET_LIMIT
+from poise.dynamics.gradient_flow.gradient_flow_solution import GradientFlowSolution, gradient_flow_solution
+from poise.dynamics.models.scalar_network import STABLE_SET_LIMIT
 
 Regime = Literal["stable", "edge of stability", "no guarantee"]
 

@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from poise.dynamics.system import Field, Jvp, System
+from poise.dynamics.systems.system import Field, Jvp, System
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from poise.dynamics.optimizer_map import OptimizerMap
+    from poise.dynamics.systems.optimizer_map import OptimizerMap
 
 
 class Map(System):
@@ -45,7 +45,7 @@ class Map(System):
         optimizer: Optimizer, model: nn.Module, loss_fn: Any, data: Any, hold: Sequence[str] = ()
     ) -> OptimizerMap:
         """Return one full-batch step of an optimizer as a map; see :func:`optimizer_map`."""
-        from poise.dynamics.optimizer_map import optimizer_map
+        from poise.dynamics.systems.optimizer_map import optimizer_map
 
         return optimizer_map(optimizer, model, loss_fn, data, hold)
 

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from poise.curvature import NTK
-from poise.dynamics.fixed_point import NotConverged
+from poise.dynamics.systems.fixed_point import NotConverged
 
 _MOST_SAMPLES = 2000
 

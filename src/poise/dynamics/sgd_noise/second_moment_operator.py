@@ -13,7 +13,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from poise.dynamics.sampling import Sampling, check_batch, noise_coefficients, smallest_batch_with
+from poise.dynamics.sgd_noise.sampling import Sampling, check_batch, noise_coefficients, smallest_batch_with
 
 _RANK_TOL = 1e-10  # directions below this share of the top eigenvalue are rounding
 _DENSE_RANK = 6

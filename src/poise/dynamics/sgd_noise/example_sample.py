@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.curvature.loss.objective import Objective
-from poise.dynamics.per_example_factors import _rows
+from poise.dynamics.sgd_noise.per_example_factors import _rows
 
 _PIECE = 32  # fewest examples of one batch that are evaluated together, where there are as many
 

@@ -7,7 +7,7 @@ import math
 from scipy.optimize import brentq
 from torch.optim import Optimizer
 
-from poise.dynamics.edge import edge
+from poise.dynamics.edge_of_stability.edge import edge
 
 _MOST = math.log(1e12)
 

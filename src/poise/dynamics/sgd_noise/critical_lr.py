@@ -7,10 +7,10 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from poise.dynamics.coherence import Coherence, coherence_of_gram
-from poise.dynamics.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
-from poise.dynamics.sampling import Sampling, check_batch
-from poise.dynamics.second_moment_operator import SecondMomentOperator
+from poise.dynamics.sgd_noise.coherence import Coherence, coherence_of_gram
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
+from poise.dynamics.sgd_noise.sampling import Sampling, check_batch
+from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator
 
 Method = Literal["exact", "coherence", "divergence", "gd"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -11,18 +11,18 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from poise.dynamics.flow import Flow
-from poise.dynamics.leading_eigenvalues import LeadingEigenvalues, leading_eigenvalues
-from poise.dynamics.map import Map
-from poise.dynamics.non_normality import (
+from poise.dynamics.systems.flow import Flow
+from poise.dynamics.systems.leading_eigenvalues import LeadingEigenvalues, leading_eigenvalues
+from poise.dynamics.systems.map import Map
+from poise.dynamics.systems.non_normality import (
     TRANSIENT_LIMIT,
     NonNormality,
     non_normality_of_flow,
     non_normality_of_map,
     non_normality_of_operator,
 )
-from poise.dynamics.smoothness import Smoothness, check_smoothness
-from poise.dynamics.system import System, check_state
+from poise.dynamics.systems.smoothness import Smoothness, check_smoothness
+from poise.dynamics.systems.system import System, check_state
 
 if TYPE_CHECKING:
     from poise.report import Report
@@ -78,7 +78,7 @@ class StabilityReport:
 
     def report(self) -> Report:
         """Return the report: the verdict in words, eigenvalues, growth before decay, and where the analysis ends."""
-        from poise.dynamics.stability_report import stability_report
+        from poise.dynamics.systems.stability_report import stability_report
 
         return stability_report(self)
 

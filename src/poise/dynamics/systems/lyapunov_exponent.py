@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.dynamics.map import Map
-from poise.dynamics.system import check_state
+from poise.dynamics.systems.map import Map
+from poise.dynamics.systems.system import check_state
 
 RandomStep = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from poise.dynamics.per_example_factors import PerExampleGram
-from poise.dynamics.sampling import Sampling, noise_coefficients, smallest_batch_with
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleGram
+from poise.dynamics.sgd_noise.sampling import Sampling, noise_coefficients, smallest_batch_with
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from poise.curvature.eigen.eigs import eigs
 from poise.curvature.loss.evaluation import Evaluation
 from poise.curvature.loss.objective import Supervised
 from poise.curvature.operators.function_operator import FunctionOperator
-from poise.dynamics.trajectory import State, Trajectory, follow
+from poise.dynamics.models.trajectory import State, Trajectory, follow
 
 Outputs = Float[Tensor, " outputs"]
 Move = Float[Tensor, " parameters"]

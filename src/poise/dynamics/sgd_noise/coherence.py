@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poise.dynamics.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
 
 _GROUPS = 10
 

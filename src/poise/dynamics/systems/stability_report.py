@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from poise.report import Code, Figure, Report, Table, Text
 
 if TYPE_CHECKING:
-    from poise.dynamics.stability import StabilityReport
+    from poise.dynamics.systems.stability import StabilityReport
 
 _LARGE_GROWTH = 10.0
 

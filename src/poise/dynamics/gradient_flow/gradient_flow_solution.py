@@ -21,7 +21,7 @@ from poise.curvature.loss.batches import as_batches, map_tensors
 from poise.curvature.loss.evaluation import Evaluation
 from poise.curvature.loss.objective import Supervised
 from poise.curvature.operators.hessian.hessian import Hessian
-from poise.dynamics.gradient_flow_limit import FlowResult, Method, gradient_flow_limit
+from poise.dynamics.gradient_flow.gradient_flow_limit import FlowResult, Method, gradient_flow_limit
 
 Vector = Float[Tensor, " parameters"]
 

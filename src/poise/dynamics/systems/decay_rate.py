@@ -14,10 +14,10 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from poise.dynamics.fixed_point import NotConverged
-from poise.dynamics.flow import Flow
-from poise.dynamics.stability import stability
-from poise.dynamics.system import System, check_state
+from poise.dynamics.systems.fixed_point import NotConverged
+from poise.dynamics.systems.flow import Flow
+from poise.dynamics.systems.stability import stability
+from poise.dynamics.systems.system import System, check_state
 
 _SIZE = 1e-5
 _POINTS = 240

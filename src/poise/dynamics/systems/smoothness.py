@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.dynamics.system import System
+from poise.dynamics.systems.system import System
 
 _DIRECTIONS = 3
 

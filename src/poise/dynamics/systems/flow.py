@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poise.curvature import FunctionOperator
-from poise.dynamics.system import Field, Jvp, Matrix, System
+from poise.dynamics.systems.system import Field, Jvp, Matrix, System
 
 
 class Flow(System):

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.dynamics.lyapunov_exponent import LyapunovEstimate, lyapunov_of_product
-from poise.dynamics.second_moment_operator import SecondMomentOperator
-from poise.dynamics.sgd_stability import SGDStability
+from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator
+from poise.dynamics.sgd_noise.sgd_stability import SGDStability
+from poise.dynamics.systems.lyapunov_exponent import LyapunovEstimate, lyapunov_of_product
 from poise.report import Figure, Table, Text, line_chart
 
 _TITLE = "Batch-noise stability"

@@ -14,8 +14,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from poise.curvature import eigs
-from poise.dynamics.flow import Flow
-from poise.dynamics.system import Matrix, System
+from poise.dynamics.systems.flow import Flow
+from poise.dynamics.systems.system import Matrix, System
 
 DENSE_LIMIT = 400
 """Up to this many unknowns the whole spectrum is computed, from one Jacobian product per column."""

@@ -20,10 +20,10 @@ from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds
 from poise.preflight.audit_init_facts import InitFacts
 from poise.preflight.audit_init_report import init_report
-from poise.preflight.depth_growth import depth_growth, failing_depths
-from poise.preflight.hidden_state_gain import hidden_state_gain
-from poise.preflight.signal_propagation import depth_units, signal_propagation
-from poise.preflight.usable_lr import UsableLR, has_known_edge, usable_lr
+from poise.preflight.curvature_limit.usable_lr import UsableLR, has_known_edge, usable_lr
+from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
+from poise.preflight.signal_propagation.hidden_state_gain import hidden_state_gain
+from poise.preflight.signal_propagation.signal_propagation import depth_units, signal_propagation
 from poise.report import Report
 
 

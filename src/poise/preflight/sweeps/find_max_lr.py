@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from poise.preflight.max_trainable_lr import MaxTrainableLR
-from poise.preflight.sweep import Train, sweep
+from poise.preflight.sweeps.max_trainable_lr import MaxTrainableLR
+from poise.preflight.sweeps.sweep import Train, sweep
 from poise.report import Report, Table
 from poise.report.words import number
 

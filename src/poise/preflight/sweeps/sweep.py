@@ -20,11 +20,11 @@ from jaxtyping import Float
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
-from poise.preflight.hopeless import HopelessRunError, LossWatch
-from poise.preflight.lr_curve import LRCurve, require_learning_rates
-from poise.preflight.sweep_folder import SweepFolder, fingerprint
-from poise.preflight.sweep_point import SweepPoint
-from poise.preflight.sweep_progress import Progress, SweepTally
+from poise.preflight.sweeps.hopeless import HopelessRunError, LossWatch
+from poise.preflight.sweeps.lr_curve import LRCurve, require_learning_rates
+from poise.preflight.sweeps.sweep_folder import SweepFolder, fingerprint
+from poise.preflight.sweeps.sweep_point import SweepPoint
+from poise.preflight.sweeps.sweep_progress import Progress, SweepTally
 
 if TYPE_CHECKING:
     from poise.report import Report
@@ -80,7 +80,7 @@ class SweepResult:
 
     def report(self) -> Report:
         """Return the curves per size, their sensitivities and largest trainable learning rates."""
-        from poise.preflight.lr_report import lr_report
+        from poise.preflight.sweeps.lr_report import lr_report
 
         return lr_report({"all runs" if s is None else f"size {s}": self.curve(s) for s in self.sizes})
 

@@ -82,7 +82,7 @@ class LRCurve:
 
     def report(self) -> Report:
         """Return the curve, its sensitivity and the largest trainable learning rate as a report."""
-        from poise.preflight.lr_report import lr_report
+        from poise.preflight.sweeps.lr_report import lr_report
 
         return lr_report({"all runs": self})
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.preflight.forecast_signal import forecast_signal
-from poise.preflight.sweep import SweepResult
+from poise.preflight.sweeps.forecast_signal import forecast_signal
+from poise.preflight.sweeps.sweep import SweepResult
 
 _SIZES_FOR_A_PARABOLA = 5  # three sizes lie on one exactly: a straight line is the most that they bear
 

@@ -20,7 +20,7 @@ from poise.dynamics.edge_of_stability.edge import edge
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
 from poise.dynamics.sgd_noise.example_sample import two_samples
 from poise.nn.dropout_off import dropout_off
-from poise.preflight.stable_lr import stable_lr
+from poise.preflight.curvature_limit.stable_lr import stable_lr
 
 LARGE = 30_000_000
 """Parameters beyond which the sharpness is bounded from below by a few products on one example."""

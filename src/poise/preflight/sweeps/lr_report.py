@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.preflight.lr_curve import LRCurve
-from poise.preflight.lr_sensitivity import lr_sensitivity
-from poise.preflight.max_trainable_lr import MaxTrainableLR, max_trainable_lr
+from poise.preflight.sweeps.lr_curve import LRCurve
+from poise.preflight.sweeps.lr_sensitivity import lr_sensitivity
+from poise.preflight.sweeps.max_trainable_lr import MaxTrainableLR, max_trainable_lr
 from poise.report import Figure, Report, Table, line_chart
 
 _HALF_DECADE = 3.4  # the steps of the usual grid 1, 3, 10, ... are factors of 3 and 3.33

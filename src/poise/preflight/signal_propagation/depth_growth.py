@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import nn
 
 from poise.nn.meanfield import MeanField, relu_resnet
-from poise.preflight.signal_propagation import SignalPropagation, Unit, is_weight_layer
+from poise.preflight.signal_propagation.signal_propagation import SignalPropagation, Unit, is_weight_layer
 
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STEADY = 1.4  # growth of the logarithm over the whole depth (a factor of 4) below which nothing is foretold

@@ -16,7 +16,7 @@ from typing import Any
 import joblib
 from filelock import FileLock
 
-from poise.preflight.sweep_point import SweepPoint
+from poise.preflight.sweeps.sweep_point import SweepPoint
 
 FORMAT = 1
 HEADER, POINTS, _LOCK = "sweep.json", "points.jsonl", "lock"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from poise.preflight.lr_suggestion import RULES, LRRangeCurve, NoSuggestion, suggest_lr
+from poise.preflight.range_test.lr_suggestion import RULES, LRRangeCurve, NoSuggestion, suggest_lr
 from poise.report import Code, Figure, Report, Table, Text, line_chart
 
 if TYPE_CHECKING:
-    from poise.preflight.lr_range_test import LRRangeTest
+    from poise.preflight.range_test.lr_range_test import LRRangeTest
 
 
 def lr_range_report(test: LRRangeTest) -> Report:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from poise.preflight.sweep_point import SweepPoint
+from poise.preflight.sweeps.sweep_point import SweepPoint
 
 Progress = Callable[[SweepPoint, int, int], None]
 Key = tuple[int | None, float, int]

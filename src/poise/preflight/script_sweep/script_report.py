@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from poise.preflight.lr_crossing import LRCrossing, lr_crossing
-from poise.preflight.lr_report import lr_report
-from poise.preflight.max_trainable_lr import max_trainable_lr
-from poise.preflight.script_sweep import EPS_SHRINK, GRADIENT, LOGIT, ScriptPlan, bounds_logits
-from poise.preflight.sweep import SweepResult
+from poise.preflight.script_sweep.script_sweep import EPS_SHRINK, GRADIENT, LOGIT, ScriptPlan, bounds_logits
+from poise.preflight.sweeps.lr_crossing import LRCrossing, lr_crossing
+from poise.preflight.sweeps.lr_report import lr_report
+from poise.preflight.sweeps.max_trainable_lr import max_trainable_lr
+from poise.preflight.sweeps.sweep import SweepResult
 from poise.report import Figure, Report, Table, Text, line_chart
 from poise.report.words import number
 

@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 from poise.curvature.loss.batches import to_device
 from poise.curvature.loss.objective import Objective, as_objective
 from poise.curvature.loss.random_states import RandomStates
-from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
+from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
 
 if TYPE_CHECKING:
     from poise.report import Report
@@ -69,7 +69,7 @@ class LRRangeTest:
 
     def report(self) -> Report:
         """Return the curves, their zones and what each rule suggests, with one figure per weight decay."""
-        from poise.preflight.lr_range_report import lr_range_report
+        from poise.preflight.range_test.lr_range_report import lr_range_report
 
         return lr_range_report(self)
 

@@ -25,9 +25,9 @@ from poise.doctor.tap.patches import Patches
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds, matches
-from poise.preflight.jacobian_gain import Point, jacobian_gain
-from poise.preflight.norm_amplification import NormInput, is_norm_over_features, norm_input
-from poise.preflight.residual_stream import ResidualSum, is_embedding, residual_sum, rms
+from poise.preflight.signal_propagation.jacobian_gain import Point, jacobian_gain
+from poise.preflight.signal_propagation.norm_amplification import NormInput, is_norm_over_features, norm_input
+from poise.preflight.signal_propagation.residual_stream import ResidualSum, is_embedding, residual_sum, rms
 
 _CALLS = 4000  # of modules that are written down: a recurrent cell written in Python is called at every time step
 _ROWS = 64  # of which the mean cosine is taken

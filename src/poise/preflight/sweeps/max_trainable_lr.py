@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poise.preflight.lr_curve import LRCurve
+from poise.preflight.sweeps.lr_curve import LRCurve
 
 
 @dataclass(frozen=True, slots=True)

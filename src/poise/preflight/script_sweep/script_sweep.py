@@ -20,9 +20,9 @@ import joblib
 import numpy as np
 
 from poise.doctor import parse_remedy
-from poise.preflight.hopeless import LossWatch
-from poise.preflight.sweep import SweepResult, sweep
-from poise.preflight.sweep_progress import Progress
+from poise.preflight.sweeps.hopeless import LossWatch
+from poise.preflight.sweeps.sweep import SweepResult, sweep
+from poise.preflight.sweeps.sweep_progress import Progress
 from poise.store import Record, RunFileError, read_run
 
 LOGIT, GRADIENT, EPS_SHRINK = "attention_logit_max", "grad_norm", "adam_eps_shrink"

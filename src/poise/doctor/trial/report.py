@@ -8,7 +8,8 @@ import numpy as np
 
 from poise.doctor.events import find_events
 from poise.doctor.remedies import parse_remedy
-from poise.doctor.trial import ArmResult, Comparison, TrialResult
+from poise.doctor.trial.compare import Comparison, TrialResult
+from poise.doctor.trial.runs import ArmResult
 from poise.report import Code, Figure, Finding, Report, Table, Text, line_chart
 from poise.store import Series
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.preflight import compare_max_lr, find_max_lr
-from poise.preflight.find_max_lr import fell_by_a_fifth
+from poise.preflight.sweeps.find_max_lr import fell_by_a_fifth
 
 GRID = [1e-3, 1e-2, 1e-1, 1.0]
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from poise.data import load_digits
 from poise.optim import SAM
 from poise.preflight import LRRangeCurve, NoSuggestion, lr_range_test, suggest_lr
-from poise.preflight.lr_suggestion import RULES, divergence_lr, smooth
+from poise.preflight.range_test.lr_suggestion import RULES, divergence_lr, smooth
 
 LRS = np.geomspace(1e-6, 10, 100)
 

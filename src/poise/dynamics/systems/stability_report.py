@@ -1,0 +1,96 @@
+"""The report of a stability analysis."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from poise.report import Code, Figure, Report, Table, Text
+
+if TYPE_CHECKING:
+    from poise.dynamics.systems.stability import StabilityReport
+
+_LARGE_GROWTH = 10.0
+
+
+def stability_report(result: StabilityReport) -> Report:
+    """Return the report of a :class:`StabilityReport`: verdict in words, eigenvalues, growth before decay, limits."""
+    blocks: list[Text | Table | Figure | Code] = [_eigenvalue_table(result), _growth_figure(result)]
+    if result.non_normality is not None:
+        blocks.append(_non_normality_table(result))
+    limits = [
+        "Eigenvalues describe small perturbations: how small, they do not say.",
+        *result.notes,
+        *_transient_note(result),
+    ]
+    blocks.append(Text("\n".join(f"- {limit}" for limit in limits), title="Where this analysis ends"))
+    meta = {"per": result.per, "tolerance": result.tolerance, "n_neutral": result.n_neutral}
+    return Report("Stability of an equilibrium", _summary(result), blocks=blocks, meta=meta, verdict=result.verdict)
+
+
+def _summary(r: StabilityReport) -> str:
+    if r.verdict == "unstable":
+        growing = int((r.growth_rates > r.tolerance).sum())
+        return (
+            f"The equilibrium repels: {growing} of the computed directions grow, the fastest at rate {r.abscissa:.4g} "
+            f"per {r.per} (doubling in {math.log(2) / r.abscissa:.3g})."
+        )
+    if r.verdict == "undecided":
+        return "The linearisation does not decide. " + " ".join(r.notes[:1])
+    where = "The equilibrium attracts"
+    if r.verdict == "normally stable":
+        where = f"Nearby states go to an equilibrium near by ({r.n_neutral} neutral directions, as conserved)"
+    half = math.log(2) / r.rate if r.rate > 0 else math.nan
+    return f"{where}: the slowest perturbation decays at rate {r.rate:.4g} per {r.per} (half in {half:.3g})."
+
+
+def _eigenvalue_table(r: StabilityReport) -> Table:
+    rows = [
+        [float(value.real), float(value.imag), abs(value), float(rate), float(residual)]
+        for value, rate, residual in zip(r.eigenvalues, r.growth_rates, r.residuals, strict=True)
+    ]
+    columns = ["real part", "imaginary part", "absolute value", f"growth rate per {r.per}", "residual"]
+    return Table("Leading eigenvalues", columns, rows, f"Growth rates within {r.tolerance:.1e} of 0 count as neutral.")
+
+
+def _growth_figure(r: StabilityReport) -> Figure:
+    figure = go.Figure(go.Scatter(x=r.eigenvalues.real, y=r.eigenvalues.imag, mode="markers", name="eigenvalues"))
+    if r.per == "step":
+        angle = np.linspace(0, 2 * math.pi, 100)
+        figure.add_scatter(x=np.cos(angle), y=np.sin(angle), mode="lines", name="stability boundary")
+    else:
+        height = max(float(np.abs(r.eigenvalues.imag).max()), 1.0)
+        figure.add_scatter(x=[0, 0], y=[-height, height], mode="lines", name="stability boundary")
+    figure.update_layout(xaxis_title="real part", yaxis_title="imaginary part")
+    side = "inside the unit circle" if r.per == "step" else "left of 0"
+    inside = int((r.growth_rates < -r.tolerance).sum())
+    alt = f"{inside} of {len(r.growth_rates)} leading eigenvalues lie {side}, {r.n_neutral} on the boundary."
+    return Figure("Leading eigenvalues in the complex plane", figure, alt, f"What lies {side} decays.")
+
+
+def _non_normality_table(r: StabilityReport) -> Table:
+    n = r.non_normality
+    assert n is not None
+    rows: list[list[object]] = [
+        ["largest singular value of the Jacobian", n.sigma_max],
+        ["numerical abscissa (fastest growth at the start of a flow)", n.numerical_abscissa],
+        ["largest amplification before decay, at least", n.transient_growth],
+    ]
+    return Table("Growth before decay", ["quantity", "value"], rows, "In the Euclidean norm of the state.")
+
+
+def _transient_note(r: StabilityReport) -> list[str]:
+    n = r.non_normality
+    if r.verdict == "unstable":
+        return []
+    if n is None or n.transient_growth is None:
+        return ["How far perturbations grow before they decay was not computed for a system of this size."]
+    if n.transient_growth <= _LARGE_GROWTH:
+        return []
+    return [
+        f"Some perturbations grow {n.transient_growth:.3g}-fold before they decay (the Jacobian is not normal): the "
+        "basin in which the verdict holds may be smaller by that factor."
+    ]

@@ -1,0 +1,98 @@
+"""The report of a learning-rate range test."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from poise.preflight.range_test.lr_suggestion import RULES, LRRangeCurve, NoSuggestion, suggest_lr
+from poise.report import Code, Figure, Report, Table, Text, line_chart
+
+if TYPE_CHECKING:
+    from poise.preflight.range_test.lr_range_test import LRRangeTest
+
+
+def lr_range_report(test: LRRangeTest) -> Report:
+    """Return the curves with one figure per weight decay, what each rule suggests, and the zones.
+
+    Args:
+        test: what :func:`lr_range_test` returned.
+    """
+    blocks: list[Figure | Table | Text | Code] = []
+    for _, group in itertools.groupby(test.curves, key=lambda curve: curve.weight_decay):
+        drawn = [curve for curve in group if len(curve.lrs)]
+        if drawn:
+            blocks.append(_figure(drawn))
+    blocks += [_suggestions(test), _zones(test)]
+    if test.notes:
+        blocks.append(Text(" ".join(test.notes), title="Notes"))
+    return Report("Learning-rate range test", _summary(test), blocks=blocks)
+
+
+def _summary(test: LRRangeTest) -> str:
+    try:
+        found = test.suggest()
+    except NoSuggestion as reason:
+        return f"No learning rate: {reason}."
+    with_decay = "" if found.weight_decay is None else f" with weight decay {found.weight_decay:g}"
+    return f"Train with learning rates up to {found.lr_max:.3g}{with_decay}: {found.reason}."
+
+
+def _figure(curves: list[LRRangeCurve]) -> Figure:
+    lines = {}
+    for curve in curves:
+        suffix = "" if curve.momentum is None else f", momentum {curve.momentum:g}"
+        lines[f"training{suffix}"] = (curve.lrs, curve.train)
+        if curve.val is not None:
+            lines[f"validation{suffix}"] = (curve.lrs, curve.val)
+        lines[f"smoothed{suffix}"] = (curve.lrs, curve.smoothed)
+    decay = curves[0].weight_decay
+    title = "Loss over learning rate" + ("" if decay is None else f", weight decay {decay:g}")
+    markers = _markers(curves[0]) if len(curves) == 1 else None
+    positive = all((np.asarray(y) > 0).all() for _, y in lines.values())
+    figure = line_chart(title, lines, "learning rate", "loss", log_y=positive, markers=markers)
+    figure.figure.update_xaxes(type="log", exponentformat="power")
+    figure.figure.for_each_annotation(lambda note: note.update(x=math.log10(note.x)))  # what a log axis wants
+    return figure
+
+
+def _markers(curve: LRRangeCurve) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for rule in RULES:
+        try:
+            found[rule] = suggest_lr(curve, rule).lr_max
+        except NoSuggestion:
+            continue  # the table gives the reason
+    return found
+
+
+def _suggestions(test: LRRangeTest) -> Table:
+    rows: list[list[object]] = []
+    for curve in test.curves:
+        for rule in RULES:
+            try:
+                found = suggest_lr(curve, rule)
+                rows.append([curve.weight_decay, curve.momentum, rule, found.lr_min, found.lr_max, found.reason])
+            except NoSuggestion as reason:
+                rows.append([curve.weight_decay, curve.momentum, rule, None, None, str(reason)])
+    columns = ["weight decay", "momentum", "rule", "lr_min", "lr_max", "reason"]
+    return Table("Suggestions", columns, rows, "lr_min is where a 1cycle schedule starts.")
+
+
+def _zones(test: LRRangeTest) -> Table:
+    rows: list[list[object]] = []
+    for curve in test.curves:
+        points = zip(curve.lrs, curve.zones, strict=True)
+        for zone, part in itertools.groupby(points, key=lambda point: point[1]):
+            lrs = [float(lr) for lr, _ in part]
+            rows.append([curve.weight_decay, curve.momentum, zone, lrs[0], lrs[-1]])
+    columns = ["weight decay", "momentum", "zone", "from lr", "to lr"]
+    caption = (
+        "By the slopes of the losses over each decade. Underfit: the loss still falls, raise the learning rate "
+        "or lower the decay. Balance: flat. Overfit: validation loss rises while training loss falls. "
+        "Diverging: both rise."
+    )
+    return Table("Zones", columns, rows, caption)

@@ -11,9 +11,15 @@ from poise.doctor.budget import Budget
 from poise.doctor.probes.probe import Probe
 from poise.doctor.remedies import parse_remedy
 from poise.doctor.remedies.remedy import Remedy
-from poise.doctor.tap import amp, backward, checkpoints, compile, forward, loss, step
+from poise.doctor.tap.amp import AmpHooks
+from poise.doctor.tap.backward import BackwardHooks
+from poise.doctor.tap.checkpoints import CheckpointHooks
+from poise.doctor.tap.compile import CompileHooks
+from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.guard import guarded
 from poise.doctor.tap.interval import Interval
+from poise.doctor.tap.loss import LossHooks
+from poise.doctor.tap.step import StepHooks
 from poise.doctor.tap.tap import Tap
 from poise.doctor.tap.treatment import Treatment
 
@@ -64,11 +70,11 @@ def train_with_everything(folder):
     model = Attention()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=2)
-    for step in range(4):
+    for i in range(4):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(torch.randn(4, 6)), torch.arange(4))
         loss.register_hook(lambda gradient: gradient)
-        scaler.scale(loss * (torch.inf if step == 2 else 1)).backward()
+        scaler.scale(loss * (torch.inf if i == 2 else 1)).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
@@ -86,10 +92,7 @@ def broken(self, *args):
     raise RuntimeError("broken")
 
 
-GROUPS = (
-    amp.AmpHooks, backward.BackwardHooks, checkpoints.CheckpointHooks, compile.CompileHooks, forward.ForwardHooks,
-    loss.LossHooks, step.StepHooks,
-)  # fmt: skip
+GROUPS = (AmpHooks, BackwardHooks, CheckpointHooks, CompileHooks, ForwardHooks, LossHooks, StepHooks)
 GUARDED = [
     (group, name)
     for group in GROUPS

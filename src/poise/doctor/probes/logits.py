@@ -58,7 +58,9 @@ class LogitProbe(Probe):
         like = (low >= 0) & (high <= 1) & ((rows.sum(-1) - 1).abs().amax() < 1e-3)
         sink.observe("logits_are_probabilities", like.float())
 
-    def _labels(self, sink: Sink, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int) -> None:
+    def _labels(
+        self, sink: Sink, rows: Float[Tensor, "row cls"], labels: Int[Tensor, " row"], ignore_index: int
+    ) -> None:
         classes = rows.shape[1]
         ignored, within = labels == ignore_index, labels.clamp(0, classes - 1)
         weights = (~ignored & (labels == within)).float()

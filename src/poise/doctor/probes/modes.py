@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
+
 class ModeProbe(Probe):
     """``eval_mode``: share of the BatchNorm and Dropout modules that ran a training forward in eval mode."""
 

@@ -24,7 +24,7 @@ _SOFTMAX_PARAMETERS = ("input", "dim")
 
 
 class ForwardObserver(Protocol):
-    """What wants to know of forward passes. """
+    """What wants to know of forward passes."""
 
     def observes(self) -> bool:
         """Return whether what is computed now is of interest; asked before every call below but ``exit``."""

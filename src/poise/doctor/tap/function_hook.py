@@ -9,8 +9,8 @@ tracebacks are those of the original, and references to the function that were m
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import inspect
 import sys
@@ -243,7 +243,7 @@ class _Returns(ast.NodeTransformer):
     def __init__(self, call: Callable[[ast.stmt, ast.expr], ast.Call]) -> None:
         self._call = call
 
-    def visit_Return(self, node: ast.Return) -> ast.Return:  # noqa: N802 - the visitor's protocol
+    def visit_Return(self, node: ast.Return) -> ast.Return:
         """Replace ``return x`` by ``return hook(x, ...)``."""
         value: ast.expr = _at(node, ast.Constant(None)) if node.value is None else node.value
         return ast.copy_location(ast.Return(self._call(node, value)), node)

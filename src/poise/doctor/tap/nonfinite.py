@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -108,7 +108,7 @@ class _FirstNonFinite(TorchFunctionMode):
         module = self._hooks.module
         low, high = _finite_range(given)
         return {
-            "module": "" if module is None else self._state.names.modules.get(id(module), type(module).__name__),
+            "module": _name_of(self._state, module),
             "op": name,
             "source": user_line(),
             "input_min": low,
@@ -232,11 +232,15 @@ class _GradientLines(TorchFunctionMode):
             node = tensor.grad_fn
             if node is not None and node not in self.made:
                 self.made[node] = {
-                    "module": "" if module is None else self._state.names.modules.get(id(module), type(module).__name__),
+                    "module": _name_of(self._state, module),
                     "op": _op_name(node),
                     "source": user_line(),
                 }
         return output
+
+
+def _name_of(state: TapState, module: nn.Module | None) -> str:
+    return "" if module is None else state.names.modules.get(id(module), type(module).__name__)
 
 
 def _floats(tree: Any) -> Iterator[Tensor]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -18,10 +17,8 @@ from poise.curvature.loss.batches import map_tensors, tensors_of
 from poise.curvature.loss.objective import Objective
 from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.attention import AttentionProbe
-from poise.doctor.tap.attention_logits import scaled_dot_product_logits, softmax_logits
 from poise.doctor.tap.discovery import is_compiled
-from poise.doctor.tap.install import _SDPA_ARGUMENTS, _by_name, _is_attention
-from poise.doctor.tap.patches import Patches
+from poise.doctor.tap.forward_observer import ForwardObservation, Logits
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds, matches
@@ -156,7 +153,7 @@ def signal_propagation(
         stack.enter_context(_all_differentiable(model))
         if is_compiled(model):  # parts may be, though the whole is plain; compiled code would be built around the hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        with watch.looking():
+        with watch.observing():
             loss = objective.loss(model, batch)
         _check_loss(loss)
         found.loss = float(loss.detach())
@@ -226,7 +223,7 @@ def _could_be_block(module: nn.Module) -> bool:
 
 
 class _Watch:
-    """Hooks on modules, and wrappers of a few functions, for the time of one forward pass."""
+    """Observes one forward pass."""
 
     def __init__(self, model: nn.Module, units: dict[nn.Module, str], found: SignalPropagation) -> None:
         self.model, self.units, self.found = model, units, found
@@ -238,24 +235,23 @@ class _Watch:
         self.calls: dict[str, int] = {}
         self.on = False
         self.busy = False
+        self.failures: list[Exception] = []
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        patches = Patches()
-        handles: list[Any] = [self.model.register_forward_pre_hook(_differentiable_inputs, with_kwargs=True)]
-        for module in self.names:
-            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        self._patch(patches)
+    def observing(self) -> Iterator[None]:
+        handle = self.model.register_forward_pre_hook(_differentiable_inputs, with_kwargs=True)
+        observation = ForwardObservation(self, failed=self.failures.append)
+        observation.start()
         self.on = True
         try:
             with _Functions(self):
                 yield
         finally:
             self.on = False
-            patches.undo()
-            for handle in handles:
-                handle.remove()
+            observation.stop()
+            handle.remove()
+        if self.failures:
+            raise self.failures[0]
 
     @property
     def name(self) -> str:
@@ -270,13 +266,20 @@ class _Watch:
         finally:
             self.busy = False
 
+    def observes(self) -> bool:
+        """Return whether what is computed now belongs to the forward pass of the model."""
+        return self.on and not self.busy
+
     @property
     def _sees(self) -> bool:
-        return self.on and not self.busy and len(self.found.events) < _CALLS
+        return self.observes() and len(self.found.events) < _CALLS
 
     # ---- modules -----------------------------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The forward of a module begins."""
+        if module not in self.names:
+            return
         self.stack.append(module)
         given = next(filter(None, map(Point.of, tensors_of((args, kwargs)))), None) if module in self.units else None
         self.starts.append(given)
@@ -285,11 +288,17 @@ class _Watch:
             with self._measuring():
                 self.found.norms.append(norm_input(self.names[module], module, args[0]))
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.stack.pop()
-        start = self.starts.pop()
-        if not self._sees:
+    def exit(self, module: nn.Module) -> None:
+        """A module's call is over."""
+        if self.stack and self.stack[-1] is module:
+            self.stack.pop()
+            self.starts.pop()
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """The forward of a module has returned."""
+        if not self._sees or module not in self.names:
             return
+        start = self.starts[-1]
         tensor = _first_tensor(output)
         if tensor is None:
             return
@@ -334,37 +343,18 @@ class _Watch:
 
     # ---- functions ---------------------------------------------------------------------------------------------------
 
-    def _patch(self, patches: Patches) -> None:
-        patches.replace(F, "scaled_dot_product_attention", self._wrap_sdpa)
-        patches.replace(torch, "softmax", self._wrap_softmax)
-        patches.replace(Tensor, "softmax", self._wrap_softmax)
-
-    def _wrap_sdpa(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(original)
-        def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
-            if self._sees:
-                named = _by_name(_SDPA_ARGUMENTS, args, kwargs)
-                self._attention(lambda: scaled_dot_product_logits(**named))
-            return original(*args, **kwargs)
-
-        return scaled_dot_product_attention
-
-    def _wrap_softmax(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(original)
-        def softmax(*args: Any, **kwargs: Any) -> Tensor:
-            named = _by_name(("input", "dim"), args, kwargs)
-            if self._sees and self.stack and _is_attention(named.get("input"), named.get("dim")):
-                self._attention(lambda: softmax_logits(named["input"]))
-            return original(*args, **kwargs)
-
-        return softmax
-
-    def _attention(self, logits: Callable[[], tuple[Tensor, Tensor | None]]) -> None:
+    def attention(self, logits: Logits) -> None:
+        """Attention is computed."""
+        if not self._sees or not self.stack:
+            return
         with self._measuring():
             seen = _Observations()
-            AttentionProbe().attention(cast(Any, seen), *logits())
+            AttentionProbe().attention(cast(Any, seen), None, *logits())
             largest, entropy = seen.values["attention_logit_max"], seen.values["attention_entropy"]
             self.found.attention.append(AttentionLogits(self.name, largest, entropy))
+
+    def rectified(self, output: Tensor) -> None:
+        """A ReLU was computed: :class:`_Functions` sees those too that a model kept a reference to."""
 
     def relu(self, output: Tensor) -> None:
         """A ReLU was computed."""
@@ -375,7 +365,7 @@ class _Watch:
     def _rectified(self, output: Tensor) -> None:
         with self._measuring():
             seen = _Observations()
-            ActivationProbe().rectified(cast(Any, seen), output, "")
+            ActivationProbe().rectified(cast(Any, seen), None, output, "")
             if "dead_units" in seen.values:
                 rows = output.numel() // output.shape[1 if output.dim() >= 4 else -1]
                 self.found.rectified.append(RectifiedUnits(self.name, seen.values["dead_units"], rows))
@@ -412,9 +402,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Observations:
-    """Takes the place of the doctor's tap for a probe that looks at a single thing."""
-
-    module = None
+    """Takes the place of the doctor's sink for a probe that measures a single thing."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}

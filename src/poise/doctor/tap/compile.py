@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit.frontend import get_jit_def
 from torch.optim import Optimizer
 
 from poise.doctor.tap.forward import ForwardHooks
@@ -36,7 +37,7 @@ class CompileHooks:
         return [
             FunctionHook(torch.compile, before=self._compiling, after=self._compiled),
             FunctionHook(nn.Module.compile, before=self._compiling),
-            FunctionHook(torch.jit.script, before=suspend),
+            FunctionHook(get_jit_def, before=suspend),  # TorchScript reads every function here before it compiles it
             FunctionHook(torch.jit.trace, before=suspend),
         ]
 

@@ -28,9 +28,9 @@ class ForwardHooks:
         self.state = state
         self._stack: list[tuple[nn.Module, list[str]]] = []
         treatment = state.treatment
-        around = [treatment.around(name) for name in ("attention", "attention_softmax")]
-        self._is_treated = any(around)
-        self._observation = ForwardObservation(self, *around, failed=state.fail)
+        attention, softmax = treatment.around("attention"), treatment.around("attention_softmax")
+        self._is_treated = attention is not None or softmax is not None
+        self._observation = ForwardObservation(self, attention, softmax, state.fail)
         state.at_fault.append(self.stop)
 
     def functions(self) -> list[FunctionHook]:

@@ -139,11 +139,11 @@ class ForwardObservation:
         for owner, name, make in (
             (F, "scaled_dot_product_attention", self._wrap_attention),
             (torch, "softmax", self._wrap_softmax),
-            (Tensor, "softmax", self._wrap_softmax),  # F.softmax and nn.Softmax end here
+            (Tensor, "softmax", self._wrap_softmax_method),  # F.softmax and nn.Softmax end here
             (torch, "relu", self._wrap_relu),  # F.relu and nn.ReLU end here
             (torch, "relu_", self._wrap_relu),
-            (Tensor, "relu", self._wrap_relu),
-            (Tensor, "relu_", self._wrap_relu),
+            (Tensor, "relu", self._wrap_relu_method),
+            (Tensor, "relu_", self._wrap_relu_method),
         ):
             original = getattr(owner, name)
             self._originals[id(original)] = original, self._functions.prepare(owner, name, make)
@@ -186,12 +186,35 @@ class ForwardObservation:
             if not self._is_own_thread() or not is_attention(logits, dim):
                 return original(*args, **kwargs)
             if sees and is_plain(logits):
-                seen: Tensor = logits
-                self._observer.attention(lambda: softmax_logits(seen))
+                self._observer.attention(lambda: softmax_logits(logits))
             rest = {k: v for k, v in kwargs.items() if k not in _SOFTMAX_PARAMETERS}
             return compute(logits, dim, *args[2:], **rest)
 
         return softmax
+
+    def _wrap_softmax_method(self, original: Function) -> Function:
+        return self._wrap_softmax(self._method(original))
+
+    def _wrap_relu_method(self, original: Function) -> Function:
+        return self._wrap_relu(self._method(original))
+
+    def _method(self, original: Function) -> Function:
+        """Call a method of tensors so that what handles ``__torch_function__`` is given the original.
+
+        torch looks it up by its name in the class, where the replacement stands.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            ordinary = args and type(args[0]) is Tensor and not torch._C._len_torch_function_stack()
+            if is_compiling() or ordinary or not self._functions.active:
+                return original(*args, **kwargs)
+            self._functions.undo()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._functions.apply()
+
+        return call
 
     def _wrap_relu(self, original: Function) -> Function:
         def relu(*args: Any, **kwargs: Any) -> Tensor:
@@ -210,8 +233,17 @@ def by_name(parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str
 
 def is_attention(logits: Any, dim: Any) -> bool:
     """Return whether a softmax looks like one over keys: the last of at least 3 dimensions, queries like keys."""
-    if not isinstance(logits, Tensor) or logits.is_nested or logits.dim() < 3 or dim not in (-1, logits.dim() - 1):
+    if is_compiling():
+        return isinstance(logits, Tensor) and _is_attention_shape(logits.shape, dim)
+    if not is_plain(logits):
         return False
-    queries, keys = logits.shape[-2:]
+    with torch._C.DisableTorchFunction():
+        return _is_attention_shape(logits.shape, dim)
+
+
+def _is_attention_shape(shape: torch.Size, dim: Any) -> bool:
+    if len(shape) < 3 or dim not in (-1, len(shape) - 1):
+        return False
+    queries, keys = shape[-2:]
     # (batch, time, vocabulary) has three dimensions too: there only an exact square is taken for attention.
-    return queries == keys > 1 if logits.dim() == 3 else keys > 1 and queries <= 4 * keys and keys <= 4 * queries
+    return queries == keys > 1 if len(shape) == 3 else keys > 1 and queries <= 4 * keys and keys <= 4 * queries

@@ -57,7 +57,7 @@ class FunctionHook:
         self._target = _target_of(function)
 
     @property
-    def original(self) -> FunctionType:
+    def original(self) -> Callable[..., Any]:
         """The function without hooks, as an object of its own."""
         return self._target.original
 
@@ -154,24 +154,45 @@ def _name(kind: str, code: CodeType) -> str:
 def _chain(kind: str, hooks: list[FunctionHook]) -> Callable[..., Any]:
     if hooks and kind == "instead":
         return hooks[-1].hooks[kind]
-    calls = [(hook.hooks[kind], hook) for hook in hooks]
+    chain = _Chain([(hook.hooks[kind], hook) for hook in hooks])
+    return chain.pass_through if kind == "after" else chain.call_all
 
-    def call_all(*parameters: Any) -> None:
-        for call, hook in calls:
+
+class _Chain:
+    """The hooks of one kind in one function."""
+
+    def __init__(self, calls: list[tuple[Callable[..., Any], FunctionHook]]) -> None:
+        self._calls = calls
+
+    def call_all(self, *parameters: Any) -> None:
+        for call, hook in self._calls:
             try:
                 call(*parameters)
             except Exception as error:
                 hook.failed(error)
 
-    def pass_through(result: Any, *parameters: Any) -> Any:
-        for call, hook in calls:
+    def pass_through(self, result: Any, *parameters: Any) -> Any:
+        for call, hook in self._calls:
             try:
                 result = call(result, *parameters)
             except Exception as error:
                 hook.failed(error)
         return result
 
-    return pass_through if kind == "after" else call_all
+
+def _keep_from_compiler(*codes: CodeType) -> None:
+    """Let ``torch.compile``, which examines every frame below a compiled module, leave hooks and what they call."""
+    try:
+        from torch._C._dynamo import eval_frame
+
+        skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+        for code in codes:
+            eval_frame.set_code_exec_strategy(code, skip)
+    except (ImportError, AttributeError):  # an older torch: it examines the frames and finds nothing to compile
+        return
+
+
+_keep_from_compiler(_Chain.call_all.__code__, _Chain.pass_through.__code__)
 
 
 def _print(error: Exception) -> None:

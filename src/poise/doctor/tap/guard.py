@@ -42,15 +42,17 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
         # Hooks nest where the watch runs a forward pass itself: each puts back what it found.
         outer, enabled = state.grad_enabled, torch.is_grad_enabled()
         state.grad_enabled = enabled
-        torch._C._set_grad_enabled(False)  # what torch.no_grad() does, at a twentieth of its cost
         try:
-            with _outside_modes():
-                return method(self, *args, **kwargs)
+            with _outside_modes(), torch._C.DisableTorchFunction():
+                torch._C._set_grad_enabled(False)  # what torch.no_grad() does, at a twentieth of its cost
+                try:
+                    return method(self, *args, **kwargs)
+                finally:
+                    torch._C._set_grad_enabled(enabled)
         except Exception as error:  # whatever it is, the user's run goes on without the watch
             state.fail(error)
             return None
         finally:
-            torch._C._set_grad_enabled(enabled)
             state.grad_enabled = outer
             state.busy = False
             # In a forward pass that the watch runs itself, the hook around it is on the clock already.
@@ -64,11 +66,9 @@ _NO_CONTEXT = nullcontext()
 
 
 def _outside_modes() -> AbstractContextManager[Any]:
-    """Keep the watch's own operations from the script's modes, which count, record or redirect what is computed."""
-    if torch._C._len_torch_dispatch_stack():
-        from torch.utils._python_dispatch import _disable_current_modes
+    """Keep the watch's own operations from the script's dispatch modes, which count or record what is computed."""
+    if not torch._C._len_torch_dispatch_stack():
+        return _NO_CONTEXT
+    from torch.utils._python_dispatch import _disable_current_modes
 
-        return _disable_current_modes()
-    if torch._C._len_torch_function_stack():
-        return torch._C.DisableTorchFunction()  # type: ignore[no-any-return]
-    return _NO_CONTEXT
+    return _disable_current_modes()

@@ -25,11 +25,8 @@ def is_transforming() -> bool:
 
 def is_plain(tensor: Any) -> TypeGuard[Tensor]:
     """Return whether ``tensor`` is an ordinary dense tensor: no subclass, and not nested, sparse, quantised or meta."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and not tensor.is_nested
-        and tensor.layout is torch.strided
-        and not tensor.is_quantized
-        and not tensor.is_meta
-        and not is_transforming()
-    )
+    if type(tensor) not in (Tensor, nn.Parameter) or is_transforming():
+        return False
+    with torch._C.DisableTorchFunction():  # a mode of the script would see that attributes are read
+        is_dense = tensor.layout is torch.strided and not tensor.is_nested
+        return is_dense and not tensor.is_quantized and not tensor.is_meta

@@ -50,7 +50,7 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
                 stack.enter_context(torch.autocast(device, dtype=dtype))
             return model(*call.args, **call.kwargs)
 
-    with undisturbed([model]), contextlib.ExitStack() as stack:
+    with undisturbed([model]), torch._C._EnableTorchFunction(), contextlib.ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and asking would import it
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield forward

@@ -10,7 +10,7 @@ def looks(sampler: Sampler, steps: int, first: int = 0) -> list[int]:
     """Return the steps of one optimizer that are looked at."""
     seen = []
     for step in range(first, first + steps):
-        if sampler.looking:
+        if sampler.sampling:
             seen.append(step)
         sampler.next(1, step + 1, [1])
     return seen
@@ -63,4 +63,4 @@ def test_a_look_lasts_until_every_optimizer_has_stepped():
     assert sampler.next(1, 1, [1, 2])
     sampler._start(10, [1, 2])
     assert sampler.next(1, 11, [1, 2])
-    assert sampler.looking
+    assert sampler.sampling

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from poise.nn.spike_free import small_init_std, spike_free_
     from poise.nn.stabilize_residuals import stabilize_residuals
     from poise.nn.stable_resnet_mlp import StableResNetMLP
-    from poise.nn.surgery import SurgeryReport
+    from poise.nn.surgery import Surgery
     from poise.nn.swap_recurrent import swap_recurrent
     from poise.nn.unified_norm import ReferenceUnifiedNorm, UnifiedNorm
 
@@ -49,7 +49,7 @@ __all__ = [
     "ScaledResidual",
     "ScalingReport",
     "StableResNetMLP",
-    "SurgeryReport",
+    "Surgery",
     "UnifiedNorm",
     "add_qk_norm",
     "apply_sdd",

@@ -33,7 +33,7 @@ _NEUTRAL = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
-class StabilityReport:
+class Stability:
     """What the linearisation at an equilibrium says.
 
     Attributes:
@@ -88,7 +88,7 @@ def stability(
     x_star: Float[Tensor, " n"],
     k: int = 6,
     conserved: int | Float[Tensor, "laws n"] | None = None,
-) -> StabilityReport:
+) -> Stability:
     """Say whether an equilibrium attracts.
 
     An eigenvalue is neutral if its growth rate is at most ``max(1e-8, 10 * residual)`` in size (in float32, 1e-5
@@ -131,7 +131,7 @@ def stability(
         notes.insert(0, _not_smooth(smoothness))
     moving = growth[~neutral]
     shown = slice(0, max(k, int(neutral.sum())) if found.whole else None)
-    return StabilityReport(
+    return Stability(
         verdict=verdict,
         eigenvalues=found.values[shown],
         growth_rates=growth[shown],

@@ -11,13 +11,13 @@ import plotly.graph_objects as go
 from poise.report import Code, Figure, Report, Table, Text
 
 if TYPE_CHECKING:
-    from poise.dynamics.systems.stability import StabilityReport
+    from poise.dynamics.systems.stability import Stability
 
 _LARGE_GROWTH = 10.0
 
 
-def stability_report(result: StabilityReport) -> Report:
-    """Return the report of a :class:`StabilityReport`: verdict in words, eigenvalues, growth before decay, limits."""
+def stability_report(result: Stability) -> Report:
+    """Return the report of a :class:`Stability`: verdict in words, eigenvalues, growth before decay, limits."""
     blocks: list[Text | Table | Figure | Code] = [_eigenvalue_table(result), _growth_figure(result)]
     if result.non_normality is not None:
         blocks.append(_non_normality_table(result))
@@ -31,7 +31,7 @@ def stability_report(result: StabilityReport) -> Report:
     return Report("Stability of an equilibrium", _summary(result), blocks=blocks, meta=meta, verdict=result.verdict)
 
 
-def _summary(r: StabilityReport) -> str:
+def _summary(r: Stability) -> str:
     if r.verdict == "unstable":
         growing = int((r.growth_rates > r.tolerance).sum())
         return (
@@ -47,7 +47,7 @@ def _summary(r: StabilityReport) -> str:
     return f"{where}: the slowest perturbation decays at rate {r.rate:.4g} per {r.per} (half in {half:.3g})."
 
 
-def _eigenvalue_table(r: StabilityReport) -> Table:
+def _eigenvalue_table(r: Stability) -> Table:
     rows = [
         [float(value.real), float(value.imag), abs(value), float(rate), float(residual)]
         for value, rate, residual in zip(r.eigenvalues, r.growth_rates, r.residuals, strict=True)
@@ -56,7 +56,7 @@ def _eigenvalue_table(r: StabilityReport) -> Table:
     return Table("Leading eigenvalues", columns, rows, f"Growth rates within {r.tolerance:.1e} of 0 count as neutral.")
 
 
-def _growth_figure(r: StabilityReport) -> Figure:
+def _growth_figure(r: Stability) -> Figure:
     figure = go.Figure(go.Scatter(x=r.eigenvalues.real, y=r.eigenvalues.imag, mode="markers", name="eigenvalues"))
     if r.per == "step":
         angle = np.linspace(0, 2 * math.pi, 100)
@@ -71,7 +71,7 @@ def _growth_figure(r: StabilityReport) -> Figure:
     return Figure("Leading eigenvalues in the complex plane", figure, alt, f"What lies {side} decays.")
 
 
-def _non_normality_table(r: StabilityReport) -> Table:
+def _non_normality_table(r: Stability) -> Table:
     n = r.non_normality
     assert n is not None
     rows: list[list[object]] = [
@@ -82,7 +82,7 @@ def _non_normality_table(r: StabilityReport) -> Table:
     return Table("Growth before decay", ["quantity", "value"], rows, "In the Euclidean norm of the state.")
 
 
-def _transient_note(r: StabilityReport) -> list[str]:
+def _transient_note(r: Stability) -> list[str]:
     n = r.non_normality
     if r.verdict == "unstable":
         return []

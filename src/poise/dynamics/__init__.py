@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from poise.dynamics.systems.non_normality import NonNormality
     from poise.dynamics.systems.optimizer_map import OptimizerMap, optimizer_map
     from poise.dynamics.systems.smoothness import Smoothness, check_smoothness
-    from poise.dynamics.systems.stability import Stability, stability
+    from poise.dynamics.systems.stability import stability
+    from poise.dynamics.systems.stability_result import Stability
     from poise.dynamics.systems.system import System, central_difference
 
 __all__ = [

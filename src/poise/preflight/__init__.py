@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from poise.preflight.audit_init import audit_init
     from poise.preflight.curvature_limit.stable_lr import StableLR, stable_lr
     from poise.preflight.perturbation_grid import perturbation_grid
-    from poise.preflight.range_test.lr_range_test import LRRangeTest, lr_range_test
+    from poise.preflight.range_test.lr_range_result import LRRangeTest
+    from poise.preflight.range_test.lr_range_test import lr_range_test
     from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
     from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain, hidden_state_gain
     from poise.preflight.sweeps.find_max_lr import compare_max_lr, find_max_lr

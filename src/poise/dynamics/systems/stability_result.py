@@ -1,34 +1,80 @@
-"""The report of a stability analysis."""
+"""What the linearisation at an equilibrium says, and its report."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
-import plotly.graph_objects as go
+from jaxtyping import Complex, Float
 
+from poise.dynamics.systems.non_normality import NonNormality
+from poise.dynamics.systems.smoothness import Smoothness
 from poise.report import Code, Figure, Report, Table, Text
 
-if TYPE_CHECKING:
-    from poise.dynamics.systems.stability import Stability
+Verdict = Literal["stable", "normally stable", "unstable", "undecided"]
 
 _LARGE_GROWTH = 10.0
 
 
-def stability_report(result: Stability) -> Report:
-    """Return the report of a :class:`Stability`: verdict in words, eigenvalues, growth before decay, limits."""
-    blocks: list[Text | Table | Figure | Code] = [_eigenvalue_table(result), _growth_figure(result)]
-    if result.non_normality is not None:
-        blocks.append(_non_normality_table(result))
-    limits = [
-        "Eigenvalues describe small perturbations: how small, they do not say.",
-        *result.notes,
-        *_transient_note(result),
-    ]
-    blocks.append(Text("\n".join(f"- {limit}" for limit in limits), title="Where this analysis ends"))
-    meta = {"per": result.per, "tolerance": result.tolerance, "n_neutral": result.n_neutral}
-    return Report("Stability of an equilibrium", _summary(result), blocks=blocks, meta=meta, verdict=result.verdict)
+@dataclass(frozen=True, slots=True)
+class Stability:
+    """What the linearisation at an equilibrium says.
+
+    Attributes:
+        verdict: ``"stable"`` (attracts at an exponential rate), ``"normally stable"`` (the same towards a manifold of
+            equilibria whose dimension was supplied), ``"unstable"``, or ``"undecided"``; ``notes`` say why.
+        eigenvalues: the fastest growing first, of shape (k,).
+        growth_rates: their exponential rates: real parts (flow) or logarithms of absolute values (map).
+        n_neutral: how many neither grow nor decay, of those computed.
+        rate: rate at which the slowest decaying direction decays, per step or unit of time; negative if one grows;
+            ``nan`` if all computed eigenvalues are neutral.
+        leading_vectors: right eigenvectors of ``eigenvalues``, of shape (n, k).
+        residuals: norms of ``J v - lambda v``, of shape (k,).
+        tolerance: growth rates up to this count as neutral.
+        non_normality: growth before decay; ``None`` where it was not computed.
+        smoothness: Jacobian products against finite differences.
+        per: unit of time of the rates.
+        notes: where local analysis does not apply, and what was not seen.
+    """
+
+    verdict: Verdict
+    eigenvalues: Complex[np.ndarray, " k"]
+    growth_rates: Float[np.ndarray, " k"]
+    n_neutral: int
+    rate: float
+    leading_vectors: Complex[np.ndarray, "n k"]
+    residuals: Float[np.ndarray, " k"]
+    tolerance: float
+    non_normality: NonNormality | None
+    smoothness: Smoothness
+    per: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def abscissa(self) -> float:
+        """Largest growth rate; of a flow, the spectral abscissa."""
+        return float(self.growth_rates[0])
+
+    @property
+    def radius(self) -> float:
+        """The factor by which the fastest growing direction grows per step or unit of time; of a map, its radius."""
+        return math.exp(self.abscissa)
+
+    def report(self) -> Report:
+        """Return the report: the verdict in words, eigenvalues, growth before decay, and where the analysis ends."""
+        blocks: list[Text | Table | Figure | Code] = [_eigenvalue_table(self), _growth_figure(self)]
+        if self.non_normality is not None:
+            blocks.append(_non_normality_table(self))
+        limits = [
+            "Eigenvalues describe small perturbations: how small, they do not say.",
+            *self.notes,
+            *_transient_note(self),
+        ]
+        blocks.append(Text("\n".join(f"- {limit}" for limit in limits), title="Where this analysis ends"))
+        meta = {"per": self.per, "tolerance": self.tolerance, "n_neutral": self.n_neutral}
+        return Report("Stability of an equilibrium", _summary(self), blocks=blocks, meta=meta, verdict=self.verdict)
 
 
 def _summary(r: Stability) -> str:
@@ -57,6 +103,8 @@ def _eigenvalue_table(r: Stability) -> Table:
 
 
 def _growth_figure(r: Stability) -> Figure:
+    import plotly.graph_objects as go  # here, because it takes long and only figures need it
+
     figure = go.Figure(go.Scatter(x=r.eigenvalues.real, y=r.eigenvalues.imag, mode="markers", name="eigenvalues"))
     if r.per == "step":
         angle = np.linspace(0, 2 * math.pi, 100)

@@ -1,35 +1,68 @@
-"""The report of a learning-rate range test."""
+"""What a learning-rate range test found, and its report."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from poise.preflight.range_test.lr_suggestion import RULES, LRRangeCurve, NoSuggestion, suggest_lr
+from poise.preflight.range_test.lr_suggestion import RULES, LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
 from poise.report import Code, Figure, Report, Table, Text, line_chart
 
-if TYPE_CHECKING:
-    from poise.preflight.range_test.lr_range_test import LRRangeTest
 
-
-def lr_range_report(test: LRRangeTest) -> Report:
-    """Return the curves with one figure per weight decay, what each rule suggests, and the zones.
+@dataclass(frozen=True, slots=True)
+class LRRangeTest:
+    """The curves of a range test.
 
     Args:
-        test: what :func:`lr_range_test` returned.
+        curves: one for each weight decay and momentum, in the order in which they were asked for.
+        notes: what limits the test, in sentences.
     """
-    blocks: list[Figure | Table | Text | Code] = []
-    for _, group in itertools.groupby(test.curves, key=lambda curve: curve.weight_decay):
-        drawn = [curve for curve in group if len(curve.lrs)]
-        if drawn:
-            blocks.append(_figure(drawn))
-    blocks += [_suggestions(test), _zones(test)]
-    if test.notes:
-        blocks.append(Text(" ".join(test.notes), title="Notes"))
-    return Report("Learning-rate range test", _summary(test), blocks=blocks)
+
+    curves: tuple[LRRangeCurve, ...]
+    notes: tuple[str, ...] = ()
+
+    def suggest(self, rule: Rule = "valley") -> LRSuggestion:
+        """Return the learning rates that a rule reads from the best curve.
+
+        With several weight decays that is the largest one under which the loss comes, within the noise, as low as under
+        any other.
+
+        Args:
+            rule: see :func:`suggest_lr`.
+
+        Raises:
+            NoSuggestion: if the curve does not bear one; the message says why.
+            ValueError: if ``rule`` is unknown.
+        """
+        return suggest_lr(self.best_curve(), rule)
+
+    def best_curve(self) -> LRRangeCurve:
+        """Return the curve of the largest weight decay that lets the loss fall as low as any other does.
+
+        Raises:
+            NoSuggestion: if every run had a loss that is not finite at its first point.
+        """
+        usable = [curve for curve in self.curves if len(curve.lrs)]
+        if not usable:
+            raise NoSuggestion(f"diverged at lr={self.curves[0].stopped_at:g}, the first point")
+        lowest = min(usable, key=lambda curve: curve.smoothed.min())
+        good = [c for c in usable if c.smoothed.min() <= lowest.smoothed.min() + lowest.noise]
+        return max(good, key=lambda c: (c.weight_decay or 0.0, -c.smoothed.min()))
+
+    def report(self) -> Report:
+        """Return the curves, their zones and what each rule suggests, with one figure per weight decay."""
+        blocks: list[Figure | Table | Text | Code] = []
+        for _, group in itertools.groupby(self.curves, key=lambda curve: curve.weight_decay):
+            drawn = [curve for curve in group if len(curve.lrs)]
+            if drawn:
+                blocks.append(_figure(drawn))
+        blocks += [_suggestions(self), _zones(self)]
+        if self.notes:
+            blocks.append(Text(" ".join(self.notes), title="Notes"))
+        return Report("Learning-rate range self", _summary(self), blocks=blocks)
 
 
 def _summary(test: LRRangeTest) -> str:

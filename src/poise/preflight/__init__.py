@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from poise.preflight.perturbation_grid import perturbation_grid
     from poise.preflight.range_test.lr_range_result import LRRangeTest
     from poise.preflight.range_test.lr_range_test import lr_range_test
-    from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
+    from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion
     from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain, hidden_state_gain
-    from poise.preflight.sweeps.find_max_lr import compare_max_lr, find_max_lr
+    from poise.preflight.sweeps.find_max_trainable_lr import compare_max_trainable_lr, find_max_trainable_lr
     from poise.preflight.sweeps.forecast_signal import SignalForecast, forecast_signal
     from poise.preflight.sweeps.hopeless import HopelessRunError, LossWatch, is_hopeless
     from poise.preflight.sweeps.lr_crossing import LRCrossing, lr_crossing
@@ -40,8 +40,8 @@ __all__ = [
     "SweepPoint",
     "SweepResult",
     "audit_init",
-    "compare_max_lr",
-    "find_max_lr",
+    "compare_max_trainable_lr",
+    "find_max_trainable_lr",
     "forecast_signal",
     "hidden_state_gain",
     "is_hopeless",
@@ -53,7 +53,6 @@ __all__ = [
     "max_trainable_lr",
     "perturbation_grid",
     "stable_lr",
-    "suggest_lr",
     "sweep",
 ]
 

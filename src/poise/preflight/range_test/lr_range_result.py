@@ -30,12 +30,33 @@ class LRRangeTest:
         With several weight decays that is the largest one under which the loss comes, within the noise, as low as under
         any other.
 
+        ================  =============================================================================================
+        rule              ``lr_max``
+        ================  =============================================================================================
+        ``valley``        two thirds, in the logarithm of the learning rate, of the way from the first tenth to the
+                          bottom of the deepest fall of the smoothed loss
+        ``minimum/10``    a tenth of that with the lowest smoothed loss
+        ``steepest``      that at which the smoothed loss falls fastest in the logarithm of the learning rate
+        ``divergence/3``  a third of the last learning rate at which the loss was within its noise of the lowest,
+                          before it ended the run
+        ================  =============================================================================================
+
+        None chooses one of the first or last five points, and all of them need a loss that falls and comes to an end of
+        falling within the range. ``valley`` is the default because more of its suggestions trained as well as the best
+        of a grid than those of any other rule, on problems made to choose among them
+        (``benchmarks/lr_range_development.py``); ``divergence/3`` aims at the largest learning rate that is stable,
+        which schedules with a short peak want.
+
         Args:
-            rule: see :func:`suggest_lr`.
+            rule: one of these.
 
         Raises:
-            NoSuggestion: if the curve does not bear one; the message says why.
+            NoSuggestion: if the curve allows none; the message says why.
             ValueError: if ``rule`` is unknown.
+
+        References:
+            Smith, "Cyclical learning rates for training neural networks", 2017, arXiv:1506.01186; Smith, 2018,
+            arXiv:1803.09820.
         """
         return suggest_lr(self.best_curve(), rule)
 
@@ -62,7 +83,7 @@ class LRRangeTest:
         blocks += [_suggestions(self), _zones(self)]
         if self.notes:
             blocks.append(Text(" ".join(self.notes), title="Notes"))
-        return Report("Learning-rate range self", _summary(self), blocks=blocks)
+        return Report("Learning-rate range test", _summary(self), blocks=blocks)
 
 
 def _summary(test: LRRangeTest) -> str:

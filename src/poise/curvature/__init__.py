@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.curvature.eigen.block_davidson import block_davidson
@@ -80,4 +80,4 @@ __all__ = [
     "xtrace",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.data.coin_flips import CoinFlips, load_coin_flips
@@ -23,4 +23,4 @@ __all__ = [
     "train_validation_split",
 ]
 
-attach(__name__)
+lazy_front(__name__)

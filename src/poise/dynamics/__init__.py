@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.dynamics.audit import audit
@@ -115,4 +115,4 @@ __all__ = [
     "stability_regime",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.evidence.bayes_factor import BayesFactor
@@ -47,4 +47,4 @@ __all__ = [
     "verdict_of",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.losses.spectral_decoupling import SpectralDecoupling, class_centered_decoupling, spectral_decoupling
@@ -22,4 +22,4 @@ __all__ = [
     "z_loss",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.nn.add_qk_norm import add_qk_norm
@@ -72,4 +72,4 @@ __all__ = [
     "transplant_logit_scale",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.optim.adamp import AdamP
@@ -65,4 +65,4 @@ __all__ = [
     "weight_norm",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.preflight.audit_init import audit_init
@@ -56,4 +56,4 @@ __all__ = [
     "sweep",
 ]
 
-attach(__name__)
+lazy_front(__name__)

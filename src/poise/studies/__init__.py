@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.studies.registry import STUDIES, load_study
@@ -46,4 +46,4 @@ __all__ = [
     "run_study",
 ]
 
-attach(__name__)
+lazy_front(__name__)

@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 import poise
-from poise._lazy import attach
+from poise.tools.lazy_front import lazy_front
 
 LAZY = ("curvature", "data", "dynamics", "evidence", "losses", "nn", "optim", "preflight", "studies")
 
@@ -54,7 +54,7 @@ def test_a_wrong_name_gets_the_nearest_one():
 def test_what_is_public_must_be_imported_and_the_other_way_round(tmp_path, monkeypatch):
     (tmp_path / "odd_room.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from math import cos, sin\n"
-        "__all__ = ['cos', 'tan']\nfrom poise._lazy import attach\nattach(__name__)\n"
+        "__all__ = ['cos', 'tan']\nfrom poise.tools.lazy_front import lazy_front\nlazy_front(__name__)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=r"odd_room: .* differ by sin, tan"):
@@ -67,6 +67,6 @@ def test_a_name_may_be_replaced_for_a_test(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     room = import_module("plain_room")
-    attach("plain_room")
+    lazy_front("plain_room")
     monkeypatch.setattr(room, "cos", len)
     assert room.cos is len

@@ -1,4 +1,4 @@
-"""Lazy room fronts: a public name is imported when it is first used."""
+"""Packages whose public names are imported when they are first used."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from types import ModuleType
 from typing import Any
 
 
-def attach(room: str) -> None:
-    """Make a room import each of its public names when the name is first used.
+def lazy_front(package: str) -> None:
+    """Make a package import each of its public names when the name is first used.
 
-    Which names are public, the room's ``__init__.py`` says in ``__all__``; where they come from, by imports under
-    ``if TYPE_CHECKING:``, which type checkers and editors read as imports like any other.
+    Which names are public, the package's ``__init__.py`` says in ``__all__``; where they come from, by imports under
+    ``if TYPE_CHECKING:``, which type checkers, editors and documentation tools read as imports like any other.
 
     Args:
-        room: ``__name__`` of the room, whose ``__init__.py`` calls this as its last line.
+        package: ``__name__`` of the package, whose ``__init__.py`` calls this as its last line.
 
     Raises:
         ImportError: if a public name is not imported there, or one that is imported is not public.
+        OSError: if the source of the package is not there.
     """
-    module = sys.modules[room]
+    module = sys.modules[package]
     sources = _sources(ast.parse(inspect.getsource(module)))
     if odd := sources.keys() ^ set(module.__all__):
-        raise ImportError(f"{room}: __all__ and the imports under TYPE_CHECKING differ by {', '.join(sorted(odd))}")
+        raise ImportError(f"{package}: __all__ and imports under TYPE_CHECKING differ by {', '.join(sorted(odd))}")
     module.__dict__["_sources"] = sources
-    module.__class__ = _LazyRoom
+    module.__class__ = _LazyFront
 
 
 def _sources(tree: ast.Module) -> dict[str, str]:
@@ -37,9 +38,9 @@ def _sources(tree: ast.Module) -> dict[str, str]:
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
-class _LazyRoom(ModuleType):
+class _LazyFront(ModuleType):
     __all__: list[str]
-    _sources: dict[str, str]
+    _sources: dict[str, str]  # public name -> module that defines it
 
     def __getattr__(self, name: str) -> Any:
         if name in self._sources:

@@ -8,8 +8,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,59 +18,10 @@ from torch.optim import SGD, Optimizer
 from poise.curvature.loss.batches import to_device
 from poise.curvature.loss.objective import Objective, as_objective
 from poise.curvature.loss.random_states import RandomStates
-from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
-
-if TYPE_CHECKING:
-    from poise.report import Report
+from poise.preflight.range_test.lr_range_result import LRRangeTest
+from poise.preflight.range_test.lr_suggestion import LRRangeCurve
 
 Mode = Literal["exp", "linear"]
-
-
-@dataclass(frozen=True, slots=True)
-class LRRangeTest:
-    """The curves of a range test.
-
-    Args:
-        curves: one for each weight decay and momentum, in the order in which they were asked for.
-        notes: what limits the test, in sentences.
-    """
-
-    curves: tuple[LRRangeCurve, ...]
-    notes: tuple[str, ...] = ()
-
-    def suggest(self, rule: Rule = "valley") -> LRSuggestion:
-        """Return the learning rates that a rule reads from the best curve.
-
-        With several weight decays that is the largest one under which the loss comes, within the noise, as low as under
-        any other.
-
-        Args:
-            rule: see :func:`suggest_lr`.
-
-        Raises:
-            NoSuggestion: if the curve does not bear one; the message says why.
-            ValueError: if ``rule`` is unknown.
-        """
-        return suggest_lr(self.best_curve(), rule)
-
-    def best_curve(self) -> LRRangeCurve:
-        """Return the curve of the largest weight decay that lets the loss fall as low as any other does.
-
-        Raises:
-            NoSuggestion: if every run had a loss that is not finite at its first point.
-        """
-        usable = [curve for curve in self.curves if len(curve.lrs)]
-        if not usable:
-            raise NoSuggestion(f"diverged at lr={self.curves[0].stopped_at:g}, the first point")
-        lowest = min(usable, key=lambda curve: curve.smoothed.min())
-        good = [c for c in usable if c.smoothed.min() <= lowest.smoothed.min() + lowest.noise]
-        return max(good, key=lambda c: (c.weight_decay or 0.0, -c.smoothed.min()))
-
-    def report(self) -> Report:
-        """Return the curves, their zones and what each rule suggests, with one figure per weight decay."""
-        from poise.preflight.range_test.lr_range_report import lr_range_report
-
-        return lr_range_report(self)
 
 
 def lr_range_test(

@@ -23,7 +23,7 @@ def fell_by_a_fifth(loss: float, init_loss: float) -> bool:
     return math.isfinite(loss) and loss < 0.8 * init_loss
 
 
-def find_max_lr(
+def find_max_trainable_lr(
     train: Train,
     lrs: Iterable[float],
     success: Success = fell_by_a_fifth,
@@ -58,7 +58,7 @@ def find_max_lr(
     Example:
         >>> def train(lr, seed):
         ...     return {"loss": 0.1 if lr < 0.05 else float("nan"), "init_loss": 1.0}
-        >>> found = find_max_lr(train, [1e-3, 1e-2, 1e-1, 1.0], precision=1.01)
+        >>> found = find_max_trainable_lr(train, [1e-3, 1e-2, 1e-1, 1.0], precision=1.01)
         >>> 0.049 < found.lr < 0.05 <= found.first_failing < 0.051
         True
     """
@@ -79,7 +79,7 @@ def find_max_lr(
     return MaxTrainableLR(low, high)
 
 
-def compare_max_lr(
+def compare_max_trainable_lr(
     strategies: Mapping[str, Train],
     lrs: Iterable[float],
     success: Success = fell_by_a_fifth,
@@ -90,7 +90,8 @@ def compare_max_lr(
     """Report which strategy (warm-up, clipping, normalisation, ...) raises the largest learning rate most.
 
     Args:
-        strategies: a function for :func:`find_max_lr` by name; the first is what the others are compared with.
+        strategies: a function for :func:`find_max_trainable_lr` by name; the first is what the others are compared
+            with.
         lrs: as there.
         success: as there; the same for all strategies.
         seeds: as there.
@@ -98,7 +99,7 @@ def compare_max_lr(
         n_jobs: as there.
 
     Raises:
-        ValueError: if there are fewer than 2 strategies, and as :func:`find_max_lr` does.
+        ValueError: if there are fewer than 2 strategies, and as :func:`find_max_trainable_lr` does.
 
     References:
         Gilmer et al., "A Loss Curvature Perspective on Training Instability in Deep Learning", ICLR 2022,
@@ -107,7 +108,10 @@ def compare_max_lr(
     if len(strategies) < 2:
         raise ValueError(f"strategies must be at least 2, one to compare with; got {list(strategies)}")
     grid = list(lrs)
-    found = {name: find_max_lr(train, grid, success, seeds, precision, n_jobs) for name, train in strategies.items()}
+    found = {
+        name: find_max_trainable_lr(train, grid, success, seeds, precision, n_jobs)
+        for name, train in strategies.items()
+    }
     base_name, base = next(iter(found.items()))
     factors = {name: _factor(edge, base) for name, edge in found.items()}
     rows = [[name, edge.lr, edge.first_failing, factors[name]] for name, edge in found.items()]

@@ -20,7 +20,7 @@ KNOWN = [
         "poise.doctor.tap.nonfinite",
         "poise.doctor.tap.tap",
     },
-    # `Report.to_html` and `Report.__str__` call renderers that name the type they render.
+    # `Report` calls the renderers for HTML and terminals, which name the type that they render.
     {"poise.report.html", "poise.report.report", "poise.report.terminal"},
     # Goes when the audit has facts, rules and a report in files of their own.
     {"poise.dynamics.audit_findings", "poise.dynamics.audit_report"},

@@ -26,6 +26,8 @@ from poise.doctor.events import find_events
 from poise.doctor.remedies import parse_remedy
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
+from poise.tools.atomic_write import write_text
+from poise.tools.json_numbers import json_plain
 
 if TYPE_CHECKING:
     from poise.evidence import PairedComparison, RateComparison, Verdict
@@ -213,7 +215,9 @@ class TrialResult:
             "seeds": self.plan.seeds,
             "folder": str(self.folder),
             "best": self.best.name if self.best else None,
-            "comparisons": [_plain({**asdict(c), "name": c.name, "sentence": c.sentence}) for c in self.comparisons],
+            "comparisons": [
+                json_plain({**asdict(c), "name": c.name, "sentence": c.sentence}) for c in self.comparisons
+            ],
             "arms": [r.to_dict() for r in self.arms],
             "notices": list(self.notices),
         }
@@ -387,9 +391,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_marker(folder: Path, key: dict[str, Any], exit_code: int | None) -> None:
-    draft = folder / f"{_MARKER}.tmp"
-    draft.write_text(json.dumps({"key": key, "exit_code": exit_code}, indent=1), encoding="utf-8")
-    draft.replace(folder / _MARKER)
+    write_text(folder / _MARKER, json.dumps({"key": key, "exit_code": exit_code}, indent=1))
 
 
 def _require_ours(folder: Path) -> None:
@@ -625,11 +627,3 @@ def _rank(comparison: Comparison) -> tuple[int, float]:
     if comparison.verdict is None or comparison.losses is None:
         return sys.maxsize, 0.0
     return _strength(comparison.verdict), -comparison.losses.improvement
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from torch.optim import SGD, Optimizer
 
 from poise.curvature.batches import to_device
 from poise.curvature.objective import Objective, as_objective
-from poise.curvature.random_states import RandomStates
 from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
+from poise.tools.random_states import seeded_random_states
 
 if TYPE_CHECKING:
     from poise.report import Report
@@ -267,7 +266,6 @@ class _Cycle:
 @contextmanager
 def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterator[None]:
     """Seed all generators that a run may draw from, and set them back at the end, those of the loader too."""
-    states = RandomStates(device)
     holders = [
         loader,
         getattr(loader, "sampler", None),
@@ -275,15 +273,10 @@ def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterato
     ]
     generators = [g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)]
     kept = [(g, g.get_state()) for g in generators]
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
     try:
-        yield
+        with seeded_random_states(device, seed):
+            yield
     finally:
-        states.restore()
         for generator, state in kept:
             generator.set_state(state)
 

@@ -56,3 +56,20 @@ def preserved_random_states(device: torch.device) -> Iterator[None]:
         yield
     finally:
         states.restore()
+
+
+@contextmanager
+def seeded_random_states(device: torch.device, seed: int) -> Iterator[None]:
+    """Begin all generators from a seed, and set them back at the end.
+
+    Args:
+        device: its generator counts beside that of the CPU.
+        seed: of Python's, NumPy's and torch's generators.
+    """
+    with preserved_random_states(device):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
+        yield

@@ -8,10 +8,7 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -27,6 +24,7 @@ from poise.doctor.remedies import parse_remedy
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
 from poise.tools.atomic_write import write_text
+from poise.tools.child_process import ChildProcesses
 from poise.tools.json_numbers import json_plain
 
 if TYPE_CHECKING:
@@ -36,7 +34,6 @@ SMALLEST_EFFECT = 0.01
 """A loss has to be lower by more than this share before it counts as better, or higher as worse."""
 
 _MARKER = "arm.json"
-_SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +268,7 @@ def trial(
         ValueError: if a remedy is unknown or given twice, or a number is out of range.
     """
     plan = make_plan(script, args, remedies, seeds, module, steps)
-    with _Children() as children:
+    with ChildProcesses() as children:
         return carry_out(plan, Path(out), partial(_run_script, children, plan), n_jobs, progress)
 
 
@@ -400,76 +397,12 @@ def _require_ours(folder: Path) -> None:
         raise FileExistsError(f"out must be a folder for this trial alone, but {str(folder)!r} holds something else")
 
 
-def _run_script(children: _Children, plan: Plan, arm: Arm, folder: Path) -> int:
+def _run_script(children: ChildProcesses, plan: Plan, arm: Arm, folder: Path) -> int:
     options = ["--quiet", "--json", "--seed", str(arm.seed), "--out", str(folder / "run")]
     for spec in arm.remedies:
         options += ["--remedy", spec]
     target = ["-m", plan.script] if plan.module else [plan.script]
     return children.run([sys.executable, "-m", "poise", "run", *options, *target, *plan.args], folder)
-
-
-class _Children:
-    """The processes of a trial; leaving the context with an error or an interrupt ends them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
-
-    def __reduce__(self) -> tuple[type[_Children], tuple[()]]:
-        return _Children, ()  # a worker in another process has children of its own
-
-    def __enter__(self) -> _Children:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self._stop()
-
-    def run(self, command: list[str], folder: Path) -> int:
-        """Run a command to its end and return its exit code; its output goes to files in ``folder``."""
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr:
-            with self._lock:
-                if self._stopped:
-                    raise InterruptedError("the trial was stopped")
-                # In a session of its own a child does not get the terminal's Ctrl-C, and can be ended with its workers.
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    env={**os.environ, **threads},
-                    start_new_session=True,
-                )
-                self._running.add(child)
-            exit_code = child.wait()
-        with self._lock:
-            self._running.discard(child)
-            if self._stopped:
-                raise InterruptedError("the trial was stopped")
-        return exit_code
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for child in running:
-            _end(child, signal.SIGTERM)
-        for child in running:
-            try:
-                child.wait(_SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                _end(child, signal.SIGKILL)
-
-
-def _end(child: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    if child.poll() is not None:
-        return
-    try:
-        os.killpg(child.pid, how)
-    except ProcessLookupError:
-        return  # it ended by itself meanwhile
 
 
 def _module_file(name: str) -> Path:

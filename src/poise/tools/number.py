@@ -29,6 +29,9 @@ def number(value: float, digits: int = 4) -> str:
         return "0"
     if not 1e-3 <= size < 1e6:
         mantissa, exponent = f"{size:.{digits - 1}e}".split("e")
-        return f"{sign}{mantissa}e{int(exponent)}"
-    text = f"{size:,.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
-    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
+        return f"{sign}{_short(mantissa)}e{int(exponent)}"
+    return sign + _short(f"{size:,.{max(0, digits - 1 - math.floor(math.log10(size)))}f}")
+
+
+def _short(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -69,7 +69,7 @@ def test_first_crossing_names_the_layers_of_that_step_worst_first():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(571.3, "571"), (0.0412, "0.0412"), (12345.6, "12346"), (1e-9, "1.0e-09"), (np.nan, "NaN")]
+    ("value", "text"), [(571.3, "571"), (0.0412, "0.0412"), (12345.6, "12,346"), (1e-9, "1e-9"), (np.nan, "NaN")]
 )
 def test_numbers_in_sentences(value, text):
     assert number(value) == text
@@ -481,7 +481,7 @@ def test_the_measured_curvature_explains_the_generic_finding_and_names_a_rate():
     run.change("edge_ratio", 60, 4.0)
     first, *others = diagnose(run.record())
     assert first.cause == "lr_above_curvature"
-    assert "Half of the edge would be a rate of 1.3e-04." in first.summary  # 1e-3 / 4 / 2
+    assert "Half of the edge would be a rate of 1.25e-4." in first.summary  # 1e-3 / 4 / 2
     assert [f.severity for f in others if f.cause == "lr_too_high"] == ["info"]
 
 

@@ -1,6 +1,5 @@
 """Maps, flows and optimizers as dynamical systems: fixed points, what they attract, and where stability ends."""
 
-from poise.dynamics.audit import audit
 from poise.dynamics.batch_noise import batch_noise_section, sgd_lyapunov_exponent
 from poise.dynamics.catalytic_pore import CatalyticPore, reversible_reaction
 from poise.dynamics.coherence import Coherence, coherence
@@ -40,6 +39,7 @@ from poise.dynamics.starvation import (
     sensitivity,
 )
 from poise.dynamics.system import System, central_difference
+from poise.dynamics.training_audit import audit
 from poise.dynamics.trajectory import Trajectory, classify
 
 __all__ = [

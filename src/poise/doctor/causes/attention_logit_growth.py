@@ -14,7 +14,8 @@ logit passed 10,000 diverged; losses are already worse near 1,000.
 `attention_logit_max[layer]` exceeds both 50 and three times its early value in this run in two consecutive samples,
 or exceeds 1,000 in one. Healthy runs stay between 4 and 30. The entropy of the layer's attention (relative to uniform
 attention) tells whether it has collapsed. A straight line through the logarithm forecasts when 10,000 will be
-reached, if that is still to come. It is an error once logits pass 1,000, attention has collapsed, or the loss has suffered; a warning before.
+reached, if that is still to come. It is an error once logits pass 1,000, attention has collapsed, or the loss has
+suffered; a warning before.
 
 ## What cures it
 Normalise queries and keys before their product, cap the logits, or lower the learning rate of the run.

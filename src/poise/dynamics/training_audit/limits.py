@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poise.dynamics.local_point import LocalPoint
-from poise.report.words import number
+from poise.tools.number import number
 
 _NOTICEABLE = 1e-3
 

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 from poise.curvature import Hessian, LinearOperator, Preconditioned, eigs, l2_penalty, lanczos, preconditioner
 from poise.curvature.eigs import DENSE
 from poise.dynamics.ascent import unwrap_sam
-from poise.dynamics.audit_effort import Effort
+from poise.dynamics.training_audit.effort import Effort
 
 _EXACT, _FAST = 1e-3, 1e-2
 _LARGE = 1_000_000

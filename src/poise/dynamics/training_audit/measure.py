@@ -1,4 +1,4 @@
-"""One call that says how far a training run is from the edge of its stability."""
+"""How the audit of a training run measures: sharpness, threshold, density of eigenvalues, noise of batches."""
 
 from __future__ import annotations
 
@@ -10,85 +10,45 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from poise.curvature import Hessian, LinearOperator, Preconditioned, as_objective, spectral_density
 from poise.curvature.batches import as_batches
 from poise.curvature.objective import Objective, Supervised
-from poise.dynamics.audit_effort import Effort, affordable_effort
-from poise.dynamics.audit_noise import audited_noise, why_no_noise_analysis
-from poise.dynamics.audit_report import AuditFacts, audit_report, is_plain_sgd
-from poise.dynamics.audit_sharpness import (
+from poise.dynamics.edge import EdgeDistance, distance_to_edge
+from poise.dynamics.example_sample import two_samples
+from poise.dynamics.largest_stable_lr import largest_stable_lr
+from poise.dynamics.local_point import LocalPoint, local_point
+from poise.dynamics.sgd_stability import SGDStability
+from poise.dynamics.training_audit.effort import Effort, affordable_effort
+from poise.dynamics.training_audit.facts import TrainingFacts
+from poise.dynamics.training_audit.noise import audited_noise, why_no_noise_analysis
+from poise.dynamics.training_audit.sharpness import (
     AuditedSharpness,
     Watched,
     as_optimizer_sees,
     audited_sharpness,
     is_adaptive,
 )
-from poise.dynamics.edge import EdgeDistance, distance_to_edge
-from poise.dynamics.example_sample import two_samples
-from poise.dynamics.largest_stable_lr import largest_stable_lr
-from poise.dynamics.local_point import LocalPoint, local_point
-from poise.dynamics.sgd_stability import SGDStability
-from poise.report import Report
+from poise.tools.progress_bar import progress_bar
 
 _SMALL = 100_000
 
 
-def audit(
+def measure(
     model: nn.Module,
     loss_fn: Any,
     data: Any,
     optimizer: Optimizer,
     batch_size: int,
     *,
-    progress: bool | None = None,
-    seed: int = 0,
-    examples: int | None = None,
-    seconds: float = 40.0,
-) -> Report:
-    """Return how far a model and its optimizer are from the edge of stability, and how sure that is.
-
-    The report holds the sharpness with its error bound (for an adaptive optimizer also as it sees it), the optimizer's
-    threshold, the largest stable learning rates for full batches and for this batch size, the smallest stable batch,
-    the density of eigenvalues, and what the analysis does not cover. Nothing of the model and the optimizer changes.
-
-    A large problem is cut to what takes about ``seconds``: fewer examples, fewer products, bounds in the place of exact
-    limits. The report says so. That depends on the speed of the machine; give ``examples`` where the same numbers have
-    to come out again.
-
-    Args:
-        model: float32 or float64, without chance in its forward pass (``model.eval()`` where there is dropout).
-        loss_fn: a criterion such as ``nn.CrossEntropyLoss()``, a :class:`poise.curvature.Supervised`, or any
-            ``loss_fn(model, batch)`` that returns a mean (then without the noise of mini-batches).
-        data: a batch of any kind or an iterable of batches, kept in memory.
-        optimizer: what trains the model, see :func:`edge`; an adaptive one after its first step. Parameters that it
-            does not hold count as fixed.
-        batch_size: examples a step, from 1 to the number of examples.
-        progress: whether to show a progress bar; by default on a terminal.
-        seed: of samples and start vectors.
-        examples: how many examples to look at; by default as many as there is time for.
-        seconds: about how long it may take on large problems.
-
-    Raises:
-        TypeError: if the optimizer's edge is not known, or an argument has another type.
-        ValueError: if data is empty, ``batch_size`` or a setting is out of range, the loss is random or not finite, the
-            optimizer holds no trainable parameter of the model, or an adaptive one has taken no step.
-
-    References:
-        Cohen et al. (2021), arXiv:2103.00065; Cohen et al. (2022), arXiv:2207.14484; Mulayoff and Michaeli (2024),
-        arXiv:2306.07850; Wu and Su (2023), arXiv:2305.17490.
-
-    Example:
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> data = torch.eye(2), torch.zeros(2, 1)  # the loss has the curvature 1 in both directions
-        >>> report = audit(model, nn.MSELoss(), data, torch.optim.SGD(model.parameters(), lr=0.5), batch_size=2)
-        >>> report.verdict
-        'below the edge'
-    """
+    progress: bool | None,
+    seed: int,
+    examples: int | None,
+    seconds: float,
+) -> TrainingFacts:
+    """Return what the audit of a training run measures; arguments and errors are those of :func:`audit`."""
     objective, batches, n = _checked_data(loss_fn, data, batch_size, examples, seconds)
     params = _moved_parameters(model, optimizer)
     generator = torch.Generator().manual_seed(seed)
@@ -104,8 +64,10 @@ def audit(
         density = spectrum.density(phase)
         noise, reason = _noise(phase, model, objective, sample, n, optimizer, batch_size, params, plain, generator)
     decisive = seen or plain
-    facts = AuditFacts(
-        optimizer=optimizer,
+    return TrainingFacts(
+        optimizer=type(optimizer).__name__,
+        lr=float(optimizer.param_groups[0]["lr"]),
+        plain_sgd=is_plain_sgd(optimizer),
         batch_size=batch_size,
         n=n,
         used=effort.examples,
@@ -121,7 +83,6 @@ def audit(
         no_noise=reason,
         seed=seed,
     )
-    return audit_report(facts)
 
 
 class _Spectrum:
@@ -202,6 +163,12 @@ def _moved_parameters(model: nn.Module, optimizer: Optimizer) -> list[str] | Non
     return None if len(moved) == len(trainable) else moved
 
 
+def is_plain_sgd(optimizer: Optimizer) -> bool:
+    """Whether an optimizer takes the steps that the analysis of noise is about: SGD without anything else."""
+    extras = ("momentum", "weight_decay", "nesterov")
+    return type(optimizer) is SGD and not any(group[extra] for group in optimizer.param_groups for extra in extras)
+
+
 def _distance(optimizer: Optimizer, sharpness: AuditedSharpness, point: LocalPoint) -> EdgeDistance:
     found = distance_to_edge(optimizer, sharpness.value, sharpness.error_bound, point.grad_norm or None)
     return replace(found, low=sharpness.low / found.edge)
@@ -252,10 +219,7 @@ def _noise(
 @contextmanager
 def _bar(show: bool | None) -> Iterator[Any]:
     """Give a context per phase of the work, in which a function moves the bar on."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    shown = console.is_terminal if show is None else show
-    with Progress(*columns, console=console, disable=not shown, transient=True) as bar:
+    with progress_bar(show) as bar:
 
         @contextmanager
         def phase(name: str, total: int) -> Iterator[Callable[[], None]]:

@@ -2,85 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
-from torch.optim import SGD, Optimizer
 
-from poise.curvature import SpectralDensity
-from poise.dynamics.audit_findings import audit_findings
-from poise.dynamics.audit_limits import limits_of_the_analysis
-from poise.dynamics.audit_sharpness import AuditedSharpness
 from poise.dynamics.batch_noise import batch_noise_section
-from poise.dynamics.edge import EdgeDistance
-from poise.dynamics.local_point import LocalPoint
 from poise.dynamics.sgd_stability import SGDStability
-from poise.report import Figure, Report, Table, Text
-from poise.report.words import number
+from poise.dynamics.training_audit.facts import TrainingFacts
+from poise.dynamics.training_audit.limits import limits_of_the_analysis
+from poise.dynamics.training_audit.rules import RULES, unstable_with_batch_noise
+from poise.dynamics.training_audit.sharpness import AuditedSharpness
+from poise.report import Figure, Finding, Report, Table, Text
+from poise.rules import findings_of
+from poise.tools.number import number
 
 _MOST_PARAMETERS = 8
 _VERDICTS = {"below": "below the edge", "at": "at the edge", "above": "above the edge"}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AuditFacts:
-    """All that an audit measured.
-
-    Attributes:
-        optimizer: what trains the model.
-        batch_size: examples a step.
-        n: number of examples.
-        used: how many were looked at.
-        parameters: number of parameters.
-        point: loss, gradient, kinks.
-        plain: sharpness of the loss.
-        seen: sharpness as an adaptive optimizer sees it, ``None`` for others.
-        distance: of the sharpness that decides, to the edge.
-        largest_lr: learning rate that puts the optimizer on its edge: lowest, best and highest value.
-        density: of the eigenvalues of the operator that decides.
-        directions: share of each parameter in the direction that goes first.
-        noise: stability of SGD; ``None`` where it is not known.
-        no_noise: why not.
-        seed: of samples and start vectors.
-    """
-
-    optimizer: Optimizer
-    batch_size: int
-    n: int
-    used: int
-    parameters: int
-    point: LocalPoint
-    plain: AuditedSharpness
-    seen: AuditedSharpness | None
-    distance: EdgeDistance
-    largest_lr: tuple[float, float, float]
-    density: SpectralDensity
-    directions: dict[str, float]
-    noise: SGDStability | None
-    no_noise: str | None
-    seed: int
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first param group."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    @property
-    def name(self) -> str:
-        """Name of the optimizer."""
-        return type(self.optimizer).__name__
-
-    @property
-    def decisive(self) -> AuditedSharpness:
-        """The sharpness that the edge is compared with."""
-        return self.seen or self.plain
-
-
-def is_plain_sgd(optimizer: Optimizer) -> bool:
-    """Whether an optimizer takes the steps that the analysis of noise is about: SGD without anything else."""
-    extras = ("momentum", "weight_decay", "nesterov")
-    return type(optimizer) is SGD and not any(group[extra] for group in optimizer.param_groups for extra in extras)
 
 
 def noise_limit(noise: SGDStability) -> tuple[float, bool]:
@@ -90,22 +27,22 @@ def noise_limit(noise: SGDStability) -> tuple[float, bool]:
     return min(noise.lr_gd, noise.lr_moment), False
 
 
-def audit_report(facts: AuditFacts) -> Report:
+def training_report(facts: TrainingFacts) -> Report:
     """Return the report.
 
     Args:
         facts: what was measured.
     """
-    adaptive = facts.seen is not None
+    findings, adaptive = findings_of(RULES, facts), facts.seen is not None
     limits = limits_of_the_analysis(facts.point, facts.plain.value, facts.batch_size, facts.n, adaptive)
     title = "Density of eigenvalues" + (", as the optimizer sees them" if adaptive else "")
     report = Report(
         "Distance to the edge of stability",
         audit_summary(facts),
-        audit_findings(facts),
+        findings,
         [_sharpness_table(facts), _lr_table(facts), _direction_table(facts), facts.density.figure(title)],
         meta={
-            "optimizer": facts.name,
+            "optimizer": facts.optimizer,
             "lr": facts.lr,
             "batch_size": int(facts.batch_size),
             "examples": facts.n,
@@ -115,7 +52,7 @@ def audit_report(facts: AuditFacts) -> Report:
             "torch": torch.__version__,
             "poise": version("poise"),
         },
-        verdict=_verdict(facts),
+        verdict=_verdict(facts, findings),
     )
     for block in _noise_blocks(facts):
         report.add(block)
@@ -123,12 +60,12 @@ def audit_report(facts: AuditFacts) -> Report:
     return report.add(Text(limits, "Where this analysis does not apply"))
 
 
-def _verdict(facts: AuditFacts) -> str:
-    noisy = any(finding.cause == "unstable_with_batch_noise" for finding in audit_findings(facts))
+def _verdict(facts: TrainingFacts, findings: list[Finding]) -> str:
+    noisy = any(finding.cause == unstable_with_batch_noise.RULE.id for finding in findings)
     return _VERDICTS[facts.distance.where] + (", unstable with batch noise" if noisy else "")
 
 
-def audit_summary(facts: AuditFacts) -> str:
+def audit_summary(facts: TrainingFacts) -> str:
     """Return the verdict in plain sentences."""
     if facts.decisive.value <= 0:
         return (
@@ -140,19 +77,19 @@ def audit_summary(facts: AuditFacts) -> str:
     unit = "of" if distance.ratio < 1 else "times"
     return (
         f"You are at {_between(distance.low, distance.ratio, distance.high)} {unit} the edge of stability, {where}. "
-        f"The largest stable learning rate of this {facts.name} is {_between(*facts.largest_lr)}; "
+        f"The largest stable learning rate of this {facts.optimizer} is {_between(*facts.largest_lr)}; "
         f"it runs at {number(facts.lr)}. {_noise_sentence(facts)}"
     ).strip()
 
 
-def _noise_sentence(facts: AuditFacts) -> str:
+def _noise_sentence(facts: TrainingFacts) -> str:
     if facts.batch_size == facts.n:
         return "A batch holds all examples, so there is no noise."
     if facts.noise is None:
         return "What the noise of mini-batches costs is not known here."
     limit, exact = noise_limit(facts.noise)
     words = f"{number(limit)} (exact, in mean square)" if exact else f"at most {number(limit)} (a bound)"
-    if not is_plain_sgd(facts.optimizer):
+    if not facts.plain_sgd:
         return f"For SGD without momentum, batches of {facts.batch_size} would bear {words}."
     if limit >= 0.999 * facts.noise.lr_gd:
         seen = "does not lower it" if exact else "does not lower it as far as bounds can tell"
@@ -168,12 +105,12 @@ def _between(low: float, value: float, high: float) -> str:
     return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
 
-def _sharpness_table(facts: AuditFacts) -> Table:
+def _sharpness_table(facts: TrainingFacts) -> Table:
     rows = [_sharpness_row("Sharpness of the loss", facts.plain)]
     if facts.seen is not None:
-        rows.append(_sharpness_row(f"Sharpness as {facts.name} sees it", facts.seen))
+        rows.append(_sharpness_row(f"Sharpness as {facts.optimizer} sees it", facts.seen))
     edge = facts.distance
-    rows.append([f"Threshold of {facts.name} at lr {facts.lr:g}", edge.edge, None, None, "closed form"])
+    rows.append([f"Threshold of {facts.optimizer} at lr {facts.lr:g}", edge.edge, None, None, "closed form"])
     rows.append(["Share of the edge", edge.ratio, edge.low, edge.high, "sharpness over threshold"])
     rows.append(["Mean loss", facts.point.loss, None, None, ""])
     rows.append(["Norm of the gradient", facts.point.grad_norm, None, None, ""])
@@ -187,9 +124,11 @@ def _sharpness_row(name: str, sharpness: AuditedSharpness) -> list[object]:
     return [name, sharpness.value, sharpness.low, sharpness.high, how]
 
 
-def _lr_table(facts: AuditFacts) -> Table:
+def _lr_table(facts: TrainingFacts) -> Table:
     low, best, high = facts.largest_lr
-    rows: list[list[object]] = [[f"This {facts.name}, full batches", best, low, high, "from sharpness and threshold"]]
+    rows: list[list[object]] = [
+        [f"This {facts.optimizer}, full batches", best, low, high, "from sharpness and threshold"]
+    ]
     if facts.plain.value > 0:
         ends = [2 / facts.plain.high, 2 / facts.plain.low if facts.plain.low > 0 else float("inf")]
         rows.append(["Gradient descent, full batches", 2 / facts.plain.value, *ends, "2 / sharpness"])
@@ -216,7 +155,7 @@ def _noise_rows(noise: SGDStability) -> list[list[object]]:
     return rows
 
 
-def _direction_table(facts: AuditFacts) -> Table:
+def _direction_table(facts: TrainingFacts) -> Table:
     ranked = sorted(facts.directions.items(), key=lambda item: -item[1])
     rows = [[name, 100 * share] for name, share in ranked[:_MOST_PARAMETERS]]
     left = len(ranked) - len(rows)
@@ -226,15 +165,15 @@ def _direction_table(facts: AuditFacts) -> Table:
     return Table("What goes first", ["Parameter", "Share"], rows, caption)
 
 
-def _noise_blocks(facts: AuditFacts) -> list[Text | Table | Figure]:
+def _noise_blocks(facts: TrainingFacts) -> list[Text | Table | Figure]:
     if facts.noise is None:
         return [Text(f"Not available: {facts.no_noise}", "Batch-noise stability")]
-    lr = facts.lr if is_plain_sgd(facts.optimizer) else None
+    lr = facts.lr if facts.plain_sgd else None
     generator = torch.Generator().manual_seed(facts.seed)
     return list(batch_noise_section(facts.noise, lr, steps=200, generator=generator))
 
 
-def _measured(facts: AuditFacts) -> str:
+def _measured(facts: TrainingFacts) -> str:
     if facts.used == facts.n:
         sample = f"All {facts.n} examples were used"
     else:

@@ -9,7 +9,7 @@ from torch import nn
 
 from poise.curvature import as_objective
 from poise.nn import StableResNetMLP
-from poise.preflight.audit_init import audit_init
+from poise.preflight.init_audit import audit_init
 from poise.preflight.depth_growth import depth_growth, failing_depths
 from poise.preflight.hidden_state_gain import hidden_state_gain
 from poise.preflight.jacobian_gain import Point, jacobian_gain

@@ -1,10 +1,10 @@
 """The check before the run: what will break, and at which learning rate and size."""
 
-from poise.preflight.audit_init import audit_init
 from poise.preflight.find_max_lr import compare_max_lr, find_max_lr
 from poise.preflight.forecast_signal import SignalForecast, forecast_signal
 from poise.preflight.hidden_state_gain import HiddenStateGain, hidden_state_gain
 from poise.preflight.hopeless import HopelessRunError, LossWatch, is_hopeless
+from poise.preflight.init_audit import audit_init
 from poise.preflight.lr_crossing import LRCrossing, lr_crossing
 from poise.preflight.lr_curve import LRCurve
 from poise.preflight.lr_range_test import LRRangeTest, lr_range_test

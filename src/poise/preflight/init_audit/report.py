@@ -8,13 +8,15 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from poise.preflight.audit_init_facts import InitFacts
-from poise.preflight.audit_init_findings import block_word, init_findings
-from poise.preflight.audit_init_remedies import remedy_blocks
+from poise.doctor.remedies.documented import DOCUMENTED
+from poise.preflight.init_audit.facts import InitFacts
+from poise.preflight.init_audit.remedies import REMEDIES
+from poise.preflight.init_audit.rules import RULES
 from poise.preflight.jacobian_gain import PROBES
 from poise.preflight.usable_lr import LARGE, WARMED
-from poise.report import Figure, Finding, Report, Table, Text, line_chart
-from poise.report.words import number
+from poise.report import Code, Figure, Finding, Report, Table, Text, line_chart
+from poise.rules import findings_of
+from poise.tools.number import number
 
 _VERDICTS = {"error": "will fail as it is", "warning": "at risk"}
 _FINE = "nothing found that would break"
@@ -26,14 +28,14 @@ def init_report(facts: InitFacts) -> Report:
     Args:
         facts: what was measured.
     """
-    findings = init_findings(facts)
+    findings = findings_of(RULES, facts)
     severities = [finding.severity for finding in findings]
     verdict = next((words for severity, words in _VERDICTS.items() if severity in severities), _FINE)
     report = Report(
         f"Before the first step: {facts.model}",
         _summary(facts, findings),
         findings,
-        list(remedy_blocks(facts, findings)),
+        list(_remedy_blocks(facts, findings)),
         meta={
             "model": facts.model,
             "parameters": facts.parameters,
@@ -75,12 +77,27 @@ def _of_examples(facts: InitFacts) -> str:
     return f" on {facts.lr.examples} of {facts.batch} examples"
 
 
+# --- remedies ----------------------------------------------------------------------------------------------------
+
+
+def _remedy_blocks(facts: InitFacts, findings: list[Finding]) -> list[Code]:
+    """Return the code of every remedy that a finding names, each once."""
+    blocks = []
+    for name in dict.fromkeys(name for finding in findings for name in finding.remedies):
+        remedy = REMEDIES.get(name) or DOCUMENTED[name]
+        code = remedy.code
+        if name == "scale_embedding" and not facts.tied:
+            code = code.replace("  # a tied head goes on using the unscaled weights", "")
+        blocks.append(Code(remedy.title.rstrip("."), code, remedy.language))
+    return blocks
+
+
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
 def _figures(facts: InitFacts) -> list[Figure]:
     figures = []
-    units, word = facts.passed.units, block_word(facts)
+    units, word = facts.passed.units, facts.unit
     depth = np.arange(1, len(units) + 1)
     if len(units) >= 2:
         lines = {"measured": (depth, _root([unit.q for unit in units]))}
@@ -138,7 +155,7 @@ def _tables(facts: InitFacts) -> list[Table]:
 
 
 def _growth_table(facts: InitFacts) -> Table | None:
-    growth, word = facts.growth, block_word(facts)
+    growth, word = facts.growth, facts.unit
     if growth.forward_slope is None:
         return None
     rows: list[list[object]] = [
@@ -185,8 +202,8 @@ def _lr_table(facts: InitFacts) -> Table | None:
     if lr.warm is not None:
         steps = len(lr.warmed or ()) - 1
         rows.append([f"{lr.name}, after a warm-up of {steps} steps", lr.warm, "tried out on copies, on this batch"])
-    if facts.optimizer is not None:
-        rows.append([f"{lr.name} is set to", float(facts.optimizer.param_groups[0]["lr"]), "first param group"])
+    if facts.set_lr is not None:
+        rows.append([f"{lr.name} is set to", facts.set_lr, "first param group"])
     caption = (
         "Limits of stability at this point: SGD often survives a few times its own by a jump to a flatter place, a "
         "fresh Adam a hundred times. The warm-up repeats one batch, which other batches need not resemble."
@@ -195,7 +212,7 @@ def _lr_table(facts: InitFacts) -> Table | None:
 
 
 def _format_table(facts: InitFacts) -> Table:
-    word, depth = block_word(facts), len(facts.passed.units)
+    word, depth = facts.unit, len(facts.passed.units)
     rows: list[list[object]] = []
     for end in facts.failing:
         where = end.name if end.name is not None else f"beyond this model's {depth}, if it grows on like this"
@@ -257,7 +274,7 @@ def _depth_table(facts: InitFacts) -> Table:
     columns = ["Depth", "Where", "Root mean square", "Largest", "Norm of gradient", "Jacobian gain", "Cosine of inputs"]
     span = "its input to its output" if facts.passed.are_blocks else "the output of the layer before to its own"
     caption = (
-        f"Jacobian gain: of a {block_word(facts)}, from {span}, the root mean square of the Jacobian's singular values "
+        f"Jacobian gain: of a {facts.unit}, from {span}, the root mean square of the Jacobian's singular values "
         f"(estimated by {PROBES} random vectors; with unequal sizes the Frobenius norm over the root of the number of "
         "outputs). A gradient of random direction grows by that on its way back. Cosine: mean over pairs of inputs (of "
         "positions, in a sequence) of the cosine of their vectors."
@@ -269,7 +286,7 @@ def _depth_table(facts: InitFacts) -> Table:
 
 
 def _measured(facts: InitFacts) -> str:
-    passed, word = facts.passed, block_word(facts)
+    passed, word = facts.passed, facts.unit
     lines = [
         f"**One batch** of {facts.batch} examples, forward and backward, {facts.parameters:,} trainable parameters "
         f"in {facts.dtype}. Depth is counted in {len(passed.units)} {word}s. Dropout was off; batch norms in "

@@ -1,4 +1,4 @@
-"""One call before the first step that says what will break, in which layer, and at which depth."""
+"""How the audit before the first step measures: one forward and one backward pass, and Hessian products."""
 
 from __future__ import annotations
 
@@ -14,72 +14,28 @@ from torch.optim import Optimizer
 from poise.curvature import as_objective
 from poise.curvature.batches import tensors_of, to_device
 from poise.curvature.objective import Objective
-from poise.doctor.tap.discovery import unwrap
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds
-from poise.preflight.audit_init_facts import InitFacts
-from poise.preflight.audit_init_report import init_report
 from poise.preflight.depth_growth import depth_growth, failing_depths
 from poise.preflight.hidden_state_gain import hidden_state_gain
+from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.signal_propagation import depth_units, signal_propagation
 from poise.preflight.usable_lr import UsableLR, has_known_edge, usable_lr
-from poise.report import Report
+from poise.tools.unwrap import unwrap
 
 
-def audit_init(
+def measure(
     model: nn.Module,
     batch: Any,
     loss_fn: Any,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | None,
     *,
-    blocks: Sequence[str] | None = None,
-    products: int | None = None,
-    seed: int = 0,
-) -> Report:
-    r"""Return what will break in a model as it is initialised, before its first step.
-
-    One forward and one backward pass measure, by depth: how signals and gradients grow (beside what mean-field theory
-    expects of the weights, for ReLU networks), how much the Jacobian of each block stretches what passes it (by four
-    random vectors that go back through each block), the residual stream's shortcuts and branches, how much each layer
-    normalisation amplifies gradients, attention logits and their entropy, dead units, whether different inputs can
-    still be told apart, and the gain of recurrent layers. Hessian products then give the sharpness and the largest
-    usable learning rate, without and (up to two million parameters) with a warm-up. The report names the layer and the
-    depth at which the model fails, and the code that cures it.
-
-    Nothing of the model changes: parameters, gradients, mode, buffers, random states. Dropout is off; a batch norm that
-    trains uses the statistics of the batch. Beyond thirty million parameters the sharpness is that of one example,
-    bounded from below by four products, and the report says so.
-
-    Args:
-        model: any module, also compiled or wrapped for distributed training.
-        batch: one batch as it will be trained on: a tensor, a tuple or a mapping.
-        loss_fn: a criterion such as ``nn.CrossEntropyLoss()``, a :class:`poise.curvature.Supervised`, or any
-            ``loss_fn(model, batch)`` that returns a mean; for transformers' models
-            ``lambda model, batch: model(**batch).loss``.
-        optimizer: what will train the model; its learning rate and epsilon are then judged too.
-        blocks: names or patterns of the modules that count as depth. Found by default: siblings of one class that have
-            parts, else the layers with weights.
-        products: most Hessian products, 0 for no curvature. By default what the size of the model allows.
-        seed: of the random vectors that measure Jacobians and start eigenvalue solvers.
-
-    Raises:
-        TypeError: if an argument has another type, or the loss is no tensor.
-        ValueError: if the batch is empty or not finite, nothing is trainable, ``blocks`` match nothing, the model has
-            no layer with weights, or the loss is not a scalar or depends on no parameter.
-
-    References:
-        Takase et al. (2025), arXiv:2312.16903; Hayou et al. (2021), arXiv:2010.12859; Gilmer et al. (2022),
-        arXiv:2110.04369; Wortsman et al. (2024), arXiv:2309.14322; Ba et al. (2016), arXiv:1607.06450.
-
-    Example:
-        >>> from poise.nn import StableResNetMLP
-        >>> net = StableResNetMLP(8, 64, depth=50, out_features=2, kind="standard")
-        >>> data = torch.randn(16, 8), torch.randint(2, (16,))
-        >>> report = audit_init(net, data, nn.CrossEntropyLoss(), products=0)
-        >>> report.verdict
-        'will fail as it is'
-    """
+    blocks: Sequence[str] | None,
+    products: int | None,
+    seed: int,
+) -> InitFacts:
+    """Return what the audit before the first step measures; arguments and errors are those of :func:`audit_init`."""
     plain, objective = _checked_model(model, optimizer, products), as_objective(loss_fn)
     device = next(plain.parameters()).device
     _check_batch(batch, objective)
@@ -95,7 +51,7 @@ def audit_init(
         gains = hidden_state_gain(plain, lambda: objective.loss(plain, batch)) if passed.finite else []
         lr, no_lr = _curvature(plain, objective, batch, optimizer, products, seed, passed.finite)
     trainable = [p for p in plain.parameters() if p.requires_grad]
-    facts = InitFacts(
+    return InitFacts(
         model=type(plain).__name__,
         parameters=sum(p.numel() for p in trainable),
         dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainable})),
@@ -106,11 +62,11 @@ def audit_init(
         gains=gains,
         lr=lr,
         no_lr=no_lr,
-        optimizer=optimizer,
+        set_lr=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
+        eps=_epsilon(optimizer),
         tied=_is_tied(plain),
         seed=seed,
     )
-    return init_report(facts)
 
 
 def _checked_model(model: Any, optimizer: Any, products: Any) -> nn.Module:
@@ -166,6 +122,12 @@ def _curvature(
     except (ValueError, RuntimeError) as error:  # a loss of chance, a product that overflows, no second derivative
         return None, f"{error}."
     return (found, None) if math.isfinite(found.sharpness) else (None, "The curvature is not finite.")
+
+
+def _epsilon(optimizer: Optimizer | None) -> float | None:
+    """Return what the optimizer adds to its divisor; ``None`` where that is no single number (Adafactor has a pair)."""
+    eps = None if optimizer is None else optimizer.param_groups[0].get("eps")
+    return float(eps) if isinstance(eps, float | int | torch.Tensor) else None
 
 
 def _is_tied(model: nn.Module) -> bool:

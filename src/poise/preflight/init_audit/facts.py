@@ -1,10 +1,8 @@
-"""Everything that an audit at initialisation measured."""
+"""Everything that the audit before the first step measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.optim import Optimizer
 
 from poise.preflight.depth_growth import DepthGrowth, FailingDepth
 from poise.preflight.hidden_state_gain import HiddenStateGain
@@ -27,7 +25,8 @@ class InitFacts:
         gains: of recurrent layers.
         lr: largest usable learning rates; ``None`` where curvature is not known.
         no_lr: why not.
-        optimizer: that will train the model.
+        set_lr: learning rate of the optimizer that will train the model; ``None`` without one.
+        eps: epsilon of that optimizer; ``None`` if it has none.
         tied: whether an embedding's weights are also a head's.
         seed: of start vectors.
     """
@@ -42,6 +41,12 @@ class InitFacts:
     gains: list[HiddenStateGain]
     lr: UsableLR | None
     no_lr: str | None
-    optimizer: Optimizer | None
+    set_lr: float | None
+    eps: float | None
     tied: bool
     seed: int
+
+    @property
+    def unit(self) -> str:
+        """What depth is counted in: ``"block"`` or ``"layer"``."""
+        return "block" if self.passed.are_blocks else "layer"

@@ -8,10 +8,10 @@ from torch import nn
 
 from poise.curvature import Hessian, Supervised, as_objective
 from poise.dynamics import audit, critical_lr, edge
-from poise.dynamics.training_audit.effort import affordable_effort
 from poise.dynamics.example_sample import two_samples
 from poise.dynamics.largest_stable_lr import largest_stable_lr
 from poise.dynamics.local_point import local_point
+from poise.dynamics.training_audit.effort import affordable_effort
 from poise.report import Report
 
 

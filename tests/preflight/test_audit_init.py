@@ -9,9 +9,9 @@ from torch import nn
 
 from poise.curvature import as_objective
 from poise.nn import StableResNetMLP
-from poise.preflight.init_audit import audit_init
 from poise.preflight.depth_growth import depth_growth, failing_depths
 from poise.preflight.hidden_state_gain import hidden_state_gain
+from poise.preflight.init_audit import audit_init
 from poise.preflight.jacobian_gain import Point, jacobian_gain
 from poise.preflight.norm_amplification import norm_input
 from poise.preflight.residual_stream import residual_sum

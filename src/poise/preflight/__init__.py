@@ -12,7 +12,7 @@ from poise.preflight.lr_report import lr_figure, lr_report
 from poise.preflight.lr_sensitivity import LRSensitivity, lr_sensitivity
 from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
 from poise.preflight.max_trainable_lr import MaxTrainableLR, max_trainable_lr
-from poise.preflight.perturbation_grid import perturbation_grid
+from poise.preflight.perturbation_audit import perturbation_grid
 from poise.preflight.stable_lr import StableLR, stable_lr
 from poise.preflight.sweep import SweepResult, sweep
 from poise.preflight.sweep_point import SweepPoint

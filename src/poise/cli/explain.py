@@ -34,14 +34,14 @@ def explain(
 
 
 def _list(groups: list[Group], console: Console) -> None:
-    width = max(len(name) for group in groups for name, _ in group.entries)
-    chapter = None
+    chapter, width = None, 0
     for group in groups:
         if group.chapter != chapter:
             chapter = group.chapter
+            width = max(len(name) for other in groups if other.chapter == chapter for name, _ in other.entries)
             console.print(f"\n[bold]{chapter.replace('`', '')}[/]", highlight=False)
         if group.heading:
-            console.print(f"\n{group.heading}", style="italic", highlight=False)
+            console.print(f"\n{group.heading[:1].upper()}{group.heading[1:]}", style="italic", highlight=False)
         table = Table.grid(padding=(0, 1))
         table.add_column(min_width=width + 1, no_wrap=True, style="cyan")
         table.add_column(overflow="fold")

@@ -8,9 +8,9 @@ from typing import Literal
 RemedyKind = Literal["live", "surgery", "code"]
 
 KINDS: dict[RemedyKind, str] = {
-    "live": "poise can apply it to a live run",
-    "surgery": "one call changes the model",
-    "code": "lines to add to the script",
+    "live": "applied by poise to a live run",
+    "surgery": "applied by one call that changes the model",
+    "code": "lines for the script",
 }
 """What each kind means, for a reader."""
 

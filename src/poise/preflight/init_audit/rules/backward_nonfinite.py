@@ -1,4 +1,4 @@
-"""The backward pass makes NaN or infinity.
+"""The first backward pass makes NaN or infinity.
 
 ## What it is
 Before the first step, signals and loss are finite on this batch, but a gradient on its way back is not.
@@ -61,7 +61,7 @@ def find(facts: InitFacts) -> list[Finding]:
 
 RULE: Rule[InitFacts] = Rule(
     id="backward_nonfinite",
-    title="The backward pass makes NaN or infinity",
+    title="The first backward pass makes NaN or infinity",
     find=find,
     doc=__doc__,
     exact=True,

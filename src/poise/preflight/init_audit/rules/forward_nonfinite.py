@@ -1,4 +1,4 @@
-"""The forward pass makes NaN or infinity.
+"""The first forward pass makes NaN or infinity.
 
 ## What it is
 Before the first step, the output of a layer or the loss is not a finite number on this batch.
@@ -63,7 +63,7 @@ def find(facts: InitFacts) -> list[Finding]:
 
 RULE: Rule[InitFacts] = Rule(
     id="forward_nonfinite",
-    title="The forward pass makes NaN or infinity",
+    title="The first forward pass makes NaN or infinity",
     find=find,
     doc=__doc__,
     exact=True,

@@ -35,14 +35,6 @@ def test_no_cause_leads_to_itself():
     assert [name for name in CAUSES if name in consequences(name)] == []
 
 
-@pytest.mark.parametrize("name", CAUSES)
-def test_every_cause_is_documented_like_a_lint_rule(name):
-    doc = CAUSES[name].doc
-    positions = [doc.index(section + "\n") for section in SECTIONS]
-    assert positions == sorted(positions)
-    assert all(line.startswith("- ") for line in doc[positions[-1] :].splitlines()[1:] if line and line[0] != " ")
-
-
 def test_explain_shows_the_documentation_and_takes_hyphens():
     text = explain("attention-logit-growth")
     assert text.startswith("# Attention logits grow without bound")

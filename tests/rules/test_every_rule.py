@@ -50,7 +50,7 @@ def test_a_rule_is_documented(name):
     found = sections(rule.doc)
     assert tuple(found) == RULE_SECTIONS
     assert all(found.values()), "a section is empty"
-    assert found["References"].startswith("- ")
+    assert all(line.startswith(("- ", "  ")) for line in found["References"].splitlines())
     first = rule.doc.strip().partition("\n")[0]
     assert first.endswith("."), first
     assert rule.family

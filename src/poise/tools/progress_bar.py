@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes longer than a moment."""
+"""The progress bar of everything that takes more than a second or two."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def audit(
     examples: int | None = None,
     seconds: float = 40.0,
 ) -> Report:
-    """Return how far a model and its optimizer are from the edge of stability, and how sure that is.
+    """Return how far a model and its optimizer are from the edge of stability, and how certain that is.
 
     The report holds the sharpness with its error bound (for an adaptive optimizer also as it sees it), the optimizer's
     threshold, the largest stable learning rates for full batches and for this batch size, the smallest stable batch,
@@ -34,7 +34,7 @@ def audit(
     to come out again.
 
     Args:
-        model: float32 or float64, without chance in its forward pass (``model.eval()`` where there is dropout).
+        model: float32 or float64, with nothing random in its forward pass (``model.eval()`` where there is dropout).
         loss_fn: a criterion such as ``nn.CrossEntropyLoss()``, a :class:`poise.curvature.Supervised`, or any
             ``loss_fn(model, batch)`` that returns a mean (then without the noise of mini-batches).
         data: a batch of any kind or an iterable of batches, kept in memory.
@@ -43,7 +43,7 @@ def audit(
         batch_size: examples a step, from 1 to the number of examples.
         progress: whether to show a progress bar; by default on a terminal.
         seed: of samples and start vectors.
-        examples: how many examples to look at; by default as many as there is time for.
+        examples: how many examples to use; by default as many as there is time for.
         seconds: about how long it may take on large problems.
 
     Raises:

@@ -29,7 +29,7 @@ class Effort:
     """What an audit can afford.
 
     Attributes:
-        examples: how many examples to look at.
+        examples: how many examples to use.
         products: most Hessian products for one eigenvalue.
         basis: vectors that a Krylov basis may hold.
         seconds: time for everything.

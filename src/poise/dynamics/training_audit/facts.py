@@ -21,7 +21,7 @@ class TrainingFacts:
         plain_sgd: whether it is SGD without momentum and weight decay, which the analysis of noise is about.
         batch_size: examples a step.
         n: number of examples.
-        used: how many were looked at.
+        used: how many were used.
         parameters: number of parameters.
         point: loss, gradient, kinks.
         plain: sharpness of the loss.
@@ -29,7 +29,7 @@ class TrainingFacts:
         distance: of the sharpness that decides, to the edge.
         largest_lr: learning rate that puts the optimizer on its edge: lowest, best and highest value.
         density: of the eigenvalues of the operator that decides.
-        directions: share of each parameter in the direction that goes first.
+        directions: part of each parameter in the squared length of the sharpest direction.
         noise: stability of SGD; ``None`` where it is not known.
         no_noise: why not.
         seed: of samples and start vectors.

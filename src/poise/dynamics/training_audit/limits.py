@@ -47,8 +47,8 @@ def limits_of_the_analysis(point: LocalPoint, sharpness: float, batch_size: int,
             "of zero beside the largest one count as fixed."
         )
     lines.append(
-        "**No chance.** Dropout and other random layers have to be off for an audit; while training they add noise "
-        "that is not counted here. Statistics of BatchNorm count as the mode of the model says."
+        "**Nothing random.** Dropout and other random layers have to be off for an audit; while training they add "
+        "noise that is not counted here. Statistics of BatchNorm count as the mode of the model says."
     )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -122,7 +122,7 @@ class _Spectrum:
             return spectral_density(Watched(operator, advance), probes, steps, self._generator)
 
     def direction(self, top: AuditedSharpness) -> dict[str, float]:
-        """Return the share of each parameter in the (squared) direction that goes first."""
+        """Return the part of each parameter in the squared length of the sharpest direction."""
         operator = self._operator(self.hessian, is_adaptive(self._optimizer))
         moved = top.vector * operator.diag_inv_sqrt.double() if isinstance(operator, Preconditioned) else top.vector
         moved = moved / torch.linalg.vector_norm(moved)

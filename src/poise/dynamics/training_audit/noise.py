@@ -17,7 +17,7 @@ from poise.dynamics.per_example_factors import PerExampleFactors, per_example_gr
 from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_stability
 
 _EXACT_ROWS = 400  # examples x outputs up to which the table of batch sizes takes seconds
-_NUMBERS = 4e8  # of the factors that an estimate looks at
+_NUMBERS = 4e8  # of the factors that an estimate uses
 _MOST_EXAMPLES, _FEWEST_EXAMPLES = 256, 12
 _PROBES, _SKETCH = 4, 4093
 _MAX_BYTES = 2**29
@@ -57,7 +57,7 @@ def audited_noise(
     Args:
         model: the model.
         objective: its loss.
-        sample: examples that were looked at.
+        sample: examples that were used.
         n: number of examples of all data.
         lr: learning rate in question.
         batch_size: examples a step.

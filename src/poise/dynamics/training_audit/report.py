@@ -90,7 +90,7 @@ def _noise_sentence(facts: TrainingFacts) -> str:
     limit, exact = noise_limit(facts.noise)
     words = f"{number(limit)} (exact, in mean square)" if exact else f"at most {number(limit)} (a bound)"
     if not facts.plain_sgd:
-        return f"For SGD without momentum, batches of {facts.batch_size} would bear {words}."
+        return f"For SGD without momentum and batches of {facts.batch_size}, the largest stable one is {words}."
     if limit >= 0.999 * facts.noise.lr_gd:
         seen = "does not lower it" if exact else "does not lower it as far as bounds can tell"
         return f"The noise of batches of {facts.batch_size} {seen}."
@@ -111,7 +111,7 @@ def _sharpness_table(facts: TrainingFacts) -> Table:
         rows.append(_sharpness_row(f"Sharpness as {facts.optimizer} sees it", facts.seen))
     edge = facts.distance
     rows.append([f"Threshold of {facts.optimizer} at lr {facts.lr:g}", edge.edge, None, None, "closed form"])
-    rows.append(["Share of the edge", edge.ratio, edge.low, edge.high, "sharpness over threshold"])
+    rows.append(["Fraction of the edge", edge.ratio, edge.low, edge.high, "sharpness over threshold"])
     rows.append(["Mean loss", facts.point.loss, None, None, ""])
     rows.append(["Norm of the gradient", facts.point.grad_norm, None, None, ""])
     return Table("Sharpness and edge", ["Quantity", "Value", "Low", "High", "How"], rows)
@@ -161,8 +161,8 @@ def _direction_table(facts: TrainingFacts) -> Table:
     left = len(ranked) - len(rows)
     rest = 100 * sum(share for _, share in ranked[_MOST_PARAMETERS:])
     more = f"; {left} more parameters have {rest:.2g}" if left else ""
-    caption = f"Shares of the squared length of the sharpest direction, in per cent{more}."
-    return Table("What goes first", ["Parameter", "Share"], rows, caption)
+    caption = f"Parts of the squared length of the sharpest direction, in per cent{more}."
+    return Table("What goes first", ["Parameter", "Per cent"], rows, caption)
 
 
 def _noise_blocks(facts: TrainingFacts) -> list[Text | Table | Figure]:

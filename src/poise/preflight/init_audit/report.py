@@ -61,8 +61,8 @@ def _summary(facts: InitFacts, findings: list[Finding]) -> str:
     lr = facts.lr
     if lr is not None and lr.cold is not None:
         limit = f"at most {number(lr.cold)}{_of_examples(facts)}" if not lr.exact else number(lr.cold)
-        words.append(f"The first step of {lr.name} bears a learning rate of {limit}")
-        words[-1] += f"; after a warm-up it bears {number(lr.warm)}." if lr.warm is not None else "."
+        words.append(f"The largest stable learning rate of {lr.name} at the first step is {limit}")
+        words[-1] += f", after a warm-up {number(lr.warm)}." if lr.warm is not None else "."
     elif lr is not None:
         words.append(f"The sharpness{_of_examples(facts)} is at least {number(lr.sharpness)}.")
     if len(worst) > 1:

@@ -53,7 +53,7 @@ def find(facts: TrainingFacts) -> list[Finding]:
         RULE.finding(
             "error",
             _PROBABILITY,
-            f"The sharpness is {number(distance.ratio)} times what {facts.optimizer} bears at learning rate "
+            f"The sharpness is {number(distance.ratio)} times the threshold of {facts.optimizer} at learning rate "
             f"{number(facts.lr)}: distances along the sharpest direction grow with every step. Up to "
             f"{number(facts.largest_lr[1])} is stable.",
             where=(first,),

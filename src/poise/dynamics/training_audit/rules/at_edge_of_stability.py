@@ -35,7 +35,7 @@ _PROBABILITY = 0.95
 
 
 def find(facts: TrainingFacts) -> list[Finding]:
-    """Find a sharpness that cannot be told from the optimizer's threshold."""
+    """Find a sharpness that does not differ measurably from the optimizer's threshold."""
     distance = facts.distance
     if distance.where != "at":
         return []

@@ -52,12 +52,12 @@ def find(facts: InitFacts) -> list[Finding]:
     if lr <= limit * (1 if is_sgd else _FRESH):
         return []
     text = (
-        f"The learning rate {number(lr)} is {number(lr / limit)} times what {facts.lr.name} bears at the first step "
-        f"({number(limit)})."
+        f"The learning rate {number(lr)} is {number(lr / limit)} times the largest stable one of {facts.lr.name} at "
+        f"the first step ({number(limit)})."
     )
     reached = warm is not None and lr <= warm
     if warm is not None and reached:
-        text += f" After a warm-up of {len(facts.lr.warmed or ()) - 1} steps it bears {number(warm)}."
+        text += f" After a warm-up of {len(facts.lr.warmed or ()) - 1} steps {number(warm)} is stable."
     return [
         RULE.finding(
             "error" if is_sgd and lr > limit * _SURVIVED and not reached else "warning",

@@ -6,9 +6,11 @@ import importlib
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
+import poise
 from poise.report import Finding
 from poise.rules import catalogue, explain
 from poise.rules.documented_remedy import KINDS
@@ -42,6 +44,23 @@ def test_every_rule_has_a_case_and_no_case_is_left_over():
         "causes": set(FAULTS),
         **{name: set(cases) for name, cases in CASES.items()},
     }
+
+
+def files_with(pattern):
+    """Return the modules of poise that have a line of this form."""
+    room = Path(poise.__file__).parent
+    sources = {path: path.read_text(encoding="utf-8") for path in room.rglob("*.py")}
+    return {
+        ".".join(("poise", *path.relative_to(room).with_suffix("").parts))
+        for path, text in sources.items()
+        if re.search(pattern, text, re.MULTILINE)
+    }
+
+
+def test_the_catalogue_has_every_rule_and_remedy_that_a_file_holds():
+    assert files_with(r"^\w+(: .+)? = (Rule|Cause)\(") == {rule.find.__module__ for _, rule in RULES.values()}
+    documented = files_with(r"^\w+(: .+)? = DocumentedRemedy\(")
+    assert {name.rpartition(".")[2] for name in documented} == {r.name for r in REMEDIES if r.kind != "live"}
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -19,6 +19,7 @@ _ROOMS = (
     "optim",
     "preflight",
     "report",
+    "rules",
     "store",
     "studies",
 )

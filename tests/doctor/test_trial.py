@@ -23,7 +23,6 @@ from poise.doctor.trial import (
     trial,
 )
 from poise.doctor.trial.report import over_seeds, trial_report
-from poise.doctor.trial.runs import Children
 from poise.report import Finding, Report
 from poise.store import Record, RunWriter, Series
 
@@ -348,14 +347,6 @@ def test_folders_of_others_are_left_alone(script):
     assert (folder / "thesis.tex").read_text() == "precious"
 
 
-def test_children_get_one_thread_their_own_output_and_their_exit_code(tmp_path):
-    code = "import os, sys; print(os.environ['OMP_NUM_THREADS']); print('oh', file=sys.stderr); sys.exit(7)"
-    with Children() as children:
-        assert children.run([sys.executable, "-c", code], tmp_path) == 7
-    assert (tmp_path / "stdout.txt").read_text() == "1\n"
-    assert (tmp_path / "stderr.txt").read_text() == "oh\n"
-
-
 @pytest.mark.slow
 def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
     # A trial in a process of its own; its runs write their ids and then wait for long.
@@ -365,7 +356,7 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
         from functools import partial
         from pathlib import Path
         from poise.doctor.trial import carry_out, make_plan
-        from poise.doctor.trial.runs import Children
+        from poise.tools.child_process import ChildProcesses
 
         wait = (
             "import os, subprocess, sys, time;"
@@ -373,7 +364,7 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
             "open('ids', 'w').write(f'{{os.getpid()}} {{k.pid}}'); os.rename('ids', 'ready'); time.sleep(60)"
         )
         plan = make_plan({str(tmp_path / "train.py")!r}, [], ["warmup=10"], 1)
-        with Children() as children:
+        with ChildProcesses() as children:
             def runner(arm, folder):
                 return children.run([sys.executable, "-c", wait], folder)
             carry_out(plan, Path("out"), runner, 1)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -39,10 +38,10 @@ def fuse(
 
     from poise.optim import fuse as fuse_models
     from poise.optim import save_checkpoint
+    from poise.tools.progress_bar import fraction_bar
 
     console = Console()
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("fusing", total=1.0)
+    with fraction_bar("fusing", console=console) as progress:
         result, info = fuse_models(
             checkpoints,
             weight or None,
@@ -51,7 +50,7 @@ def fuse(
             scale=scale,
             dtype=getattr(torch, dtype.value) if dtype else None,
             force=force,
-            progress=lambda share, name: bar.update(task, completed=share, description=name),
+            progress=progress,
         )
     assert isinstance(result, dict)  # the inputs are files
     save_checkpoint(result, out)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -40,16 +39,11 @@ def study(
 ) -> None:
     """Run a study, print what came out, and write its report."""
     from poise.studies import run_study
+    from poise.tools.progress_bar import fraction_bar
 
     folder = out or Path("runs") / f"study-{slug}"
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(slug, total=1.0)
-
-        def progress(share: float, words: str) -> None:
-            bar.update(task, completed=share, description=f"{slug}: {words}")
-
+    with fraction_bar(slug, console=console) as progress:
         made = run_study(slug, budget, seeds, folder, progress)  # type: ignore[arg-type]
     console.print(made)
     console.print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from poise.doctor import TrialResult
@@ -33,13 +32,13 @@ def trial(
     """
     from poise.doctor import Script, trial_report
     from poise.doctor import trial as run_trial
+    from poise.tools.progress_bar import progress_bar
 
     program = Script(script, context.args, module)
     folder = out or Path("runs") / f"trial-{program.name}"
     console = Console(stderr=as_json)
     groups = [spec.split("+") for spec in remedy]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console=console) as bar:
         task = bar.add_task(f"{seeds} seeds of {program.name}, untreated and treated", total=None)
 
         def tell(done: int, total: int, _: ArmResult) -> None:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
-    from poise.dynamics.audit import audit
     from poise.dynamics.edge_of_stability.edge import (
         EdgeDistance,
         distance_to_edge,
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from poise.dynamics.systems.stability import stability
     from poise.dynamics.systems.stability_result import Stability
     from poise.dynamics.systems.system import System, central_difference
+    from poise.dynamics.training_audit import audit
 
 __all__ = [
     "STABLE_SET_LIMIT",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poise.tools.atomic_write import atomic_write
+
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
@@ -87,8 +89,7 @@ def save_checkpoint(tensors: Mapping[str, Tensor], path: str | os.PathLike[str])
         ImportError: if ``safetensors`` is needed and missing.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as draft:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -98,6 +99,3 @@ def save_checkpoint(tensors: Mapping[str, Tensor], path: str | os.PathLike[str])
             )
         else:
             torch.save(dict(tensors), draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

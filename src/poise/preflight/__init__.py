@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
-    from poise.preflight.audit_init import audit_init
     from poise.preflight.curvature_limit.stable_lr import StableLR, stable_lr
-    from poise.preflight.perturbation_grid import perturbation_grid
+    from poise.preflight.init_audit import audit_init
+    from poise.preflight.perturbation_audit import perturbation_grid
     from poise.preflight.range_test.lr_range_result import LRRangeTest
     from poise.preflight.range_test.lr_range_test import lr_range_test
     from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from poise.doctor.trial.compare import TrialResult, compare
 from poise.doctor.trial.plan import Plan, make_plan
-from poise.doctor.trial.runs import Children, Progress, Runner, run_arms, run_script
+from poise.doctor.trial.runs import ChildProcesses, Progress, Runner, run_arms, run_script
 
 
 def trial(
@@ -55,7 +55,7 @@ def trial(
         ValueError: if a remedy is unknown or given twice, or a number is out of range.
     """
     plan = make_plan(script, args, remedies, seeds, module, steps)
-    with Children() as children:
+    with ChildProcesses() as children:
         return carry_out(plan, Path(out), partial(run_script, children, plan), n_jobs, progress)
 
 

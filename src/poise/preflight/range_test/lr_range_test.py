@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,9 +16,9 @@ from torch.optim import SGD, Optimizer
 
 from poise.curvature.loss.batches import to_device
 from poise.curvature.loss.objective import Objective, as_objective
-from poise.curvature.loss.random_states import RandomStates
 from poise.preflight.range_test.lr_range_result import LRRangeTest
 from poise.preflight.range_test.lr_suggestion import LRRangeCurve
+from poise.tools.random_states import seeded_random_states
 
 Mode = Literal["exp", "linear"]
 
@@ -217,7 +216,6 @@ class _Cycle:
 @contextmanager
 def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterator[None]:
     """Seed all generators that a run may draw from, and set them back at the end, those of the loader too."""
-    states = RandomStates(device)
     holders = [
         loader,
         getattr(loader, "sampler", None),
@@ -225,15 +223,10 @@ def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterato
     ]
     generators = [g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)]
     kept = [(g, g.get_state()) for g in generators]
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
     try:
-        yield
+        with seeded_random_states(device, seed):
+            yield
     finally:
-        states.restore()
         for generator, state in kept:
             generator.set_state(state)
 

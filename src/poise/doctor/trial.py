@@ -23,6 +23,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from poise.doctor.events import find_events
+from poise.doctor.masking import Masking
 from poise.doctor.remedies import parse_remedy
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
@@ -102,7 +103,7 @@ class ArmResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; the numbers stay in the folder."""
-        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": str(self.folder)}
+        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": Masking().text(str(self.folder))}
         return {**run, "exit_code": self.exit_code, "steps": self.steps}
 
 
@@ -156,6 +157,7 @@ class Plan:
         seeds: number of seeds, from 0.
         steps: compare after at most so many steps; ``None`` for as many as both runs have.
         sha256: hash of the script's text.
+        keep_args: whether arguments that look like secrets are written into reports and run files.
     """
 
     script: str
@@ -165,6 +167,12 @@ class Plan:
     seeds: int
     steps: int | None
     sha256: str
+    keep_args: bool = False
+
+    @property
+    def masking(self) -> Masking:
+        """What leaves secrets and absolute paths out of everything that is written."""
+        return Masking(self.args, self.keep_args)
 
     @property
     def arms(self) -> list[Arm]:
@@ -207,15 +215,18 @@ class TrialResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (infinite intervals become text)."""
+        masking = self.plan.masking
         return {
-            "script": self.plan.script,
-            "args": list(self.plan.args),
+            "script": masking.text(self.plan.script),
+            "args": masking.args,
             "seeds": self.plan.seeds,
-            "folder": str(self.folder),
+            "folder": masking.text(str(self.folder)),
             "best": self.best.name if self.best else None,
-            "comparisons": [_plain({**asdict(c), "name": c.name, "sentence": c.sentence}) for c in self.comparisons],
+            "comparisons": [
+                masking.tree(_plain({**asdict(c), "name": c.name, "sentence": c.sentence})) for c in self.comparisons
+            ],
             "arms": [r.to_dict() for r in self.arms],
-            "notices": list(self.notices),
+            "notices": masking.tree(self.notices),
         }
 
 
@@ -233,6 +244,7 @@ def trial(
     out: str | Path = "runs/trial",
     steps: int | None = None,
     progress: Progress | None = None,
+    keep_args: bool = False,
 ) -> TrialResult:
     """Run a script untreated and under each remedy, over seeds, and compare.
 
@@ -259,6 +271,7 @@ def trial(
         out: folder for the runs.
         steps: compare after at most so many steps; by default after as many as there are.
         progress: called with (runs finished, runs in all, the run) after each.
+        keep_args: write arguments that look like secrets into reports and run files, too.
 
     Raises:
         FileNotFoundError: if there is no such script.
@@ -266,7 +279,7 @@ def trial(
         FileExistsError: if a folder that is needed holds something else.
         ValueError: if a remedy is unknown or given twice, or a number is out of range.
     """
-    plan = make_plan(script, args, remedies, seeds, module, steps)
+    plan = make_plan(script, args, remedies, seeds, module, steps, keep_args)
     with _Children() as children:
         return carry_out(plan, Path(out), partial(_run_script, children, plan), n_jobs, progress)
 
@@ -278,6 +291,7 @@ def make_plan(
     seeds: int,
     module: bool = False,
     steps: int | None = None,
+    keep_args: bool = False,
 ) -> Plan:
     """Check what a trial is asked for; arguments and errors as for :func:`trial`."""
     for name, value in (("seeds", seeds), ("steps", steps)):
@@ -296,7 +310,7 @@ def make_plan(
     if not path.is_file():
         raise FileNotFoundError(f"script must be a file, or a folder with a __main__.py, got {str(script)!r}")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Plan(str(script), tuple(map(str, args)), module, groups, seeds, steps, sha256)
+    return Plan(str(script), tuple(map(str, args)), module, groups, seeds, steps, sha256, keep_args)
 
 
 def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Progress | None = None) -> TrialResult:
@@ -313,7 +327,7 @@ def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Prog
     Raises:
         FileExistsError: if a folder that is needed holds something else.
     """
-    arms = plan.arms
+    out, arms = Path(out).absolute(), plan.arms  # whatever folder this process is in later
     for arm in arms:
         _require_ours(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
@@ -360,7 +374,8 @@ def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[A
     key = {
         "script": plan.script,
         "sha256": plan.sha256,
-        "args": list(plan.args),
+        "args": plan.masking.args,
+        "args_sha256": hashlib.sha256("\0".join(plan.args).encode(errors="surrogateescape")).hexdigest(),
         "module": plan.module,
         "remedies": list(arm.remedies),
         "seed": arm.seed,
@@ -399,7 +414,15 @@ def _require_ours(folder: Path) -> None:
 
 
 def _run_script(children: _Children, plan: Plan, arm: Arm, folder: Path) -> int:
-    options = ["--quiet", "--json", "--seed", str(arm.seed), "--out", str(folder / "run")]
+    options = [
+        "--quiet",
+        "--json",
+        *(["--keep-args"] if plan.keep_args else []),
+        "--seed",
+        str(arm.seed),
+        "--out",
+        str(folder / "run"),
+    ]
     for spec in arm.remedies:
         options += ["--remedy", spec]
     target = ["-m", plan.script] if plan.module else [plan.script]

@@ -1,6 +1,7 @@
 """A process that has imported what takes seconds, and forks a child for every command it is given.
 
-Run as a script. Each line on stdin is a JSON object with ``arguments`` of ``python -m poise``, ``cwd``, ``env``, and
+Run as a script. Each line on stdin is a JSON object with ``arguments`` of ``python -m poise`` (or, with ``plain``, of
+``python``), ``cwd``, ``env``, and
 files for ``stdin``, ``stdout`` and ``stderr``; it is answered by the process id and then, when the command has ended,
 by its exit code as :mod:`subprocess` gives it.
 """
@@ -22,6 +23,7 @@ import typer.main
 import poise.cli.app
 import poise.doctor.live_curvature
 import poise.doctor.run_report
+from poise.doctor.main_module import Script, run_as_main
 
 IMPORTED = (plotly, sklearn, torch, poise)
 
@@ -36,6 +38,9 @@ def become(command):
     os.environ.update(command["env"])
     sys.argv = ["poise", *command["arguments"]]
     sys.path[0] = command["cwd"]
+    if command["plain"]:
+        run_as_main(Script(*command["arguments"]))
+        return
     runpy._run_module_as_main("poise", alter_argv=False)  # as `python -m` does: it puts nothing back
 
 

@@ -24,6 +24,8 @@ def print_summary(session: Session, console: Console) -> None:
     if not session.tap.timelines:
         console.print(_plain(nothing_seen(session), "yellow"))
         return
+    if session.record is None:  # it could not be read, and the session has said so
+        return
     serious = [f for f in session.findings if f.severity != "info"]
     notes = len(session.findings) - len(serious)
     console.print(_headline(session, serious))
@@ -31,7 +33,8 @@ def print_summary(session: Session, console: Console) -> None:
         _print_finding(finding, console)
     if notes:
         console.print(_plain(f"and {notes} more to know in the report", "dim"))
-    console.print(_plain(f"report  {session.shown(session.out / 'report.html')}", ""))
+    if session.has_report:
+        console.print(_plain(f"report  {session.shown(session.out / 'report.html')}", ""))
 
 
 def nothing_seen(session: Session) -> str:

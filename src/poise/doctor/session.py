@@ -96,6 +96,7 @@ class Session:
         self.record: Record | None = None
         self.recording = recording
         self.seconds = 0.0
+        self.has_report = False
         self._writer = self._open_run_file() if recording else None
         self.tap = Tap(
             Recorder(self._writer) if self._writer else None,
@@ -165,6 +166,8 @@ class Session:
         try:
             self._note_end(writer, how, detail)
             self.tap.recorder.close()  # type: ignore[union-attr]
+            if writer.fault is not None:
+                say(f"poise: the record is incomplete ({self.settings.masking.text(str(writer.fault))})")
             self._conclude()
         except KeyboardInterrupt:
             self._say_no_report("interrupted")
@@ -196,6 +199,7 @@ class Session:
         self.findings = diagnose(self.record, self.settings.select, self.settings.ignore)
         write_findings(self.out / FINDINGS_FILE, self.findings)
         self.report().save(self.out / REPORT_FILE)
+        self.has_report = True
 
     def report(self) -> Report:
         """Return the report of the finished run.

@@ -371,10 +371,11 @@ def _folder(out: Path, arm: Arm) -> Path:
 
 
 def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[Arm, int]:
+    masking = plan.masking
     key = {
-        "script": plan.script,
+        "script": masking.text(plan.script),
         "sha256": plan.sha256,
-        "args": plan.masking.args,
+        "args": masking.args,
         "args_sha256": hashlib.sha256("\0".join(plan.args).encode(errors="surrogateescape")).hexdigest(),
         "module": plan.module,
         "remedies": list(arm.remedies),

@@ -90,8 +90,10 @@ ENDINGS = {
     "raise SystemExit(256 + 3)": 3,
     "1 / 0": 1,
     "os._exit(5)": 5,
-    "os.kill(os.getpid(), signal.SIGINT)": 130,
+    "os.kill(os.getpid(), signal.SIGINT)": -2,
     "os.kill(os.getpid(), signal.SIGTERM)": -15,
+    "os.kill(os.getpid(), signal.SIGHUP)": -1,
+    "sys.stdout.close(); sys.exit(7)": 7,
 }
 
 

@@ -306,6 +306,30 @@ def test_finished_runs_are_taken_over_and_changed_ones_are_not(script):
     assert len(ran(["warmup=10"], args=("b",))[0]) == 4
 
 
+def test_a_trial_that_is_forwarded_holds_no_secret_and_runs_again_if_one_changes(script, monkeypatch):
+    monkeypatch.chdir(script.parent)
+    arms = {"untreated": lambda s: (noisy(2.0, s), s), "warmup=10": lambda s: noisy(1.0, s)}
+
+    def ran(key, keep_args=False):
+        runner = Made(arms)
+        plan = make_plan(script, ["--api-key", key], ["warmup=10"], 2, keep_args=keep_args)
+        result = carry_out(plan, Path("out"), runner, 1)
+        trial_report(result).save("out/report.html")
+        said = json.dumps(result.to_dict()) + "".join(
+            p.read_text() for p in Path("out").rglob("*") if p.suffix in (".html", ".json")
+        )
+        return len(runner.ran), said
+
+    runs, said = ran("sk-first")
+    assert runs == 4
+    assert "***" in said
+    for secret in ("sk-first", str(script.parent)):
+        assert secret not in said
+    assert ran("sk-first")[0] == 0
+    assert ran("sk-second")[0] == 4
+    assert "sk-second" in ran("sk-second", keep_args=True)[1]
+
+
 def test_a_run_that_was_cut_short_is_run_again_and_a_failed_one_is_not(script):
     fates = {"untreated": 0, "warmup=10": -9}
     arms = {name: (lambda s, code=code: (noisy(1.0, s), code)) for name, code in fates.items()}

@@ -25,6 +25,7 @@ def trial(
     steps: Annotated[int | None, typer.Option(help="Compare after at most so many steps.")] = None,
     of: Annotated[Path | None, typer.Option(help="Folder of the run whose findings the report shows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")] = False,
+    keep_args: Annotated[bool, typer.Option("--keep-args", help="Record arguments that look like secrets.")] = False,
 ) -> None:
     """Run a script untreated and under each remedy, over seeds, and say what the difference proves.
 
@@ -44,7 +45,7 @@ def trial(
         def tell(done: int, total: int, _: ArmResult) -> None:
             bar.update(task, completed=done, total=total)
 
-        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, tell)
+        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, tell, keep_args)
     made = trial_report(result, _findings(of))
     made.save(folder / "report.html")
     if as_json:

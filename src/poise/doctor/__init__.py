@@ -3,7 +3,8 @@
 from poise.doctor.causes import CAUSES, Cause
 from poise.doctor.diagnose import diagnose
 from poise.doctor.explain import explain, list_causes
-from poise.doctor.launcher import Script, launch
+from poise.doctor.launcher import launch
+from poise.doctor.main_module import Script
 from poise.doctor.remedies import REMEDIES, Remedy, parse_remedy
 from poise.doctor.run_report import run_report
 from poise.doctor.session import Session, Settings

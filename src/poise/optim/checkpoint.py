@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if ``safetensors`` is needed and missing.
-        ValueError: if the file holds no named tensors.
+        ValueError: if the file holds no named tensors, or something that could execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,6 +68,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         return SafetensorsFile(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} holds more than tensors and is not loaded: to build other objects may execute code"
+        ) from error
     except (RuntimeError, ValueError, OSError, EOFError, ModuleNotFoundError) as error:
         raise ValueError(f"{str(path)!r} is no checkpoint that torch can read: {error}") from error
     for key in _NESTED:

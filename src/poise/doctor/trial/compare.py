@@ -96,17 +96,19 @@ class TrialResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (infinite intervals become text)."""
+        masking = self.plan.masking
         return {
-            "script": self.plan.script,
-            "args": list(self.plan.args),
+            "script": masking.text(self.plan.script),
+            "args": masking.args,
             "seeds": self.plan.seeds,
-            "folder": str(self.folder),
+            "folder": masking.text(str(self.folder)),
             "best": self.best.name if self.best else None,
             "comparisons": [
-                json_plain({**asdict(c), "name": c.name, "sentence": c.sentence}) for c in self.comparisons
+                masking.tree(json_plain({**asdict(c), "name": c.name, "sentence": c.sentence}))
+                for c in self.comparisons
             ],
             "arms": [r.to_dict() for r in self.arms],
-            "notices": list(self.notices),
+            "notices": masking.tree(self.notices),
         }
 
 

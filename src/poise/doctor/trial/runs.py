@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
+from poise.doctor.masking import Masking
 from poise.doctor.trial.plan import Arm, Plan
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
@@ -63,7 +65,7 @@ class ArmResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; the numbers stay in the folder."""
-        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": str(self.folder)}
+        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": Masking().text(str(self.folder))}
         return {**run, "exit_code": self.exit_code, "steps": self.steps}
 
 
@@ -101,10 +103,12 @@ def _folder(out: Path, arm: Arm) -> Path:
 
 
 def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[Arm, int]:
+    masking = plan.masking
     key = {
-        "script": plan.script,
+        "script": masking.text(plan.script),
         "sha256": plan.sha256,
-        "args": list(plan.args),
+        "args": masking.args,
+        "args_sha256": hashlib.sha256("\0".join(plan.args).encode(errors="surrogateescape")).hexdigest(),
         "module": plan.module,
         "remedies": list(arm.remedies),
         "seed": arm.seed,
@@ -142,7 +146,15 @@ def _require_ours(folder: Path) -> None:
 
 def run_script(children: ChildProcesses, plan: Plan, arm: Arm, folder: Path) -> int:
     """Run the script once under ``poise run`` and return its exit code."""
-    options = ["--quiet", "--json", "--seed", str(arm.seed), "--out", str(folder / "run")]
+    options = [
+        "--quiet",
+        "--json",
+        *(["--keep-args"] if plan.keep_args else []),
+        "--seed",
+        str(arm.seed),
+        "--out",
+        str(folder / "run"),
+    ]
     for spec in arm.remedies:
         options += ["--remedy", spec]
     target = ["-m", plan.script] if plan.module else [plan.script]

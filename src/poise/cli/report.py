@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def report(
@@ -18,6 +17,8 @@ def report(
     ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
 ) -> None:
     """Diagnose a recorded run again, also one that was killed or still goes on, and write its report."""
+    from rich.console import Console
+
     from poise.doctor import diagnose, run_report
     from poise.store import read_run
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from poise.doctor import Script, Session, Settings
@@ -78,6 +77,8 @@ def _say(session: Session, as_json: bool) -> None:
     if as_json:
         print(json.dumps([f.to_dict() for f in session.findings]), file=sys.stderr)
         return
+    from rich.console import Console
+
     from poise.cli.summary import print_summary
 
     print_summary(session, Console(stderr=True))

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 _STYLES = {"reproduced": "green", "partly": "yellow", "refuted": "red", "not tested": "dim"}
 
 
 def studies() -> None:
     """List the studies with the verdicts of their last recorded run."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from poise.studies import list_studies
 
     table = Table(box=None, pad_edge=False)
@@ -39,6 +39,9 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; runs/study-SLUG by default.")] = None,
 ) -> None:
     """Run a study, print what came out, and write its report."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     from poise.studies import run_study
 
     folder = out or Path("runs") / f"study-{slug}"

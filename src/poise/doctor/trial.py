@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import Parallel, delayed
 
 from poise.doctor.events import find_events
 from poise.doctor.remedies import parse_remedy
@@ -318,6 +317,8 @@ def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Prog
         _require_ours(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
     # Threads suffice: each of them only waits for a process.
+    from joblib import Parallel, delayed
+
     parallel = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator_unordered")
     for arm, exit_code in parallel(delayed(_run_or_reuse)(plan, arm, _folder(out, arm), runner) for arm in arms):
         finished[arm] = read_arm(arm, _folder(out, arm), exit_code)

@@ -37,6 +37,13 @@ def run(
 
     The exit code is the script's own; with `--check` it is 3 if the script succeeded and an error was found.
     """
+    from poise.cli import STARTED
+    from poise.tools.clock import now
+
+    before_torch = now()
+    import torch  # noqa: F401  # by itself: the script would import it too, so that it is no cost of the watch
+
+    plain = now() - before_torch
     from poise.doctor import Script, Settings, launch, parse_remedy
 
     program = Script(script, context.args, module)
@@ -44,6 +51,7 @@ def run(
     meta = {"script": script, "args": list(context.args), "module": module, "seed": seed, "started": time.time()}
     settings = Settings(overhead, select or (), ignore or (), stop_on, remedies, meta)  # type: ignore[arg-type]
     session = _open(out, program, settings)
+    session.count_since(STARTED, plain)
     ending = launch(program, session, seed, lambda: _say(session, as_json) if session.recording and not quiet else None)
     worst = any(f.severity == "error" for f in session.findings)
     _leave(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)

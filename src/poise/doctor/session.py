@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
+from poise.doctor.cost import Cost
 from poise.doctor.diagnose import choose_causes, diagnose
 from poise.doctor.probes import PROBES
 from poise.doctor.recorder import Recorder
@@ -24,8 +25,10 @@ from poise.doctor.tap.install import install
 from poise.doctor.tap.tap import Tap
 from poise.report import SEVERITIES, Finding, Report, Severity
 from poise.store import Record, RunWriter, read_run
+from poise.tools.clock import Seconds, now
 
 RUN_FILE, FINDINGS_FILE, REPORT_FILE = "run.db", "findings.json", "report.html"
+_REPORT_SECONDS = 0.2  # what diagnosis and report take, on an ordinary machine: they are paid from the same budget
 
 
 class StopRun(SystemExit):
@@ -90,6 +93,8 @@ class Session:
         self.record: Record | None = None
         self.recording = recording
         self.seconds = 0.0
+        self.cost = Cost()
+        self._begun, self._plain = now(), Seconds()
         self._writer = self._open_run_file() if recording else None
         self.tap = Tap(
             Recorder(self._writer) if self._writer else None,
@@ -114,10 +119,21 @@ class Session:
         remedies = [remedy.spec for remedy in self.settings.remedies]
         return RunWriter(self.run_file, meta={**self.settings.meta, "remedies": remedies})
 
+    def count_since(self, begun: Seconds, plain: Seconds) -> None:
+        """Count what was done before the session was made as a part of its cost.
+
+        Args:
+            begun: when the watch began to load.
+            plain: what of the time since then the script would have taken by itself: the import of torch.
+        """
+        self._begun, self._plain = begun, plain
+
     def start(self) -> Session:
         """Put the tap in place."""
         self._started = time.perf_counter()
         self._stack.enter_context(install(self.tap))
+        self.cost = Cost(start=now() - self._begun - self._plain)
+        self.tap.budget.fixed = self.cost.start.busy + _REPORT_SECONDS
         if self.settings.stop_on is not None and self._writer is not None:
             self.tap.between_steps = self._look
         return self
@@ -144,19 +160,26 @@ class Session:
             how: ``"finished"``, ``"exception"``, ``"interrupted"``, ``"exit"`` or ``"terminated"``.
             detail: the exception, or the exit code.
         """
-        self.seconds = time.perf_counter() - self._started
+        self.seconds, ended = time.perf_counter() - self._started, now()
         self.tap.detach_module_hooks()
         self._stack.close()
         if self._writer is None:
             return []
         writer, self._writer = self._writer, None
         try:
+            self.cost = self._cost_at(ended)
             self._note_end(writer, how, detail)
             self.tap.recorder.close()  # type: ignore[union-attr]
             self._conclude()
+            self.cost = replace(self.cost, report=now() - ended, total=now() - self._begun)
         except Exception as error:  # the script has ended as it did; what was recorded is kept
             print(f"poise: no report ({type(error).__name__}: {error}); the run is in {self.run_file}", file=sys.stderr)
         return self.findings
+
+    def _cost_at(self, ended: Seconds) -> Cost:
+        setup, spent = self.tap.budget.setup, self.tap.budget.spent
+        start = self.cost.start + Seconds(setup, setup)
+        return Cost(start, Seconds(spent, spent), total=ended - self._begun)
 
     def _conclude(self) -> None:
         self.record = read_run(self.run_file)
@@ -179,7 +202,7 @@ class Session:
         tap = self.tap
         tap.event(tap.step, "script_end", {"how": how, "detail": detail})
         writer.set_meta("seconds", self.seconds)
-        writer.set_meta("overhead", tap.budget.share if tap.timelines else 0.0)
+        writer.set_meta("cost", self.cost.to_dict())
         writer.set_meta("overhead_allowed", tap.budget.overhead)
         writer.set_meta("counts", tap.counts)
         writer.set_meta("notes", [note for remedy in self.settings.remedies for note in remedy.notes])

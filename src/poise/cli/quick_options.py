@@ -80,7 +80,7 @@ def _declared(command: Callable[..., Any]) -> dict[str, tuple[str, type, bool]]:
         if kind in _CONVERTERS or kind is bool:
             # Typer takes the first flag for a default, and sorts that out later.
             flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
-            declared |= {flag: (name, kind, is_list) for flag in flags or [f"--{name.replace('_', '-')}"]}
+            declared |= dict.fromkeys(flags or [f"--{name.replace('_', '-')}"], (name, kind, is_list))
     return declared
 
 

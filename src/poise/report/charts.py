@@ -63,7 +63,9 @@ def line_chart(
     if markers:
         layout |= _marked(markers, np.concatenate([x for x, _ in curves.values()]))
     caption = _lost_on_log_axis(curves) if log_y else None
-    return Figure(title, {"data": traces, "layout": layout}, alt or _describe("Line chart", curves, x_title, y_title), caption)
+    return Figure(
+        title, {"data": traces, "layout": layout}, alt or _describe("Line chart", curves, x_title, y_title), caption
+    )
 
 
 def scatter_chart(

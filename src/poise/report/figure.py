@@ -54,12 +54,10 @@ class Figure:
     caption: str | None
     _plot: go.Figure | Mapping[str, Any] = field(repr=False)
 
-    def __init__(
-        self, title: str, figure: go.Figure | Mapping[str, Any], alt: str, caption: str | None = None
-    ) -> None:
+    def __init__(self, title: str, figure: go.Figure | Mapping[str, Any], alt: str, caption: str | None = None) -> None:
         require_text(title, "title")
         require_text(alt, "alt")
-        if not (isinstance(figure, Mapping) and "data" in figure or _is_plotly_figure(figure)):
+        if not ((isinstance(figure, Mapping) and "data" in figure) or _is_plotly_figure(figure)):
             kind = type(figure).__name__
             raise TypeError(f"figure must be a plotly.graph_objects.Figure or a dict with 'data', got {kind}")
         for name, value in (("title", title), ("alt", alt), ("caption", caption), ("_plot", figure)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from poise.tools.clock import Seconds
 
+_NONE = Seconds()
 _APART = 0.01  # fractions of time and of CPU time that differ by less are not told apart
 
 
@@ -22,10 +23,10 @@ class Cost:
         total: the whole program, all of these included.
     """
 
-    start: Seconds = Seconds()
-    steps: Seconds = Seconds()
-    report: Seconds = Seconds()
-    total: Seconds = Seconds()
+    start: Seconds = _NONE
+    steps: Seconds = _NONE
+    report: Seconds = _NONE
+    total: Seconds = _NONE
 
     @property
     def added(self) -> Seconds:

@@ -118,6 +118,6 @@ def _figure_json(figure: Figure) -> dict[str, Any]:
 
 @cache
 def _plotly_script() -> str:
-    # Packed, the script takes 2 MB of the file and not 5; every browser since 2023 unpacks it. More effort than the least
+    # Packed, the script takes 2 MB of the file and not 5; every browser since 2023 unpacks it. More effort in packing
     # takes three times as long and saves a seventh.
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 1, mtime=0)).decode("ascii")

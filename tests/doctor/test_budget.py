@@ -71,6 +71,18 @@ def test_waiting_for_other_processes_earns_nothing_and_is_not_charged(clock):
     assert budgets[0].spent == pytest.approx(budgets[1].spent)
 
 
+def test_short_stretches_count_as_much_as_the_process_has_run(clock):
+    budget = Budget(0.1, loan=0.0)
+    budget.start()
+    clock.run(1.0)
+    clock.wait(3.0)
+    assert budget.elapsed == pytest.approx(1.0)
+    clock.run(0.1)
+    clock.wait(0.3)
+    budget.charge(clock.wall - 0.4)
+    assert budget.spent == pytest.approx(0.1)
+
+
 def test_cpu_time_of_several_threads_is_as_long_as_they_take(clock):
     budget = Budget(0.1, loan=0.0)
     budget.start()
@@ -96,6 +108,8 @@ def test_what_a_run_costs_once_is_paid_from_half_of_what_it_earns(clock):
     assert budget.allows(8.09)
     assert not budget.allows(8.11)
     assert free.allows(8.99)
+    assert budget.granted == pytest.approx(8.1)
+    assert free.granted == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def quick_options(command: Callable[..., Any], words: Sequence[str]) -> Invocati
 def _declared(command: Callable[..., Any]) -> dict[str, tuple[str, type, bool]]:
     """Return flag -> name of the parameter, type of a value, whether there may be several."""
     hints = get_type_hints(command, include_extras=True)
-    declared = {}
+    declared: dict[str, tuple[str, type, bool]] = {}
     for name in inspect.signature(command).parameters:
         annotated = get_args(hints[name])
         info = next((extra for extra in annotated[1:] if isinstance(extra, OptionInfo)), None)

@@ -46,6 +46,7 @@ class Budget:
         self.setup = 0.0
         self._rate = _ALL * overhead
         self._started = now()
+        self._running = 1.0  # fraction of the time so far in which the process ran
 
     def start(self) -> None:
         """Start the clock, when the first step is seen: imports and data loading earn nothing.
@@ -61,15 +62,15 @@ class Budget:
         Args:
             since: its start, of ``time.perf_counter``.
             cpu_since: its start, of :func:`poise.tools.clock.cpu_seconds`. A stretch so short that the second clock
-                would take a part of it goes without.
+                would take a part of it goes without: of it counts the fraction that the process has run so far.
         """
         if since < self._started.wall:  # the clock was started meanwhile
             self.setup += (self._started - Seconds(since, -math.inf if cpu_since is None else cpu_since)).busy
             since, cpu_since = self._started.wall, None if cpu_since is None else self._started.cpu
         seconds = time.perf_counter() - since
-        if cpu_since is not None:
-            seconds = max(0.0, min(seconds, cpu_seconds() - cpu_since))
-        self.spent += seconds
+        self.spent += (
+            seconds * self._running if cpu_since is None else max(0.0, min(seconds, cpu_seconds() - cpu_since))
+        )
 
     @property
     def loan(self) -> float:
@@ -93,18 +94,28 @@ class Budget:
     def elapsed(self) -> float:
         """Seconds since the start, the watch's own time included."""
         wall, cpu = time.perf_counter() - self._started.wall, cpu_seconds() - self._started.cpu
-        return max(0.0, min(wall, cpu))
+        if wall > 0:
+            self._running = max(0.0, min(1.0, cpu / wall))
+        return wall * self._running
 
     def allows(self, cost: float) -> bool:
         """Return whether ``cost`` more seconds may be spent on sampling a step now."""
         own = self._own  # a few operations: this is asked on most steps
         return cost <= self._allowance(own) + self._loan_at(own)
 
+    @property
+    def granted(self) -> float:
+        """Seconds that the steps so far might have taken, what is still lent included."""
+        own = self._own
+        return self._earned(own) + self._loan_at(own)
+
+    def _earned(self, own: float) -> float:
+        earned = self._rate * own
+        return earned - min(self.fixed + self.setup, _FIXED * earned)
+
     def _allowance(self, own: float) -> float:
         """Seconds that sampled steps have earned and not spent; what every step costs must not starve them."""
-        earned = self._rate * own
-        earned -= min(self.fixed + self.setup, _FIXED * earned)
-        return max(earned - self.spent, _LOOKS * self.overhead * own - self.looked)
+        return max(self._earned(own) - self.spent, _LOOKS * self.overhead * own - self.looked)
 
     def every(self, cost: float, step_seconds: float, share: float = 0.25) -> int:
         """Return at which cadence something of ``cost`` seconds takes no more than ``share`` of the budget."""

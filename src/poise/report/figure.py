@@ -77,7 +77,7 @@ class Figure:
             import plotly.graph_objects as go  # here and not above: it takes longer than the rest of a report
 
             object.__setattr__(self, "_plot", go.Figure(self._plot))
-        return self._plot  # type: ignore[return-value]
+        return self._plot
 
     def to_json(self) -> dict[str, Any]:
         """Return the Plotly figure as plain JSON types, without its template: the page has its own look."""

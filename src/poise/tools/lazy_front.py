@@ -1,67 +1,61 @@
-"""Packages whose public names are imported on first use."""
+"""Packages whose public names are imported when they are first used."""
 
 from __future__ import annotations
 
 import ast
+import difflib
+import inspect
 import sys
 from importlib import import_module
-from importlib.abc import InspectLoader
 from types import ModuleType
 from typing import Any
 
 
 def lazy_front(package: str) -> None:
-    """Import the public names of a package when they are first asked for.
+    """Make a package import each of its public names when the name is first used.
 
-    The package's ``__init__.py`` lists its imports under ``if TYPE_CHECKING:``, where type checkers, editors and
-    documentation tools read them, and ends with ``lazy_front(__name__)``. Whoever imports one name then waits for
-    the one file that defines it, and not for all files of the package and everything that these import.
+    Which names are public, the package's ``__init__.py`` says in ``__all__``; where they come from, by imports under
+    ``if TYPE_CHECKING:``, which type checkers, editors and documentation tools read as imports like any other.
 
     Args:
-        package: ``__name__`` of the package.
+        package: ``__name__`` of the package, whose ``__init__.py`` calls this as its last line.
 
     Raises:
-        ImportError: if the source of the package cannot be read, or has no imports under ``if TYPE_CHECKING:``.
+        ImportError: if a public name is not imported there, or one that is imported is not public.
+        OSError: if the source of the package is not there.
     """
     module = sys.modules[package]
-    homes = _homes(module)
-    if not homes:
-        raise ImportError(f"package {package!r} has no imports under 'if TYPE_CHECKING:', so there is nothing to load")
-    module.__dict__["_homes"] = homes
-    module.__class__ = LazyFront
+    sources = _sources(ast.parse(inspect.getsource(module)))
+    if odd := sources.keys() ^ set(module.__all__):
+        raise ImportError(f"{package}: __all__ and imports under TYPE_CHECKING differ by {', '.join(sorted(odd))}")
+    module.__dict__["_sources"] = sources
+    module.__class__ = _LazyFront
 
 
-class LazyFront(ModuleType):
-    """A package after :func:`lazy_front`."""
-
-    _homes: dict[str, str]  # public name -> module that defines it
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.__dict__.get("_homes", {}):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(self._homes[name]), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # The import of a submodule binds it to its package. Where a function is named after its file, the name belongs
-        # to the function, whoever imports the file first.
-        if not (name in self._homes and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._homes} - {"_homes", "TYPE_CHECKING", "lazy_front"})
-
-
-def _homes(module: ModuleType) -> dict[str, str]:
-    loader = module.__spec__.loader if module.__spec__ is not None else None
-    source = loader.get_source(module.__name__) if isinstance(loader, InspectLoader) else None
-    if source is None:
-        raise ImportError(f"the source of package {module.__name__!r} cannot be read")
-    blocks = [node for node in ast.parse(source).body if isinstance(node, ast.If) and _is_type_checking(node.test)]
-    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+def _sources(tree: ast.Module) -> dict[str, str]:
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for body in blocks for node in body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
-def _is_type_checking(test: ast.expr) -> bool:
-    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+class _LazyFront(ModuleType):
+    __all__: list[str]
+    _sources: dict[str, str]  # public name -> module that defines it
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._sources:
+            value = getattr(import_module(self._sources[name]), name)
+            setattr(self, name, value)
+            return value
+        near = difflib.get_close_matches(name, self.__all__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        # With the module beside the name, Python would print the nearest name a second time.
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}{hint}", name=name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Python sets `poise.optim.fuse` to the module once `poise/optim/fuse.py` is imported; the function is meant.
+        if not (name in self._sources and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self.__all__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from poise.doctor.probes.probe import Probe
 from poise.doctor.tap.shadow import undisturbed
+from poise.tools.clock import now
 
 if TYPE_CHECKING:
     from poise.doctor.tap.tap import Tap
@@ -61,14 +61,14 @@ class SharpnessProbe(Probe):
         if reason:
             self._leave(tap, timeline, reason)
             return
-        start = time.perf_counter()
+        start = now()
         try:
             self._measure(tap, timeline, root)
         except ValueError:
             pass  # numbers that are not finite, an optimizer without a state, a loss of others: the next step may do
         except Exception as error:
             self._leave(tap, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
-        seconds = time.perf_counter() - start
+        seconds = (now() - start).busy
         self._seconds = 0.5 * (self._seconds + seconds) if self._seconds else seconds
         self._spent += seconds
         tap.sampler.leave_out(seconds)
@@ -76,9 +76,7 @@ class SharpnessProbe(Probe):
 
     def _affords(self, tap: Tap, timeline: Timeline) -> bool:
         cost = self._seconds or _FIRST * timeline.step_seconds
-        budget = tap.budget
-        ours = _SHARE * (budget.overhead * budget.elapsed + budget.loan)
-        return self._spent + cost <= ours and budget.allows(cost)
+        return self._spent + cost <= _SHARE * tap.budget.granted and tap.budget.allows(cost)
 
     def _measure(self, tap: Tap, timeline: Timeline, root: Tensor) -> None:
         parameters = [p for p in timeline.parameters if p.requires_grad]

@@ -66,7 +66,7 @@ def test_output_arguments_and_parameters_are_those_of_python(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.db", "findings.json", "report.html"}
     assert "nothing wrong found" in watched.stderr
-    assert "watching took" in watched.stderr
+    assert "watching added" in watched.stderr
     assert watched.stderr.rstrip().endswith("run/report.html")
 
 

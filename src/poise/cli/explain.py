@@ -6,11 +6,10 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from poise.rules.contents import Group
 
 _FORMULA = re.compile(r":math:`")  # a terminal shows formulas as they are written
@@ -22,6 +21,9 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a cause, a rule of an audit, or a remedy: what it is, why it hurts, how it is detected, what cures it."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
     from poise.rules import catalogue
     from poise.rules import explain as explanation
     from poise.rules.contents import contents
@@ -34,6 +36,8 @@ def explain(
 
 
 def _list(groups: list[Group], console: Console) -> None:
+    from rich.table import Table
+
     chapter, width = None, 0
     for group in groups:
         if group.chapter != chapter:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from poise.optim import FuseInfo
 
 
@@ -35,6 +35,7 @@ def fuse(
 ) -> None:
     """Average the weights of checkpoints that were fine-tuned from the same model, and say how they differ."""
     import torch
+    from rich.console import Console
 
     from poise.optim import fuse as fuse_models
     from poise.optim import save_checkpoint
@@ -59,6 +60,8 @@ def fuse(
 
 
 def _say(info: FuseInfo, checkpoints: list[Path], has_base: bool, console: Console) -> None:
+    from rich.table import Table
+
     from_what = "from the base" if has_base else "from their mean"
     table = Table(
         "checkpoint", f"distance {from_what}", *(str(i + 1) for i in range(info.n)), title="Cosines of changes"

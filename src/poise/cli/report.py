@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from poise.report import Finding, Report
@@ -23,6 +22,8 @@ def report(
     ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
 ) -> None:
     """Diagnose a recorded run again, also one that was killed or still goes on; write its report and findings.json."""
+    from rich.console import Console
+
     from poise.doctor.diagnose import choose_causes
     from poise.doctor.session import FINDINGS_FILE, REPORT_FILE, RUN_FILE, write_findings
 

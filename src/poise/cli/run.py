@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
 
 from poise.cli.launch_hint import launch_hint
 
@@ -44,6 +43,13 @@ def run(
 
     What is recorded of the script's arguments leaves out keys, tokens and passwords; `--keep-args` keeps them.
     """
+    from poise.cli import STARTED
+    from poise.tools.clock import now
+
+    before_torch = now()
+    import torch  # noqa: F401  # by itself: the script would import it too, so that it is no cost of the watch
+
+    plain = now() - before_torch
     from poise.doctor import Script, Settings, launch, parse_remedy
     from poise.doctor.masking import Masking
     from poise.doctor.say import say
@@ -58,6 +64,7 @@ def run(
     if hint and not quiet:
         say(f"poise: {hint}")
     stderr = sys.stderr  # the script may put something else there
+    session.count_since(STARTED, plain)
     ending = launch(
         program, session, seed, lambda: _say(session, as_json, stderr) if session.recording and not quiet else None
     )
@@ -110,6 +117,8 @@ def _print(session: Session, as_json: bool, stderr: TextIO) -> None:
     if as_json:
         print(json.dumps([f.to_dict() for f in session.findings]), file=stderr)
         return
+    from rich.console import Console
+
     from poise.cli.summary import print_summary
 
     # Into a file, lines go as they are: only a terminal has a width.

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="Folder to look in, with all below it.")] = Path("runs")) -> None:
     """List recorded runs, newest first."""
+    from rich.console import Console
+    from rich.table import Table
+
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist; `poise run` makes runs/ where it is called")
     found = sorted(folder.rglob("run.db"), key=lambda p: p.stat().st_mtime, reverse=True)

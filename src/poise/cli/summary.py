@@ -61,10 +61,10 @@ def _count(number: int, what: str) -> str:
 
 
 def _headline(session: Session, serious: list[Finding]) -> Text:
-    budget, steps = session.tap.budget, session.tap.counts["step"]
+    steps = session.tap.counts["step"]
     found = f"{len(serious)} finding{'s' if len(serious) != 1 else ''}" if serious else "nothing wrong found"
     style = _STYLES[serious[0].severity] if serious else "bold green"
-    cost = f"watching took {budget.share:.1%} of the run's time, and {budget.setup:.2f} s to find the model"
+    cost = f"watching added {session.cost.sentence()}"
     return Text.assemble(("poise  ", "bold"), (found, style), (f"  in {steps} steps; {cost}", "dim"))
 
 

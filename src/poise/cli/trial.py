@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from poise.doctor import TrialResult
     from poise.doctor.trial import ArmResult
 
@@ -31,6 +32,8 @@ def trial(
 
     Finished runs are taken over when the same trial is started again.
     """
+    from rich.console import Console
+
     from poise.doctor import Script, trial_report
     from poise.doctor import trial as run_trial
     from poise.tools.progress_bar import progress_bar

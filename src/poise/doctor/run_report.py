@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from poise.doctor.causes import CAUSES
+from poise.doctor.cost import Cost
 from poise.doctor.diagnose import explained
 from poise.doctor.events import find_events
 from poise.doctor.masking import MASK
@@ -169,6 +170,8 @@ def _facts(record: Record) -> Table:
     seconds = record["step_seconds"].values
     if len(seconds):
         rows.append(["time per step (median)", f"{1000 * float(np.nanmedian(seconds)):.2f} ms"])
+    if "cost" in record.meta:
+        rows.append(["watching added", Cost.from_dict(record.meta["cost"]).sentence()])
     for event in record.events("script_end")[-1:]:
         detail = event.payload.get("detail")
         rows.append(["end of the script", str(event.payload.get("how")) + (f": {detail}" if detail else "")])

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
+from poise.doctor.cost import Cost
 from poise.doctor.diagnose import choose_causes, diagnose
 from poise.doctor.masking import Masking
 from poise.doctor.probes import PROBES
@@ -26,8 +27,10 @@ from poise.doctor.say import say
 from poise.doctor.tap.tap import Tap
 from poise.report import SEVERITIES, Finding, Report, Severity
 from poise.store import Record, RunWriter, read_run
+from poise.tools.clock import Seconds, now
 
 RUN_FILE, FINDINGS_FILE, REPORT_FILE = "run.db", "findings.json", "report.html"
+_REPORT_SECONDS = 0.2  # what diagnosis and report take, on an ordinary machine: they are paid from the same budget
 
 
 class StopRun(SystemExit):
@@ -96,6 +99,8 @@ class Session:
         self.recording = recording
         self.seconds = 0.0
         self.has_report = False
+        self.cost = Cost()
+        self._begun, self._plain = now(), Seconds()
         self._writer = self._open_run_file() if recording else None
         self.tap = Tap(
             Recorder(self._writer) if self._writer else None,
@@ -123,10 +128,21 @@ class Session:
         remedies = [remedy.spec for remedy in self.settings.remedies]
         return _MaskedWriter(self.run_file, {**self.settings.meta, "remedies": remedies}, self.settings.masking)
 
+    def count_since(self, begun: Seconds, plain: Seconds) -> None:
+        """Count what was done before the session was made as a part of its cost.
+
+        Args:
+            begun: when the watch began to load.
+            plain: what of the time since then the script would have taken by itself: the import of torch.
+        """
+        self._begun, self._plain = begun, plain
+
     def start(self) -> Session:
         """Put the tap in place."""
         self._started = time.perf_counter()
         self._stack.enter_context(self.tap.installed())
+        self.cost = Cost(start=now() - self._begun - self._plain)
+        self.tap.budget.fixed = self.cost.start.busy + _REPORT_SECONDS
         if self.settings.stop_on is not None and self._writer is not None:
             self.tap.between_steps = self._look
         return self
@@ -156,17 +172,19 @@ class Session:
         Raises:
             KeyboardInterrupt: if Ctrl-C interrupts it; what was recorded is kept.
         """
-        self.seconds = time.perf_counter() - self._started
+        self.seconds, ended = time.perf_counter() - self._started, now()
         self._stack.close()
         if self._writer is None:
             return []
         writer, self._writer = self._writer, None
         try:
+            self.cost = self._cost_at(ended)
             self._note_end(writer, how, detail)
             self.tap.recorder.close()  # type: ignore[union-attr]
             if writer.fault is not None:
                 say(f"poise: the record is incomplete ({self.settings.masking.text(str(writer.fault))})")
             self._conclude()
+            self.cost = replace(self.cost, report=now() - ended, total=now() - self._begun)
         except KeyboardInterrupt:
             self._say_no_report("interrupted")
             raise
@@ -191,6 +209,11 @@ class Session:
         self.recording = False
         self._writer = None
 
+    def _cost_at(self, ended: Seconds) -> Cost:
+        setup, spent = self.tap.budget.setup, self.tap.budget.spent
+        start = self.cost.start + Seconds(setup, setup)
+        return Cost(start, Seconds(spent, spent), total=ended - self._begun)
+
     def _conclude(self) -> None:
         self.record = read_run(self.run_file)
         self.findings = diagnose(self.record, self.settings.select, self.settings.ignore)
@@ -212,7 +235,7 @@ class Session:
         tap = self.tap
         tap.state.sink.event(tap.state.step, "script_end", {"how": how, "detail": detail})
         writer.set_meta("seconds", self.seconds)
-        writer.set_meta("overhead", tap.budget.share if tap.timelines else 0.0)
+        writer.set_meta("cost", self.cost.to_dict())
         writer.set_meta("overhead_allowed", tap.budget.overhead)
         writer.set_meta("counts", tap.counts)
         writer.set_meta("notes", [note for remedy in self.settings.remedies for note in remedy.notes])

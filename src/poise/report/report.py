@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console, ConsoleOptions, RenderResult
+from typing import TYPE_CHECKING, Any
 
 from poise.report.code import Code
 from poise.report.figure import Figure
@@ -15,6 +13,9 @@ from poise.report.plain import from_plain, require_text, to_plain
 from poise.report.table import Table
 from poise.report.text import Text
 from poise.tools.atomic_write import write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 Block = Text | Table | Figure | Code
 _KINDS: dict[str, type[Text] | type[Table] | type[Figure] | type[Code]] = {

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
-
 from poise.doctor.masking import Masking
 from poise.doctor.trial.plan import Arm, Plan
 from poise.report import Finding
@@ -79,6 +77,8 @@ def run_arms(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Progr
     for arm in arms:
         _require_ours(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
+    from joblib import Parallel, delayed
+
     # Threads suffice: each of them only waits for a process.
     parallel = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator_unordered")
     for arm, exit_code in parallel(delayed(_run_or_reuse)(plan, arm, _folder(out, arm), runner) for arm in arms):

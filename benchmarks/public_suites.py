@@ -70,9 +70,11 @@ def pip(*arguments: str) -> None:
 def set_up(suites: list[Suite]) -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        pip("install", "--constraint", str(ROOT / "constraints.txt"), "--editable", str(ROOT), "pytest", "pytest-timeout")
+        pip("install", "--constraint", str(ROOT / "constraints.txt"), "--editable", str(ROOT), "pytest", "pytest-timeout", "setuptools<81", "wheel")
     for suite in suites:
-        pip("install", "--constraint", str(ROOT / "constraints.txt"), suite.package, *suite.needs)
+        # Without isolation: some of them import torch while they are built.
+        constraint = ("--constraint", str(ROOT / "constraints.txt"))
+        pip("install", "--no-build-isolation", *constraint, suite.package, *suite.needs)
 
 
 def unpack(suite: Suite, folder: Path) -> Path:

@@ -13,19 +13,28 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 
 import poise
-from poise.doctor import CAUSES, REMEDIES
+from poise.doctor.causes import RULES as CAUSES
+from poise.rules import catalogue
+from poise.rules.contents import rule_groups
 
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE))
 
+from rule_pages import rule_path  # noqa: E402
 from runnable import Block, find_blocks  # noqa: E402
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the generated pages to the navigation: a new cause, remedy or room needs no line in mkdocs.yml."""
-    sections = {
-        "Causes": {name.replace("_", " "): f"causes/{name}.md" for name in CAUSES},
-        "Remedies": {name.replace("_", " "): f"remedies/{name}.md" for name in sorted(REMEDIES)},
+    """Add the generated pages to the navigation: a new cause, rule, remedy or room needs no line in mkdocs.yml."""
+    known = catalogue()
+    sections: dict[str, dict[str, Any]] = {
+        "Causes": {id.replace("_", " "): f"causes/{id}.md" for id, _ in _causes()},
+        "Audits": {
+            rules.name.capitalize(): [{rule.id.replace("_", " "): rule_path(rules, rule)} for rule in rules]
+            for rules in known.rule_sets
+            if rules is not CAUSES
+        },
+        "Remedies": {name.replace("_", " "): f"remedies/{name}.md" for name in sorted(known.remedies)},
         "API": {f"poise.{room}": f"api/{room}.md" for room in poise._ROOMS},
     }
     for entry in config.nav or []:
@@ -33,6 +42,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if title in sections:
             pages += [{name: path} for name, path in sections[title].items()]
     return config
+
+
+def _causes() -> list[tuple[str, str]]:
+    return [entry for group in rule_groups(CAUSES) for entry in group.entries]
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:

@@ -1,10 +1,9 @@
 """poise finds out why something that learns is unstable, fixes it, and proves that the fix works."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
-__version__ = version("poise")
+__version__: str  # read when it is asked for: it is looked up among all installed packages
 
 # `poise.watch` and the rooms load on first use, so that `poise --help` and the launcher start fast.
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
@@ -19,6 +18,7 @@ _ROOMS = (
     "optim",
     "preflight",
     "report",
+    "rules",
     "store",
     "studies",
 )
@@ -31,6 +31,10 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_FRONT_DOORS[name]), name)
     if name in _ROOMS:
         return import_module(f"poise.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("poise")
     raise AttributeError(f"module 'poise' has no attribute {name!r}")
 
 

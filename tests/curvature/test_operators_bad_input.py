@@ -155,7 +155,7 @@ def test_mixed_types_and_devices_are_refused():
     ("params", "message"),
     [
         ([], "params is empty"),
-        (["0.wieght"], "no parameter '0.wieght'; near it are.*0.weight"),
+        (["0.wieght"], "no parameter '0.wieght'; did you mean 0.weight"),
         (["2.bias"], "'2.bias'.*frozen"),
     ],
 )

@@ -19,6 +19,9 @@ import torch
 
 import poise
 from poise.doctor import CAUSES, REMEDIES
+from poise.rules import catalogue
+from poise.rules.documented_remedy import SECTIONS as REMEDY_SECTIONS
+from poise.rules.rule import SECTIONS as RULE_SECTIONS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -107,7 +110,8 @@ def test_changed_code_is_refused() -> None:
 @pytest.mark.parametrize("page", SOURCES, ids=lambda page: page.name)
 def test_links_between_sources_lead_to_files(page: Path) -> None:
     generated = {"gallery.md", "cli.md", "contributing.md", "causes/index.md", "remedies/index.md", "api/index.md"}
-    generated |= {f"causes/{name}.md" for name in CAUSES} | {f"remedies/{name}.md" for name in REMEDIES}
+    generated |= {"audits/index.md"} | {f"causes/{name}.md" for name in CAUSES}
+    generated |= {f"remedies/{name}.md" for name in catalogue().remedies}
     prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         path = urldefrag(target).url
@@ -178,8 +182,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_cause_remedy_and_room_has_its_page(site: Path) -> None:
     for name, cause in CAUSES.items():
         assert cause.title.replace("'", "&#39;").split("&#39;")[0] in (site / f"causes/{name}.html").read_text("utf-8")
-    for name in REMEDIES:
-        assert f"--remedy {name}=VALUE" in (site / f"remedies/{name}.html").read_text("utf-8")
+    for name, remedy in catalogue().remedies.items():
+        page = (site / f"remedies/{name}.html").read_text("utf-8")
+        assert (f"--remedy {name}=VALUE" in page) is (name in REMEDIES)
+        assert all(f">{section}<" in page for section in REMEDY_SECTIONS), remedy.name
+    for rules in catalogue().rule_sets:
+        folder = "causes" if rules.room == "doctor" else f"audits/{rules.name.replace(' ', '_')}"
+        for rule in rules:
+            page = (site / f"{folder}/{rule.id}.html").read_text("utf-8")
+            assert all(f">{section}<" in page for section in RULE_SECTIONS), rule.id
     for room in poise._ROOMS:
         page = (site / f"api/{room}.html").read_text("utf-8")
         names = set(getattr(poise, room).__all__)

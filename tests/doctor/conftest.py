@@ -62,12 +62,26 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def poise(zygote, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call the command line in a process of its own: ``poise("run", "train.py", cwd=folder)``."""
+    """Call the command line in a process of its own: ``poise("run", "train.py", cwd=folder)``.
 
-    def call(*arguments: object, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    With ``plain`` it is a script that is called, as by Python: ``poise("train.py", plain=True)``.
+    """
+
+    def call(
+        *arguments: object, cwd: Path = tmp_path, timeout: float = 300, stdin: str | None = None, plain: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         said = {name: tmp_path / f".{name}" for name in ("stdout", "stderr")}
-        files = {name: str(path) for name, path in said.items()}
-        command = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "env": {"COLUMNS": "200"}, **files}
+        files = {"stdin": os.devnull, **{name: str(path) for name, path in said.items()}}
+        if stdin is not None:
+            files["stdin"] = str(tmp_path / ".stdin")
+            (tmp_path / ".stdin").write_text(stdin)
+        command = {
+            "arguments": [str(a) for a in arguments],
+            "cwd": str(cwd),
+            "env": {"COLUMNS": "200"},
+            "plain": plain,
+            **files,
+        }
         zygote.stdin.write(json.dumps(command) + "\n")
         zygote.stdin.flush()
         child = int(zygote.stdout.readline())

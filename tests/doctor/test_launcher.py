@@ -66,7 +66,7 @@ def test_output_arguments_and_parameters_are_those_of_python(tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"run.db", "findings.json", "report.html"}
     assert "nothing wrong found" in watched.stderr
-    assert "watching took" in watched.stderr
+    assert "watching added" in watched.stderr
     assert watched.stderr.rstrip().endswith("run/report.html")
 
 
@@ -90,8 +90,10 @@ ENDINGS = {
     "raise SystemExit(256 + 3)": 3,
     "1 / 0": 1,
     "os._exit(5)": 5,
-    "os.kill(os.getpid(), signal.SIGINT)": 130,
+    "os.kill(os.getpid(), signal.SIGINT)": -2,
     "os.kill(os.getpid(), signal.SIGTERM)": -15,
+    "os.kill(os.getpid(), signal.SIGHUP)": -1,
+    "sys.stdout.close(); sys.exit(7)": 7,
 }
 
 

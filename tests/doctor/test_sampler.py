@@ -46,7 +46,7 @@ def test_without_budget_only_the_first_step_is_looked_at_and_triggers_have_three
     assert granted == [True, True, True, False, False]
 
 
-@pytest.mark.parametrize(("cost", "loan"), [(0.001, 0.15), (0.01, 0.2), (0.1, 0.5)])
+@pytest.mark.parametrize(("cost", "loan"), [(0.001, 0.1), (0.01, 0.2), (0.1, 0.5)])
 def test_the_first_loan_is_what_twenty_looks_cost_within_bounds(cost, loan):
     budget = Budget(1e-9)
     sampler = Sampler(budget)

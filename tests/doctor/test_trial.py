@@ -23,7 +23,6 @@ from poise.doctor.trial import (
     trial,
 )
 from poise.doctor.trial.report import over_seeds, trial_report
-from poise.doctor.trial.runs import Children
 from poise.report import Finding, Report
 from poise.store import Record, RunWriter, Series
 
@@ -307,6 +306,30 @@ def test_finished_runs_are_taken_over_and_changed_ones_are_not(script):
     assert len(ran(["warmup=10"], args=("b",))[0]) == 4
 
 
+def test_a_trial_that_is_forwarded_holds_no_secret_and_runs_again_if_one_changes(script, monkeypatch):
+    monkeypatch.chdir(script.parent)
+    arms = {"untreated": lambda s: (noisy(2.0, s), s), "warmup=10": lambda s: noisy(1.0, s)}
+
+    def ran(key, keep_args=False):
+        runner = Made(arms)
+        plan = make_plan(script, ["--api-key", key], ["warmup=10"], 2, keep_args=keep_args)
+        result = carry_out(plan, Path("out"), runner, 1)
+        trial_report(result).save("out/report.html")
+        said = json.dumps(result.to_dict()) + "".join(
+            p.read_text() for p in Path("out").rglob("*") if p.suffix in (".html", ".json")
+        )
+        return len(runner.ran), said
+
+    runs, said = ran("sk-first")
+    assert runs == 4
+    assert "***" in said
+    for secret in ("sk-first", str(script.parent)):
+        assert secret not in said
+    assert ran("sk-first")[0] == 0
+    assert ran("sk-second")[0] == 4
+    assert "sk-second" in ran("sk-second", keep_args=True)[1]
+
+
 def test_a_run_that_was_cut_short_is_run_again_and_a_failed_one_is_not(script):
     fates = {"untreated": 0, "warmup=10": -9}
     arms = {name: (lambda s, code=code: (noisy(1.0, s), code)) for name, code in fates.items()}
@@ -348,14 +371,6 @@ def test_folders_of_others_are_left_alone(script):
     assert (folder / "thesis.tex").read_text() == "precious"
 
 
-def test_children_get_one_thread_their_own_output_and_their_exit_code(tmp_path):
-    code = "import os, sys; print(os.environ['OMP_NUM_THREADS']); print('oh', file=sys.stderr); sys.exit(7)"
-    with Children() as children:
-        assert children.run([sys.executable, "-c", code], tmp_path) == 7
-    assert (tmp_path / "stdout.txt").read_text() == "1\n"
-    assert (tmp_path / "stderr.txt").read_text() == "oh\n"
-
-
 @pytest.mark.slow
 def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
     # A trial in a process of its own; its runs write their ids and then wait for long.
@@ -365,7 +380,7 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
         from functools import partial
         from pathlib import Path
         from poise.doctor.trial import carry_out, make_plan
-        from poise.doctor.trial.runs import Children
+        from poise.tools.child_process import ChildProcesses
 
         wait = (
             "import os, subprocess, sys, time;"
@@ -373,7 +388,7 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
             "open('ids', 'w').write(f'{{os.getpid()}} {{k.pid}}'); os.rename('ids', 'ready'); time.sleep(60)"
         )
         plan = make_plan({str(tmp_path / "train.py")!r}, [], ["warmup=10"], 1)
-        with Children() as children:
+        with ChildProcesses() as children:
             def runner(arm, folder):
                 return children.run([sys.executable, "-c", wait], folder)
             carry_out(plan, Path("out"), runner, 1)

@@ -39,6 +39,16 @@ def test_a_healthy_loop_has_no_serious_finding(tmp_path):
     assert run._repr_html_() is not None
 
 
+def test_a_folder_that_is_changed_within_the_loop_moves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with poise.watch(*setup()[:2], out="run") as run:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run.out == tmp_path / "run"
+    assert {p.name for p in run.out.iterdir()} == {"run.db", "findings.json", "report.html"}
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_bug_is_found():
     model, optimizer, x, y = setup()
     run = poise.watch(model, optimizer).start()

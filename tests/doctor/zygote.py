@@ -1,10 +1,12 @@
 """A process that has imported what takes seconds, and forks a child for every command it is given.
 
-Run as a script. Each line on stdin is a JSON object with ``arguments`` of ``python -m poise``, ``cwd``, ``env``, and
-files for ``stdout`` and ``stderr``; it is answered by the process id and then, when the command has ended, by its
-exit code as :mod:`subprocess` gives it.
+Run as a script. Each line on stdin is a JSON object with ``arguments`` of ``python -m poise`` (or, with ``plain``, of
+``python``), ``cwd``, ``env``, and
+files for ``stdin``, ``stdout`` and ``stderr``; it is answered by the process id and then, when the command has ended,
+by its exit code as :mod:`subprocess` gives it.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -16,16 +18,19 @@ import sklearn.model_selection
 import sklearn.preprocessing
 import torch
 import torch._dynamo  # the first optimizer of a script imports it
+import typer.main
 
-import poise.cli
+import poise.cli.app
+import poise.doctor.live_curvature
 import poise.doctor.run_report
+from poise.doctor.main_module import Script, run_as_main
 
 IMPORTED = (plotly, sklearn, torch, poise)
 
 
 def become(command):
     """Turn this process into ``python -m poise ...``."""
-    for stream, path in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
+    for stream, path in ((0, command["stdin"]), (1, command["stdout"]), (2, command["stderr"])):
         file = os.open(path, os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream)
         os.close(file)
@@ -33,10 +38,17 @@ def become(command):
     os.environ.update(command["env"])
     sys.argv = ["poise", *command["arguments"]]
     sys.path[0] = command["cwd"]
-    runpy.run_module("poise", run_name="__main__", alter_sys=True)
+    if command["plain"]:
+        run_as_main(Script(*command["arguments"]))
+        return
+    runpy._run_module_as_main("poise", alter_argv=False)  # as `python -m` does: it puts nothing back
 
 
 def main():
+    typer.main.get_command(poise.cli.app.app)  # imports more
+    # A child that ends would look for garbage in all of this, and copy every page of it.
+    gc.collect()
+    gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()
         if child == 0:

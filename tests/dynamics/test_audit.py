@@ -8,10 +8,10 @@ from torch import nn
 
 from poise.curvature import Hessian, Supervised, as_objective
 from poise.dynamics import audit, critical_lr, edge
-from poise.dynamics.audit_effort import affordable_effort
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
 from poise.dynamics.edge_of_stability.local_point import local_point
 from poise.dynamics.sgd_noise.example_sample import two_samples
+from poise.dynamics.training_audit.effort import affordable_effort
 from poise.report import Report
 
 
@@ -50,9 +50,9 @@ def test_linear_regression_in_closed_form(share):
     report = audit(model, nn.MSELoss(), data, sgd(model, share * 2 / sharpness), batch_size=24)
     measured = rows(report, "Sharpness and edge")
     assert measured["Sharpness of the loss"][0] == pytest.approx(sharpness, rel=1e-6)
-    assert measured["Share of the edge"][0] == pytest.approx(share, rel=1e-6)
-    assert measured["Share of the edge"][1] <= share * (1 + 1e-9)
-    assert measured["Share of the edge"][2] >= share * (1 - 1e-9)
+    assert measured["Fraction of the edge"][0] == pytest.approx(share, rel=1e-6)
+    assert measured["Fraction of the edge"][1] <= share * (1 + 1e-9)
+    assert measured["Fraction of the edge"][2] >= share * (1 - 1e-9)
     limits = rows(report, "Largest stable learning rates")
     assert limits["This SGD, full batches"][0] == pytest.approx(2 / sharpness, rel=1e-6)
     assert limits["Gradient descent, full batches"][0] == pytest.approx(2 / sharpness, rel=1e-6)
@@ -128,7 +128,7 @@ def test_adam_is_judged_by_the_curvature_it_sees():
     seen = float(torch.linalg.eigvalsh(root[:, None] * (2 * x.T @ x / len(x)) * root)[-1])
     report = audit(model, nn.MSELoss(), (x, y), optimizer, batch_size=24)
     assert rows(report, "Sharpness and edge")["Sharpness as Adam sees it"][0] == pytest.approx(seen, rel=1e-6)
-    assert rows(report, "Sharpness and edge")["Share of the edge"][0] == pytest.approx(seen * 0.01 / 38, rel=1e-6)
+    assert rows(report, "Sharpness and edge")["Fraction of the edge"][0] == pytest.approx(seen * 0.01 / 38, rel=1e-6)
     assert "frozen preconditioner" in text(report, "Where this analysis does not apply")
     assert "For SGD without momentum" not in report.summary  # a batch holds all examples
 

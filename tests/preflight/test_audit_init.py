@@ -9,8 +9,8 @@ from torch import nn
 
 from poise.curvature import as_objective
 from poise.nn import StableResNetMLP
-from poise.preflight.audit_init import audit_init
 from poise.preflight.curvature_limit.usable_lr import few_products, usable_lr, warm_up
+from poise.preflight.init_audit import audit_init
 from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
 from poise.preflight.signal_propagation.hidden_state_gain import hidden_state_gain
 from poise.preflight.signal_propagation.jacobian_gain import Point, jacobian_gain

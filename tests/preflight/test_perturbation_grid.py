@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from poise.preflight import perturbation_grid
-from poise.preflight.perturbation_grid import Perturbation, Recipe, final_loss, scale_weights
+from poise.preflight.perturbation_audit.recipe import Perturbation, Recipe, final_loss, scale_weights
 
 G = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(96, 4, generator=G)

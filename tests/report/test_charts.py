@@ -84,3 +84,43 @@ def test_bad_charts_are_named(make, words):
 def test_what_is_no_figure_is_named():
     with pytest.raises(TypeError, match=r"figure.*dict"):
         Figure("t", {}, "alt")
+
+
+X = np.arange(300)
+CHARTS = {
+    "line": lambda: line_chart("t", {"a": (X, X / 7.0), "b": (X, np.where(X == 5, np.nan, X))}, "x", "y"),
+    "one point": lambda: line_chart("t", {"a": ([1], [2])}, "x", "y"),
+    "no points": lambda: line_chart("t", {"a": ([], [])}, "x", "y"),
+    "logarithm": lambda: line_chart("t", {"a": (X * 10**12, 10.0 ** (X / 60))}, "x", "y", log_y=True),
+    "markers": lambda: line_chart("t", {"a": (X, X)}, "x", "y", markers={"<b>one": 3, "two": 200}),
+    "bands": lambda: line_chart("t", {"a": (X, X)}, "x", "y", bands={"a": (X, X - 1, X + 1)}),
+    "names": lambda: scatter_chart("t", {"a": (["u", "v"], [1, np.inf])}, "x", "y"),
+    "dates": lambda: line_chart("t", {"a": (np.array(["2026-01-01", "2026-01-02"], "M8[ns]"), [1, 2])}, "x", "y"),
+    "small numbers": lambda: scatter_chart("t", {"a": (np.float32([0.5]), [1]), "b": ([True], [2])}, "x", "y"),
+    "bars": lambda: bar_chart("t", {"a": 1, "b": 2}, "y", errors={"b": (1.5, 3)}),
+}
+
+
+@pytest.mark.parametrize("make", CHARTS.values(), ids=CHARTS)
+def test_a_chart_is_written_as_plotly_would_write_it(make):
+    chart = make()
+    written = chart.to_json()
+    chart.figure.update_layout()  # from here on it is a Plotly figure, which checks every setting
+    assert written == chart.to_json()
+
+
+def test_a_figure_made_of_a_dict_can_be_changed_and_is_checked():
+    chart = line_chart("t", {"a": ([0, 1], [1, 2])}, "x", "y")
+    chart.figure.update_yaxes(type="log")
+    assert chart.has_log_y
+    assert chart.to_json()["layout"]["yaxis"]["type"] == "log"
+    with pytest.raises(ValueError, match="colour"):
+        _ = Figure("t", {"data": [{"type": "scatter", "colour": 1}]}, "alt").figure
+
+
+def test_equal_figures_are_equal_whatever_they_are_made_of():
+    parts = {"data": [{"type": "bar", "y": [1.0, 2.0]}], "layout": {"xaxis": {"title": {"text": "x"}}}}
+    assert Figure("t", parts, "alt") == Figure("t", go.Figure(parts), "alt")
+    assert Figure("t", parts, "alt") != Figure("u", parts, "alt")
+    assert Figure("t", {"data": [], "layout": {"xaxis": {"title": "steps"}}}, "alt").data_table() is None
+    assert Figure("t", {**parts, "layout": {"xaxis": {"title": "steps"}}}, "alt").data_table().columns[1] == "steps"

@@ -155,7 +155,13 @@ def test_a_record_does_not_change_before_refresh_although_numbers_are_read_late(
         group.append(1, [1.0])
         writer.flush()
         assert record["x"].steps.tolist() == [0]
+        assert record.derive(_count) == 1
         assert record.refresh()["x"].steps.tolist() == [0, 1]
+        assert record.derive(_count) == 2
+
+
+def _count(record):
+    return len(record["x"])
 
 
 def test_numbers_reach_the_file_without_flush_or_close(path):

@@ -130,3 +130,17 @@ def test_an_empty_record():
     record = Record.from_arrays({})
     assert (record.names, record.events(), record.last_step, record.timelines) == ([], [], -1, [""])
     assert record.refresh() is record
+
+
+def test_what_is_derived_from_a_view_is_computed_once_until_something_new_is_there():
+    record = Record.from_arrays({"x": ([0, 1], [3.0, 4.0])})
+    asked = []
+
+    def largest(view):
+        asked.append(view)
+        return view["x"].values.max()
+
+    assert [record.derive(largest), record.derive(largest)] == [4.0, 4.0]
+    assert record.until(0).derive(largest) == 3.0  # another view, another value
+    assert len(asked) == 2
+    assert record.derive(lambda view: view["x"].values.min()) == 3.0

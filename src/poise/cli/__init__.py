@@ -1,5 +1,9 @@
 """The command line: `poise run train.py` and what belongs to it."""
 
-from poise.cli.app import main
+from poise.tools.clock import now
 
-__all__ = ["main"]
+STARTED = now()  # before anything else is loaded: what a run costs its user begins here
+
+from poise.cli.app import main  # noqa: E402
+
+__all__ = ["STARTED", "main"]

@@ -9,8 +9,9 @@ import typer
 from poise.cli.explain import explain
 from poise.cli.fuse import fuse
 from poise.cli.preflight import preflight
+from poise.cli.quick_options import quick_options
 from poise.cli.report import report
-from poise.cli.run import run
+from poise.cli.run import ScriptInterrupted, run
 from poise.cli.runs import runs
 from poise.cli.studies import studies, study
 from poise.cli.trial import trial
@@ -52,10 +53,18 @@ def _version(
 def main() -> None:
     """Run the command line; what the user got wrong is said in one line, without a stack trace."""
     try:
-        app()
+        quick = quick_options(run, sys.argv[2:]) if sys.argv[1:2] == ["run"] else None
+        if quick is None:
+            # Not app(): Typer would leave an exception hook of its own for the script to find.
+            typer.main.get_command(app)()
+        else:
+            run(quick, quick.script, **quick.options)  # type: ignore[arg-type]  # it has the args that are read
     except (ValueError, OSError) as error:
         print(f"poise: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ScriptInterrupted:
+        sys.excepthook = lambda *_: None  # all is said; only the interpreter ends a process as Ctrl-C does
+        raise KeyboardInterrupt from None
     except KeyboardInterrupt:
         print("poise: interrupted", file=sys.stderr)
         sys.exit(130)

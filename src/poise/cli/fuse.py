@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from poise.optim import FuseInfo
 
 
@@ -36,13 +35,14 @@ def fuse(
 ) -> None:
     """Average the weights of checkpoints that were fine-tuned from the same model, and say how they differ."""
     import torch
+    from rich.console import Console
 
     from poise.optim import fuse as fuse_models
     from poise.optim import save_checkpoint
+    from poise.tools.progress_bar import fraction_bar
 
     console = Console()
-    with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("fusing", total=1.0)
+    with fraction_bar("fusing", console=console) as progress:
         result, info = fuse_models(
             checkpoints,
             weight or None,
@@ -51,7 +51,7 @@ def fuse(
             scale=scale,
             dtype=getattr(torch, dtype.value) if dtype else None,
             force=force,
-            progress=lambda share, name: bar.update(task, completed=share, description=name),
+            progress=progress,
         )
     assert isinstance(result, dict)  # the inputs are files
     save_checkpoint(result, out)
@@ -60,6 +60,8 @@ def fuse(
 
 
 def _say(info: FuseInfo, checkpoints: list[Path], has_base: bool, console: Console) -> None:
+    from rich.table import Table
+
     from_what = "from the base" if has_base else "from their mean"
     table = Table(
         "checkpoint", f"distance {from_what}", *(str(i + 1) for i in range(info.n)), title="Cosines of changes"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from poise.preflight.script_sweep.script_sweep import ScriptPlan
@@ -46,6 +45,8 @@ def preflight(
 
     Finished runs are taken over when the same command is started again. Runs that are past hope are ended early.
     """
+    from rich.console import Console
+
     from poise.preflight.script_sweep.script_report import script_report
     from poise.preflight.script_sweep.script_sweep import ScriptPlan, with_remedy
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from poise.report import Finding, Report
 
 
 def report(
@@ -17,19 +21,39 @@ def report(
     select: Annotated[list[str] | None, typer.Option(help="Look for this cause only; repeatable.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
 ) -> None:
-    """Diagnose a recorded run again, also one that was killed or still goes on, and write its report."""
-    from poise.doctor import diagnose, run_report
-    from poise.store import read_run
+    """Diagnose a recorded run again, also one that was killed or still goes on; write its report and findings.json."""
+    from rich.console import Console
 
-    path = run / "run.db" if run.is_dir() else run
-    record = read_run(path)
-    findings = diagnose(record, select or (), ignore or ())
+    from poise.doctor.diagnose import choose_causes
+    from poise.doctor.session import FINDINGS_FILE, REPORT_FILE, RUN_FILE, write_findings
+
+    choose_causes(select or (), ignore or ())
+    path = run / RUN_FILE if run.is_dir() else run
+    findings, made = _read(path, select or (), ignore or ())
     if as_json:
-        print(json.dumps([f.to_dict() for f in findings], indent=1))
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
         return
-    made = run_report(record, findings)
-    target = out or path.parent / "report.html"
+    target = out or path.parent / REPORT_FILE
     made.save(target)
+    write_findings(target.with_name(FINDINGS_FILE), findings)
     console = Console()
     console.print(made)
-    console.print(f"report  {target}", highlight=False)
+    console.print(f"report  {target}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _read(path: Path, select: Sequence[str], ignore: Sequence[str]) -> tuple[list[Finding], Report]:
+    from poise.doctor import diagnose, run_report
+    from poise.store import RunFileError, read_run
+
+    record = read_run(path)
+    try:
+        findings = diagnose(record, select, ignore)
+        return findings, run_report(record, findings)
+    except RunFileError:
+        raise
+    except Exception as error:  # a damaged file that opens may hold anything
+        kind, line = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
+        raise RunFileError(
+            f"run file {path} is damaged, or poise has a fault: what it holds cannot be diagnosed "
+            f"({kind}: {error}, in {Path(line.filename).name}, line {line.lineno})"
+        ) from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
-from rich.console import Console
+
+from poise.cli.launch_hint import launch_hint
 
 if TYPE_CHECKING:
     from poise.doctor import Script, Session, Settings
@@ -33,21 +35,47 @@ def run(
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 if an error was found.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but faults.")] = False,
+    keep_args: Annotated[bool, typer.Option("--keep-args", help="Record arguments that look like secrets.")] = False,
 ) -> None:
     """Run a training script, unchanged, and name what makes it unstable.
 
     The exit code is the script's own; with `--check` it is 3 if the script succeeded and an error was found.
+
+    What is recorded of the script's arguments leaves out keys, tokens and passwords; `--keep-args` keeps them.
     """
+    from poise.cli import STARTED
+    from poise.tools.clock import now
+
+    before_torch = now()
+    import torch  # noqa: F401  # by itself: the script would import it too, so that it is no cost of the watch
+
+    plain = now() - before_torch
     from poise.doctor import Script, Settings, launch, parse_remedy
+    from poise.doctor.masking import Masking
+    from poise.doctor.say import say
 
     program = Script(script, context.args, module)
     remedies = [parse_remedy(spec) for spec in remedy or ()]
-    meta = {"script": script, "args": list(context.args), "module": module, "seed": seed, "started": time.time()}
-    settings = Settings(overhead, select or (), ignore or (), stop_on, remedies, meta)  # type: ignore[arg-type]
+    masking = Masking(context.args, keep_args)
+    meta = {"script": script, "args": masking.args, "module": module, "seed": seed, "started": time.time()}
+    settings = Settings(overhead, select or (), ignore or (), stop_on, remedies, meta, masking)  # type: ignore[arg-type]
     session = _open(out, program, settings)
-    ending = launch(program, session, seed, lambda: _say(session, as_json) if session.recording and not quiet else None)
+    hint = launch_hint(program)
+    if hint and not quiet:
+        say(f"poise: {hint}")
+    stderr = sys.stderr  # the script may put something else there
+    session.count_since(STARTED, plain)
+    ending = launch(
+        program, session, seed, lambda: _say(session, as_json, stderr) if session.recording and not quiet else None
+    )
+    if ending.how == "interrupted":
+        raise ScriptInterrupted
     worst = any(f.severity == "error" for f in session.findings)
     _leave(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)
+
+
+class ScriptInterrupted(BaseException):
+    """Ctrl-C ended the script, which has said so: the process shall end as Python ends it."""
 
 
 def _open(out: Path | None, script: Script, settings: Settings) -> Session:
@@ -73,14 +101,34 @@ def _new_folder(script: Script) -> Path:
     return folder
 
 
-def _say(session: Session, as_json: bool) -> None:
-    sys.stdout.flush()
-    if as_json:
-        print(json.dumps([f.to_dict() for f in session.findings]), file=sys.stderr)
+def _say(session: Session, as_json: bool, stderr: TextIO | None) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, none, or a pipe that nobody reads:
+        sys.stdout.flush()  # the interpreter will say so at the end
+    if stderr is None:
         return
+    try:
+        _print(session, as_json, stderr)
+        stderr.flush()
+    except (OSError, ValueError):
+        _discard(stderr)
+
+
+def _print(session: Session, as_json: bool, stderr: TextIO) -> None:
+    if as_json:
+        print(json.dumps([f.to_dict() for f in session.findings]), file=stderr)
+        return
+    from rich.console import Console
+
     from poise.cli.summary import print_summary
 
-    print_summary(session, Console(stderr=True))
+    # Into a file, lines go as they are: only a terminal has a width.
+    print_summary(session, Console(file=stderr, soft_wrap=not stderr.isatty()))
+
+
+def _discard(stderr: TextIO) -> None:
+    """Let what is left in the buffer of a stream that takes nothing go nowhere: the exit code is the script's."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stderr.fileno())
 
 
 def _leave(code: int) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 
 def runs(folder: Annotated[Path, typer.Argument(help="Folder to look in, with all below it.")] = Path("runs")) -> None:
     """List recorded runs, newest first."""
+    from rich.console import Console
+    from rich.table import Table
+
     if not folder.is_dir():
         raise FileNotFoundError(f"folder {str(folder)!r} does not exist; `poise run` makes runs/ where it is called")
     found = sorted(folder.rglob("run.db"), key=lambda p: p.stat().st_mtime, reverse=True)
@@ -33,15 +34,19 @@ def _row(path: Path) -> tuple[str, str, str, str]:
 
     try:
         record = read_run(path)
+        steps = len(record["lr"])
     except RunFileError as error:
         return str(path.parent), "", "", f"unreadable: {error}"
     started = record.meta.get("started")
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if started else ""
-    return str(path.parent), when, str(len(record["lr"])), _found(path.parent / "findings.json")
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(started)) if isinstance(started, int | float) else ""
+    return str(path.parent), when, str(steps), _found(path.parent / "findings.json")
 
 
 def _found(path: Path) -> str:
     if not path.exists():
         return "(not finished)"
-    findings = [f for f in json.loads(path.read_text(encoding="utf-8")) if f["severity"] != "info"]
-    return ", ".join(f["cause"] for f in findings[:3]) or "nothing"
+    try:
+        findings = [f["cause"] for f in json.loads(path.read_text(encoding="utf-8")) if f["severity"] != "info"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"findings.json is unreadable: {error}"
+    return ", ".join(findings[:3]) or "nothing"

@@ -7,29 +7,27 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 _STYLES = {"reproduced": "green", "partly": "yellow", "refuted": "red", "not tested": "dim"}
 
 
 def studies() -> None:
     """List the studies with the verdicts of their last recorded run."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
     from poise.studies import list_studies
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("study", "asks", "verdict", "claims", "last run"):
-        table.add_column(name, overflow="fold")
+    # Two lines a study: in a table of 80 columns a question would be broken into six lines of two words.
+    console = Console(highlight=False)
     for listing in list_studies():
         verdict = listing.verdict or "not run"
         counts = Counter(listing.claims.values())
-        claims = ", ".join(f"{n} {v}" for v, n in counts.items())
-        table.add_row(
-            listing.slug, listing.title, Text(verdict, _STYLES.get(verdict, "dim")), claims, listing.date or ""
-        )
-    Console().print(table)
+        facts = "  ".join([", ".join(f"{n} {v}" for v, n in counts.items()), listing.date or ""]).strip()
+        parts = ((listing.slug, "bold cyan"), "  ", (verdict, _STYLES.get(verdict, "dim")), (f"  {facts}", "dim"))
+        console.print(Text.assemble(*parts, overflow="fold"))
+        console.print(Padding(Text(listing.title), (0, 0, 0, 2)))
 
 
 def study(
@@ -39,17 +37,14 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder for the report; runs/study-SLUG by default.")] = None,
 ) -> None:
     """Run a study, print what came out, and write its report."""
+    from rich.console import Console
+
     from poise.studies import run_study
+    from poise.tools.progress_bar import fraction_bar
 
     folder = out or Path("runs") / f"study-{slug}"
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(slug, total=1.0)
-
-        def progress(share: float, words: str) -> None:
-            bar.update(task, completed=share, description=f"{slug}: {words}")
-
+    with fraction_bar(slug, console=console) as progress:
         made = run_study(slug, budget, seeds, folder, progress)  # type: ignore[arg-type]
     console.print(made)
     console.print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)

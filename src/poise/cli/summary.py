@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from poise.cli.launch_hint import children_hint
+
 if TYPE_CHECKING:
     from poise.doctor import Session
     from poise.report import Finding
@@ -22,6 +24,8 @@ def print_summary(session: Session, console: Console) -> None:
     if not session.tap.timelines:
         console.print(_plain(nothing_seen(session), "yellow"))
         return
+    if session.record is None:  # it could not be read, and the session has said so
+        return
     serious = [f for f in session.findings if f.severity != "info"]
     notes = len(session.findings) - len(serious)
     console.print(_headline(session, serious))
@@ -29,26 +33,38 @@ def print_summary(session: Session, console: Console) -> None:
         _print_finding(finding, console)
     if notes:
         console.print(_plain(f"and {notes} more to know in the report", "dim"))
-    console.print(_plain(f"report  {session.out / 'report.html'}", ""))
+    if session.has_report:
+        console.print(_plain(f"report  {session.shown(session.out / 'report.html')}", ""))
 
 
 def nothing_seen(session: Session) -> str:
     """Say that no training was seen, and what was."""
     counts = session.tap.counts
     others = [name for module, name in _OTHER_FRAMEWORKS.items() if module in sys.modules]
-    seen = [f"{counts['backward']} backward passes", f"{counts['forward']} forward passes"]
+    seen = [_count(counts["backward"], "backward pass"), _count(counts["forward"], "forward pass")]
     hint = f" The script has imported {' and '.join(others)}, which poise cannot watch." if others else ""
-    if counts["backward"]:
-        hint += " Gradients were computed but no torch.optim optimizer stepped: parameters updated by hand, or in"
-        hint += " another process or a compiled function, are out of sight."
+    children = children_hint(session.child_seconds)
+    if children:
+        hint += " " + children
+    elif counts["backward"]:
+        hint += (
+            " Gradients were computed, but no torch.optim.Optimizer took a step, and its step() is where poise reads a"
+            " training (poise.watch does so too). Parameters that are updated by hand (`p -= lr * p.grad`), by an"
+            " optimizer of another class, or in a compiled function are not seen: put the update into the step() of a"
+            " subclass of torch.optim.Optimizer."
+        )
     return f"poise: no optimizer step seen; seen were {', '.join(seen)}.{hint}"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 'es'}"
+
+
 def _headline(session: Session, serious: list[Finding]) -> Text:
-    budget, steps = session.tap.budget, session.tap.counts["step"]
+    steps = session.tap.counts["step"]
     found = f"{len(serious)} finding{'s' if len(serious) != 1 else ''}" if serious else "nothing wrong found"
     style = _STYLES[serious[0].severity] if serious else "bold green"
-    cost = f"watching took {budget.share:.1%} of the run's time, and {budget.setup:.2f} s to find the model"
+    cost = f"watching added {session.cost.sentence()}"
     return Text.assemble(("poise  ", "bold"), (found, style), (f"  in {steps} steps; {cost}", "dim"))
 
 

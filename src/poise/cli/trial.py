@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from poise.doctor import TrialResult
     from poise.doctor.trial import ArmResult
 
@@ -26,26 +26,29 @@ def trial(
     steps: Annotated[int | None, typer.Option(help="Compare after at most so many steps.")] = None,
     of: Annotated[Path | None, typer.Option(help="Folder of the run whose findings the report shows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")] = False,
+    keep_args: Annotated[bool, typer.Option("--keep-args", help="Record arguments that look like secrets.")] = False,
 ) -> None:
     """Run a script untreated and under each remedy, over seeds, and say what the difference proves.
 
     Finished runs are taken over when the same trial is started again.
     """
+    from rich.console import Console
+
     from poise.doctor import Script, trial_report
     from poise.doctor import trial as run_trial
+    from poise.tools.progress_bar import progress_bar
 
     program = Script(script, context.args, module)
     folder = out or Path("runs") / f"trial-{program.name}"
     console = Console(stderr=as_json)
     groups = [spec.split("+") for spec in remedy]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with progress_bar(console=console) as bar:
         task = bar.add_task(f"{seeds} seeds of {program.name}, untreated and treated", total=None)
 
         def tell(done: int, total: int, _: ArmResult) -> None:
             bar.update(task, completed=done, total=total)
 
-        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, tell)
+        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, tell, keep_args)
     made = trial_report(result, _findings(of))
     made.save(folder / "report.html")
     if as_json:

@@ -11,13 +11,13 @@ the root; which findings there are, and since when, depends only on what was rec
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from poise.doctor.causes import CAUSES, Cause
 from poise.report.finding import SEVERITIES, Finding, Severity
 from poise.store import Record
+from poise.tools.nearest_name import did_you_mean
 
 _SURE = 0.9
 
@@ -66,9 +66,7 @@ def find_cause(name: str) -> Cause:
     key = name.strip().lower().replace("-", "_")
     if key in CAUSES:
         return CAUSES[key]
-    near = difflib.get_close_matches(key, CAUSES, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(CAUSES)}"
-    raise ValueError(f"cause {name!r} is unknown: {hint}")
+    raise ValueError(f"cause {name!r} is unknown: {did_you_mean(key, CAUSES)}")
 
 
 def attribute(findings: Sequence[Finding]) -> list[Finding]:

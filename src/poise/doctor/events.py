@@ -93,7 +93,14 @@ def trailing_median(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def loss_curve(record: Record) -> LossCurve:
-    """Return the loss of a record with its statistics; empty where no finite loss was recorded."""
+    """Return the loss of a record with its statistics; empty where no finite loss was recorded.
+
+    It is computed once for all who read the same view of a record.
+    """
+    return record.derive(_loss_curve)
+
+
+def _loss_curve(record: Record) -> LossCurve:
     loss = record["loss"]
     values = np.asarray(loss.values, dtype=float)
     finite = np.flatnonzero(np.isfinite(values))
@@ -113,12 +120,19 @@ def loss_curve(record: Record) -> LossCurve:
 
 
 def find_events(record: Record) -> list[LossEvent]:
-    """Return the spikes, divergences and stalls of the loss in the order in which they become known."""
+    """Return the spikes, divergences and stalls of the loss in the order in which they become known.
+
+    They are computed once for all who read the same view of a record.
+    """
+    return list(record.derive(_find_events))
+
+
+def _find_events(record: Record) -> tuple[LossEvent, ...]:
     curve = loss_curve(record)
     events = _nonfinite(record["loss"])
     if len(curve.steps):
         events += _spikes(curve) + _divergences(curve) + _stalls(curve)
-    return sorted(events, key=lambda event: (event.detected_step, event.step))
+    return tuple(sorted(events, key=lambda event: (event.detected_step, event.step)))
 
 
 def following(events: list[LossEvent], step: int, within: int | None = None) -> LossEvent | None:

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
-import io
 import os
-import runpy
 import signal
 import sys
 import threading
-import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from poise.doctor.main_module import Script, run_as_main
+from poise.doctor.say import say
 from poise.doctor.seeds import offset_seeds
 from poise.doctor.session import Session
+from poise.doctor.tracebacks import hidden_in_threads, show_uncaught
 
 INTERRUPTED = 130  # what shells show for a program that Ctrl-C ended
-
-
-@dataclass(frozen=True)
-class Script:
-    """A program to run: a file, or with ``module`` a module as ``python -m`` takes it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        IsADirectoryError: if it is a folder without a ``__main__.py``.
-    """
-
-    target: str
-    args: Sequence[str] = ()
-    module: bool = False
-
-    def __post_init__(self) -> None:
-        if self.module:
-            return
-        path = Path(self.target)
-        if not path.exists():
-            near = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-            hint = f"; there are {', '.join(near[:5])}" if near else ""
-            raise FileNotFoundError(f"script {self.target!r} does not exist{hint}")
-        if path.is_dir() and not (path / "__main__.py").exists():
-            raise IsADirectoryError(f"script {self.target!r} is a folder without a __main__.py")
-
-    @property
-    def name(self) -> str:
-        """A short name for folders and titles."""
-        return self.target.rpartition(".")[2] if self.module else Path(self.target).stem
 
 
 @dataclass(frozen=True)
@@ -76,33 +43,36 @@ def launch(
     Returns:
         The script's own exit code, and how it ended.
     """
+    process = os.getpid()
+
+    def finish(how: str, detail: str) -> None:
+        if os.getpid() == process:  # a forked child of the script comes by here too
+            session.finish(how, detail)
+            tell()
+
     with contextlib.ExitStack() as stack:
         if seed is not None:
             stack.enter_context(offset_seeds(seed))
         session.start()
-
-        def finish(how: str, detail: str) -> None:
-            session.finish(how, detail)
-            tell()
-
-        with _finish_before_exit(finish), _finish_when_terminated(finish):
-            ending = _run(script)
-    finish(ending.how, ending.detail)
+        with hidden_in_threads(), _finish_before_exit(finish), _finish_when_terminated(finish):
+            ending = _wait_for_threads(_run(script))
+    try:
+        finish(ending.how, ending.detail)
+    except KeyboardInterrupt:  # the second one: the first ended the script
+        return Ending(INTERRUPTED, "interrupted")
     return ending
 
 
 def _run(script: Script) -> Ending:
     try:
-        with _as_main(script) as execute:
-            execute()
+        run_as_main(script)
     except SystemExit as stop:
         return _exit_ending(stop)
     except KeyboardInterrupt as error:
-        _show(error)
+        show_uncaught(error)
         return Ending(INTERRUPTED, "interrupted")
     except BaseException as error:
-        _show(error)
-        return Ending(1, "exception", f"{type(error).__name__}: {error}")
+        return Ending(show_uncaught(error), "exception", f"{type(error).__name__}: {error}")
     return Ending(0, "finished")
 
 
@@ -111,57 +81,25 @@ def _exit_ending(stop: SystemExit) -> Ending:
         return Ending(0, "finished")
     if isinstance(stop.code, int):
         return Ending(stop.code, "finished" if stop.code == 0 else "exit", str(stop.code))
-    print(stop.code, file=sys.stderr)  # as the interpreter does
+    if sys.stderr is not None:
+        say(str(stop.code))
+    else:  # the interpreter has a way around
+        with contextlib.suppress(OSError):
+            os.write(2, f"{stop.code}\n".encode(errors="backslashreplace"))
     return Ending(1, "exit", str(stop.code))
 
 
-def _show(error: BaseException) -> None:
-    """Print the traceback that Python would have printed, without our own frames."""
-    trace = error.__traceback__
-    own = (str(Path(__file__)), contextlib.__file__, runpy.__file__, "<frozen runpy>")
-    while trace is not None and trace.tb_frame.f_code.co_filename in own:
-        trace = trace.tb_next
-    sys.stdout.flush()
-    sys.excepthook(type(error), error.with_traceback(trace), trace)
-
-
-@contextlib.contextmanager
-def _as_main(script: Script) -> Iterator[Callable[[], Any]]:
-    """Make ``sys`` look as if Python had been started with the script; yield what runs it."""
-    argv, first_path = list(sys.argv), sys.path[0]
-    main = sys.modules.get("__main__")
+def _wait_for_threads(ending: Ending) -> Ending:
+    """Wait for threads that are no daemons, as the interpreter does before it ends: they may be what trains."""
+    here = threading.current_thread()
+    if here is not threading.main_thread() or all(t.daemon or t is here for t in threading.enumerate()):
+        return ending
     try:
-        if script.module:
-            sys.argv = [script.target, *script.args]
-            sys.path[0] = os.getcwd()
-            yield lambda: runpy.run_module(script.target, run_name="__main__", alter_sys=True)
-        else:
-            path = Path(script.target)
-            sys.argv = [script.target, *script.args]
-            sys.path[0] = str(path if path.is_dir() else path.resolve().parent)
-            yield lambda: _execute_file(path / "__main__.py" if path.is_dir() else path)
-    finally:
-        sys.argv = argv
-        sys.path[0] = first_path
-        if main is not None:
-            sys.modules["__main__"] = main
-
-
-def _execute_file(path: Path) -> None:
-    # runpy.run_path would clear the module's globals afterwards, from under threads and exit handlers that use them.
-    module = types.ModuleType("__main__")
-    loader = importlib.machinery.SourceFileLoader("__main__", str(path))
-    module.__dict__.update(__file__=os.path.abspath(path), __loader__=loader, __spec__=None, __cached__=None)
-    module.__dict__["__builtins__"] = __builtins__
-    with io.open_code(str(path)) as file:
-        source = file.read()
-    code = compile(source, os.path.abspath(path), "exec", dont_inherit=True)
-    sys.modules["__main__"] = module
-    _kept.append(module)
-    exec(code, module.__dict__)
-
-
-_kept: list[types.ModuleType] = []  # a script's functions may be called at exit, after sys.modules has let go of it
+        # Only this also tells the idle workers of executors to end; the interpreter calls it again, to no effect.
+        threading._shutdown()  # type: ignore[attr-defined]
+    except KeyboardInterrupt:
+        return Ending(ending.code, "interrupted")
+    return ending
 
 
 Finish = Callable[[str, str], None]
@@ -170,12 +108,10 @@ Finish = Callable[[str, str], None]
 @contextlib.contextmanager
 def _finish_before_exit(finish: Finish) -> Iterator[None]:
     """Let a script that calls ``os._exit`` leave a report: nothing else of ours would run after that."""
-    original, process = os._exit, os.getpid()
+    original = os._exit
 
     def _exit(status: int) -> None:
-        # Children end that way as a matter of course.
-        if os.getpid() == process:
-            _finish_now(finish, "exit", f"os._exit({status})")
+        _finish_now(finish, "exit", f"os._exit({status})")
         original(status)
 
     os._exit = _exit  # type: ignore[assignment]
@@ -187,29 +123,31 @@ def _finish_before_exit(finish: Finish) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _finish_when_terminated(finish: Finish) -> Iterator[None]:
-    """Let a job that its scheduler ends (SIGTERM) leave a report; a script's own handler goes first."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    process = os.getpid()
+    """Let a job leave a report that its scheduler or its terminal ends; a script's own handler goes first."""
 
     def terminated(number: int, frame: types.FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() == process:  # children inherit the handler
-            _finish_now(finish, "terminated", "SIGTERM")
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        _finish_now(finish, "terminated", signal.Signals(number).name)
+        os.kill(os.getpid(), number)
 
-    signal.signal(signal.SIGTERM, terminated)
+    fatal = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    caught = [number for number in fatal if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []  # Python allows handlers in the main thread only
+    for number in caught:
+        signal.signal(number, terminated)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminated:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in caught:
+            if signal.getsignal(number) is terminated:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _finish_now(finish: Finish, how: str, detail: str) -> None:
     try:
         finish(how, detail)
-    except Exception:  # the process ends as it was told to
-        traceback.print_exc()
-    sys.stderr.flush()
+    except Exception as error:  # the process ends as it was told to
+        say(f"poise: no report ({type(error).__name__}: {error})")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+        sys.stderr.flush()

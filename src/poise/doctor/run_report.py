@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from poise.doctor.causes import CAUSES
+from poise.doctor.cost import Cost
 from poise.doctor.diagnose import explained
 from poise.doctor.events import find_events
+from poise.doctor.masking import MASK
 from poise.report import Code, Figure, Report, Table, Text, line_chart
 from poise.report.finding import Finding
 from poise.store import Record, Series
@@ -40,7 +43,7 @@ def run_report(record: Record, findings: Sequence[Finding]) -> Report:
         *_charts(record, findings, markers),
         *_evidence(findings),
         _facts(record),
-        *_remedies(serious, _script(record)),
+        *_remedies(serious, record),
     ):
         report.add(block)
     return report
@@ -167,6 +170,8 @@ def _facts(record: Record) -> Table:
     seconds = record["step_seconds"].values
     if len(seconds):
         rows.append(["time per step (median)", f"{1000 * float(np.nanmedian(seconds)):.2f} ms"])
+    if "cost" in record.meta:
+        rows.append(["watching added", Cost.from_dict(record.meta["cost"]).sentence()])
     for event in record.events("script_end")[-1:]:
         detail = event.payload.get("detail")
         rows.append(["end of the script", str(event.payload.get("how")) + (f": {detail}" if detail else "")])
@@ -188,7 +193,7 @@ def _describe_optimizer(payload: dict[str, Any]) -> str:
     return f"{payload.get('class', 'optimizer')}({settings}){more}"
 
 
-def _remedies(serious: list[Finding], script: str) -> list[Text | Code]:
+def _remedies(serious: list[Finding], record: Record) -> list[Text | Code]:
     """Return what cures the first finding: the advice of its documentation, then code for each remedy."""
     if not serious:
         return []
@@ -203,8 +208,17 @@ def _remedies(serious: list[Finding], script: str) -> list[Text | Code]:
         blocks.append(Code(f"To make {remedy.spec} permanent", remedy.code()))
     if cause.remedies:
         tries = " ".join(f"--remedy {spec}" for spec in cause.remedies[:_MOST_REMEDIES])
-        blocks.append(Code("To see which of them works on this run", f"poise trial {script} {tries}", "bash"))
+        blocks.append(Code("To see which of them works on this run", f"poise trial {tries} {_command(record)}", "bash"))
     return blocks
+
+
+def _command(record: Record) -> str:
+    """Return the script and its arguments; what was masked in them has to be given again."""
+    args = record.meta.get("args")
+    words = [*(["-m"] if record.meta.get("module") is True else []), _script(record)]
+    words += map(str, args) if isinstance(args, list) else []
+    masked = "  # put in what is shown as ***" if any(MASK in word for word in words) else ""
+    return shlex.join(words) + masked
 
 
 def _section(doc: str, heading: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from poise.nn.dropout_off import dropout_off
 from poise.report import Report, Table, line_chart
+from poise.tools.random_states import seeded_random_states
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,9 @@ def without_a_trace(model: nn.Module, seed: int) -> Iterator[None]:
         model: the model.
         seed: of Python's, NumPy's and torch's generators, which a data loader may draw from.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with ExitStack() as stack:
-        stack.callback(random.setstate, python)
-        stack.callback(np.random.set_state, numpy)
-        stack.enter_context(torch.random.fork_rng())
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
+        stack.enter_context(seeded_random_states(device, seed))
         for context in (dropout_off(model), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(context)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from poise.tools.atomic_write import atomic_write
 
 _NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -56,7 +59,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
     Raises:
         FileNotFoundError: if there is no such file.
         ImportError: if ``safetensors`` is needed and missing.
-        ValueError: if the file holds no named tensors.
+        ValueError: if the file holds no named tensors, or something that could execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,6 +68,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Tensor]:
         return SafetensorsFile(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{str(path)!r} holds more than tensors and is not loaded: to build other objects may execute code"
+        ) from error
     except (RuntimeError, ValueError, OSError, EOFError, ModuleNotFoundError) as error:
         raise ValueError(f"{str(path)!r} is no checkpoint that torch can read: {error}") from error
     for key in _NESTED:
@@ -87,8 +94,7 @@ def save_checkpoint(tensors: Mapping[str, Tensor], path: str | os.PathLike[str])
         ImportError: if ``safetensors`` is needed and missing.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_write(path) as draft:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
@@ -98,6 +104,3 @@ def save_checkpoint(tensors: Mapping[str, Tensor], path: str | os.PathLike[str])
             )
         else:
             torch.save(dict(tensors), draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

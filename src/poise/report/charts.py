@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from poise.report.figure import Figure
 from poise.report.plain import require_text
@@ -20,6 +19,8 @@ _MOST_POINTS = 5000
 _NEUTRAL = "#7d8590"
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
+Curve = tuple[np.ndarray, np.ndarray]
+Trace = dict[str, Any]  # as Plotly's schema has it; a graph object would check it, which takes longer than all the rest
 
 
 def line_chart(
@@ -50,19 +51,21 @@ def line_chart(
     """
     curves = _checked(series)
     _check_bands(bands or {}, curves)
-    figure = go.Figure()
+    traces: list[Trace] = []
     for i, (label, (x, y)) in enumerate(curves.items()):
         if bands and label in bands:
-            figure.add_traces(_band(label, *bands[label], color=_color(i)))
+            traces += _band(label, *bands[label], color=_color(i))
         line = {"color": _color(i), "width": 2, "dash": _dash(i)}
         keep = thin(y, _MOST_POINTS)
         mode = "lines+markers" if len(y) == 1 else "lines"
-        figure.add_trace(go.Scatter(x=x[keep], y=y[keep], name=label, legendgroup=label, mode=mode, line=line))
-    figure.update_layout(hovermode="x unified")
-    caption = _set_plane(figure, curves, x_title, y_title, log_y)
+        traces.append(_scatter(x=x[keep], y=y[keep], name=label, legendgroup=label, mode=mode, line=line))
+    layout = {"hovermode": "x unified", **_plane(curves, x_title, y_title, log_y)}
     if markers:
-        _mark(figure, markers, np.concatenate([x for x, _ in curves.values()]))
-    return Figure(title, figure, alt or _describe("Line chart", curves, x_title, y_title), caption)
+        layout |= _marked(markers, np.concatenate([x for x, _ in curves.values()]))
+    caption = _lost_on_log_axis(curves) if log_y else None
+    return Figure(
+        title, {"data": traces, "layout": layout}, alt or _describe("Line chart", curves, x_title, y_title), caption
+    )
 
 
 def scatter_chart(
@@ -88,12 +91,13 @@ def scatter_chart(
     """
     curves = _checked(series)
     symbols = ("circle", "diamond", "square", "triangle-up", "cross", "x")
-    figure = go.Figure()
+    traces = []
     for i, (label, (x, y)) in enumerate(curves.items()):
         marker = {"color": _color(i), "size": 8, "opacity": 0.8, "symbol": symbols[i % len(symbols)]}
-        figure.add_trace(go.Scatter(x=x, y=y, name=label, mode="markers", marker=marker))
-    caption = _set_plane(figure, curves, x_title, y_title, log_y)
-    return Figure(title, figure, alt or _describe("Scatter chart", curves, x_title, y_title), caption)
+        traces.append(_scatter(x=x, y=y, name=label, mode="markers", marker=marker))
+    plot = {"data": traces, "layout": _plane(curves, x_title, y_title, log_y)}
+    caption = _lost_on_log_axis(curves) if log_y else None
+    return Figure(title, plot, alt or _describe("Scatter chart", curves, x_title, y_title), caption)
 
 
 def bar_chart(
@@ -119,17 +123,21 @@ def bar_chart(
         raise ValueError("bars must hold at least one bar, got none")
     heights = {str(label): float(height) for label, height in bars.items()}
     error_y = _error_bars(heights, errors) if errors else None
-    marker = {"color": PALETTE[0]}
-    bar = go.Bar(x=list(heights), y=list(heights.values()), marker=marker, error_y=error_y, name=y_title)
-    figure = go.Figure(bar)
-    figure.update_layout(showlegend=False, bargap=0.5)
-    figure.update_yaxes(title_text=y_title)
-    figure.update_xaxes(type="category")
+    bar: Trace = {
+        "type": "bar",
+        "x": list(heights),
+        "y": list(heights.values()),
+        "marker": {"color": PALETTE[0]},
+        "error_y": error_y,
+        "name": y_title,
+    }
+    axes = {"xaxis": {"type": "category"}, "yaxis": {"title": {"text": y_title}}}
+    plot = {"data": [bar], "layout": {"showlegend": False, "bargap": 0.5, **axes}}
     said = "; ".join(f"{label}: {number(height)}" for label, height in heights.items())
-    return Figure(title, figure, alt or f"Bar chart of {y_title}. {said}.")
+    return Figure(title, plot, alt or f"Bar chart of {y_title}. {said}.")
 
 
-def _checked(series: Mapping[str, Points]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _checked(series: Mapping[str, Points]) -> dict[str, Curve]:
     if not series:
         raise ValueError("series must hold at least one curve, got none")
     curves = {}
@@ -153,44 +161,45 @@ def _check_bands(bands: Mapping[str, Any], curves: Mapping[str, Any]) -> None:
             raise ValueError(f"bands[{label!r}] must be (x, low, high), each of shape (points,), got shapes {shapes}")
 
 
-def _band(label: str, x: Any, low: Any, high: Any, color: str) -> list[go.Scatter]:
+def _band(label: str, x: Any, low: Any, high: Any, color: str) -> list[Trace]:
     x, low, high = np.asarray(x), np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     keep = np.union1d(thin(low, _MOST_POINTS // 2), thin(high, _MOST_POINTS // 2))
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     edge = {"x": x[keep], "mode": "lines", "line": {"width": 0}, "legendgroup": label, "showlegend": False}
     fill = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.18)"}
     return [
-        go.Scatter(y=low[keep], name=f"{label} (low)", hoverinfo="skip", **edge),
-        go.Scatter(y=high[keep], name=f"{label} (high)", hoverinfo="skip", **edge, **fill),
+        _scatter(y=low[keep], name=f"{label} (low)", hoverinfo="skip", **edge),
+        _scatter(y=high[keep], name=f"{label} (high)", hoverinfo="skip", **edge, **fill),
     ]
 
 
-def _mark(figure: go.Figure, markers: Mapping[str, float], x: np.ndarray) -> None:
+def _scatter(**settings: Any) -> Trace:
+    return {"type": "scatter", **settings}
+
+
+def _marked(markers: Mapping[str, float], x: np.ndarray) -> dict[str, Any]:
+    """Return the parts of a layout that draw vertical lines, labelled."""
     span = (min(x.min(), *markers.values()), max(x.max(), *markers.values())) if len(x) else (0, 1)
+    shapes, labels = [], []
     for i, (label, position) in enumerate(sorted(markers.items(), key=lambda item: item[1])):
         # Labels stand on rows of their own, and point away from the nearer edge.
         right_half = position > (span[0] + span[1]) / 2
-        figure.add_shape(
-            type="line",
-            x0=position,
-            x1=position,
-            y0=0,
-            y1=1,
-            yref="paper",
-            line={"color": _NEUTRAL, "width": 1.5, "dash": "dot"},
+        line = {"color": _NEUTRAL, "width": 1.5, "dash": "dot"}
+        shapes.append({"type": "line", "x0": position, "x1": position, "y0": 0, "y1": 1, "yref": "paper", "line": line})
+        labels.append(
+            {
+                "x": position,
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "yshift": 2 + 16 * (i % 3),
+                "xanchor": "right" if right_half else "left",
+                "text": _plain_label(label),
+                "showarrow": False,
+                "font": {"size": 12},
+            }
         )
-        figure.add_annotation(
-            x=position,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            yshift=2 + 16 * (i % 3),
-            xanchor="right" if right_half else "left",
-            text=_plain_label(label),
-            showarrow=False,
-            font={"size": 12},
-        )
-    figure.update_layout(margin_t=28 + 16 * min(2, len(markers) - 1))
+    return {"shapes": shapes, "annotations": labels, "margin": {"t": 28 + 16 * min(2, len(markers) - 1)}}
 
 
 def _plain_label(label: str) -> str:
@@ -198,30 +207,21 @@ def _plain_label(label: str) -> str:
     return str(label).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _set_plane(figure: go.Figure, curves: Mapping[str, Any], x_title: str, y_title: str, log_y: bool) -> str | None:
-    """Set legend and axes; return what has to be said of points that a logarithmic axis cannot show."""
-    figure.update_layout(showlegend=len(curves) > 1)
-    _set_axes(figure, x_title, y_title)
-    if not log_y:
-        return None
-    _set_log(figure, curves)
-    return _lost_on_log_axis(curves)
+def _plane(curves: Mapping[str, Curve], x_title: str, y_title: str, log_y: bool) -> dict[str, Any]:
+    """Return the parts of a layout that every plane has: legend and axes."""
+    y_axis = {"title": {"text": y_title}, "exponentformat": "power", **(_log_axis(curves) if log_y else {})}
+    return {"showlegend": len(curves) > 1, "xaxis": {"title": {"text": x_title}}, "yaxis": y_axis}
 
 
-def _set_axes(figure: go.Figure, x_title: str, y_title: str) -> None:
-    figure.update_xaxes(title_text=x_title)
-    figure.update_yaxes(title_text=y_title, exponentformat="power")
-
-
-def _set_log(figure: go.Figure, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _log_axis(curves: Mapping[str, Curve]) -> dict[str, Any]:
     heights = np.concatenate([y for _, y in curves.values()])
     heights = heights[np.isfinite(heights) & (heights > 0)]
     decades = np.log10(heights.max() / heights.min()) if len(heights) else 0
     # Over two to eight decades a label at every power of ten reads best; elsewhere Plotly's own choice does.
-    figure.update_yaxes(type="log", minor_ticks="outside", dtick=1 if 2 <= decades <= 8 else None)
+    return {"type": "log", "minor": {"ticks": "outside"}, "dtick": 1 if 2 <= decades <= 8 else None}
 
 
-def _lost_on_log_axis(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str | None:
+def _lost_on_log_axis(curves: Mapping[str, Curve]) -> str | None:
     lost = {label: int((y <= 0).sum()) for label, (_, y) in curves.items()}
     said = ", ".join(f"{n} of {label}" for label, n in lost.items() if n)
     return f"Not shown, because a logarithmic axis has no zero or negative values: {said}." if said else None
@@ -239,11 +239,11 @@ def _error_bars(heights: Mapping[str, float], errors: Mapping[str, tuple[float, 
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": _NEUTRAL, "thickness": 1.5}
 
 
-def _describe(kind: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]], x_title: str, y_title: str) -> str:
+def _describe(kind: str, curves: Mapping[str, Curve], x_title: str, y_title: str) -> str:
     return f"{kind} of {y_title} over {x_title}. " + " ".join(_describe_curve(*item) for item in curves.items())
 
 
-def _describe_curve(label: str, curve: tuple[np.ndarray, np.ndarray]) -> str:
+def _describe_curve(label: str, curve: Curve) -> str:
     x, y = curve
     if not len(y):
         return f"{label}: no points."

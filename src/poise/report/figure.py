@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 
 from poise.report.plain import plain_cell, require_text
 from poise.report.table import Table
 from poise.report.thinning import spread
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 # Enough to read a curve from; every series also keeps its lowest and highest point.
 _POINTS_PER_SERIES = 40
+_TYPED = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")  # what JavaScript's typed arrays hold
 
 
 class Series(NamedTuple):
@@ -27,37 +31,61 @@ class Series(NamedTuple):
     in_legend: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False, eq=False)
 class Figure:
     """A Plotly figure.
 
     Args:
         title: heading above it.
-        figure: the Plotly figure; colours and fonts of the page replace its template.
+        figure: the Plotly figure, or what it is made of: a dict with ``data``, a list of traces, and ``layout``. Such
+            a dict is written as it is, which is fast; Plotly checks it when :attr:`figure` is asked for. Colours and
+            fonts of the page replace the template.
         alt: what the figure shows, in words, for readers who do not see it.
         caption: a sentence below the figure.
 
     Raises:
-        TypeError: if ``figure`` is not a Plotly figure or a text is not text.
+        TypeError: if ``figure`` is neither a Plotly figure nor a dict with ``data``, or a text is not text.
         ValueError: if ``title`` or ``alt`` is empty.
     """
 
     kind: ClassVar[str] = "figure"
     title: str
-    figure: go.Figure
     alt: str
-    caption: str | None = None
+    caption: str | None
+    _plot: go.Figure | Mapping[str, Any] = field(repr=False)
 
-    def __post_init__(self) -> None:
-        require_text(self.title, "title")
-        require_text(self.alt, "alt")
-        if not isinstance(self.figure, go.Figure):
-            raise TypeError(f"figure must be a plotly.graph_objects.Figure, got {type(self.figure).__name__}")
+    def __init__(self, title: str, figure: go.Figure | Mapping[str, Any], alt: str, caption: str | None = None) -> None:
+        require_text(title, "title")
+        require_text(alt, "alt")
+        if not ((isinstance(figure, Mapping) and "data" in figure) or _is_plotly_figure(figure)):
+            kind = type(figure).__name__
+            raise TypeError(f"figure must be a plotly.graph_objects.Figure or a dict with 'data', got {kind}")
+        for name, value in (("title", title), ("alt", alt), ("caption", caption), ("_plot", figure)):
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Figure) and self.to_dict() == other.to_dict()
+
+    @property
+    def figure(self) -> go.Figure:
+        """The Plotly figure; changes to it are shown in the report.
+
+        Raises:
+            ValueError: if the dict that it was made of is not a Plotly figure.
+        """
+        if isinstance(self._plot, Mapping):
+            import plotly.graph_objects as go  # here and not above: it takes longer than the rest of a report
+
+            object.__setattr__(self, "_plot", go.Figure(self._plot))
+        return self._plot
 
     def to_json(self) -> dict[str, Any]:
         """Return the Plotly figure as plain JSON types, without its template: the page has its own look."""
-        # Named, because the default engine depends on what else is installed.
-        plot = json.loads(self.figure.to_json(engine="json"))
+        if isinstance(self._plot, Mapping):
+            plot = _plain({"data": self._plot["data"], "layout": self._plot.get("layout", {})})
+        else:
+            # Named, because the default engine depends on what else is installed.
+            plot = json.loads(self._plot.to_json(engine="json"))
         plot.get("layout", {}).pop("template", None)
         return plot
 
@@ -74,7 +102,21 @@ class Figure:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Figure:
         """Rebuild the figure from :meth:`to_dict`."""
-        return cls(data["title"], go.Figure(data["figure"]), data["alt"], data["caption"])
+        return cls(data["title"], data["figure"], data["alt"], data["caption"])
+
+    @property
+    def has_log_y(self) -> bool:
+        """Whether the vertical axis is logarithmic."""
+        return self._axis("yaxis").get("type") == "log"
+
+    def _axis(self, name: str) -> dict[str, Any]:
+        axis: dict[str, Any] = self.to_json().get("layout", {}).get(name, {})
+        return axis
+
+    def _axis_title(self, letter: str) -> str:
+        title = self._axis(f"{letter}axis").get("title")
+        text = title.get("text") if isinstance(title, Mapping) else title  # Plotly takes both
+        return text or letter
 
     def series(self) -> list[Series]:
         """Return every trace that has points in a plane."""
@@ -94,10 +136,49 @@ class Figure:
             rows += [[name, _scalar(x[i]), _scalar(y[i])] for i in keep]
         if not rows:
             return None
-        layout = self.figure.layout
-        columns = ["series", layout.xaxis.title.text or "x", layout.yaxis.title.text or "y"]
+        columns = ["series", self._axis_title("x"), self._axis_title("y")]
         note = f"Up to {_POINTS_PER_SERIES} points of each series, evenly spread, with its lowest and highest."
         return Table("Data", columns, rows, note if thinned else None)
+
+
+def _is_plotly_figure(value: Any) -> bool:
+    import plotly.graph_objects as go
+
+    return isinstance(value, go.Figure)
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of a figure as Plotly's own ``to_json`` would, settings of ``None`` left out."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items() if part is not None}
+    if isinstance(value, np.ndarray):
+        return _plain_array(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    value = plain_cell(value, "a value of a figure")
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _plain_array(values: np.ndarray) -> Any:
+    if values.dtype.kind == "M":
+        return np.datetime_as_string(values).tolist()
+    if values.ndim != 1 or not len(values):
+        return _plain(values.tolist())
+    numbers = _for_javascript(values)
+    name = f"{numbers.dtype.kind}{numbers.dtype.itemsize}"
+    if name not in _TYPED:
+        return _plain(values.tolist())
+    data = numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()
+    return {"dtype": name, "bdata": base64.b64encode(data).decode("ascii")}
+
+
+def _for_javascript(values: np.ndarray) -> np.ndarray:
+    """Return integers of 64 bits, which a typed array cannot hold, with as few bits as they need."""
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return values
+    low, high = int(values.min()), int(values.max())
+    kinds = (np.int8, np.int16, np.int32)
+    return next((values.astype(k) for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max), values)
 
 
 def _points(trace: dict[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:

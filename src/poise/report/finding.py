@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from poise.tools.json_numbers import json_number
+
 Severity = Literal["info", "warning", "error"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
@@ -87,7 +89,7 @@ class Finding:
         out = asdict(self)
         out["where"], out["remedies"] = list(self.where), list(self.remedies)
         out["evidence"] = [
-            {k: _json_number(v) if isinstance(v, float) else v for k, v in asdict(e).items()} for e in self.evidence
+            {k: json_number(v) if isinstance(v, float) else v for k, v in asdict(e).items()} for e in self.evidence
         ]
         return out
 
@@ -111,8 +113,3 @@ def _whole(step: Any) -> int:
 
 
 _NUMBERS = ("value", "threshold", "baseline")
-
-
-def _json_number(value: float) -> float | str:
-    # JSON has no NaN or infinity; float("nan"), float("inf") read the strings back.
-    return value if math.isfinite(value) else str(value)

@@ -11,15 +11,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
 from markupsafe import Markup
 from markupsafe import escape as markup_escape
 from plotly.offline import get_plotlyjs
-from pygments import highlight  # type: ignore[import-untyped]
-from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
-from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 from poise.report import words
 from poise.report.charts import PALETTE
@@ -93,33 +87,10 @@ def _counts(findings: Sequence[Finding]) -> list[tuple[str, int]]:
     return [(severity, n) for severity, n in counted if n]
 
 
-class _Renderer(RendererHTML):
-    def heading_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        return f"<{_lower(tokens[idx].tag)}>"
-
-    def heading_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        return f"</{_lower(tokens[idx].tag)}>\n"
-
-    def link_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        tokens[idx].attrSet("rel", "noopener noreferrer")
-        tokens[idx].attrSet("target", "_blank")  # inside a notebook's frame a link could not open otherwise
-        return self.renderToken(tokens, idx, options, env)
-
-    def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        return '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>\n'
-
-    def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
-        return "</table></div>\n"
-
-
-def _lower(tag: str) -> str:
-    # The page owns the first two levels.
-    return f"h{min(6, int(tag[1]) + 2)}"
-
-
 def _markdown(text: str) -> Markup:
-    parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer).enable("table").disable("image")
-    return Markup(parser.render(text))  # its renderer escapes all text, and raw HTML is switched off
+    from poise.report.markdown import rendered  # loaded only for a report with prose in it
+
+    return Markup(rendered(text))
 
 
 def _cell(value: Any) -> Markup:
@@ -128,6 +99,11 @@ def _cell(value: Any) -> Markup:
 
 
 def _highlighted(code: str, language: str) -> Markup:
+    # Loaded only for a report with code in it.
+    from pygments import highlight  # type: ignore[import-untyped]
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+    from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
+
     return Markup(highlight(code, get_lexer_by_name(language), HtmlFormatter(nowrap=True)))
 
 
@@ -142,5 +118,6 @@ def _figure_json(figure: Figure) -> dict[str, Any]:
 
 @cache
 def _plotly_script() -> str:
-    # Packed, the script takes 2 MB of the file and not 5; every browser since 2023 unpacks it.
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode("ascii")
+    # Packed, the script takes 2 MB of the file and not 5; every browser since 2023 unpacks it. More effort in packing
+    # takes three times as long and saves a seventh.
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 1, mtime=0)).decode("ascii")

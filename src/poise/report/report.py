@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console, ConsoleOptions, RenderResult
+from typing import TYPE_CHECKING, Any
 
 from poise.report.code import Code
 from poise.report.figure import Figure
@@ -15,6 +12,10 @@ from poise.report.finding import Finding
 from poise.report.plain import from_plain, require_text, to_plain
 from poise.report.table import Table
 from poise.report.text import Text
+from poise.tools.atomic_write import write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 Block = Text | Table | Figure | Code
 _KINDS: dict[str, type[Text] | type[Table] | type[Figure] | type[Code]] = {
@@ -120,7 +121,7 @@ class Report:
 
         html = page(self)
         if path is not None:
-            _write_atomically(Path(path), html)
+            _write(Path(path), html)
         return html
 
     def save(self, path: str | Path) -> Path:
@@ -147,18 +148,12 @@ class Report:
         return notebook_cell(self)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"path must name a file to write the report to, got the directory {str(path)!r}")
-    # Beside its target, so that the rename stays on one file system; opened plainly, so that it gets usual permissions.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        write_text(path, text)
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(f"path must be a place that can be written to, got {str(path)!r}: {reason}") from error
-    finally:
-        if draft.parent.is_dir():
-            draft.unlink(missing_ok=True)

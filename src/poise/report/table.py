@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import narwhals as nw
-
 from poise.report.plain import from_plain, plain_cell, require_text, to_plain
 from poise.report.words import is_number
 
@@ -55,6 +53,8 @@ class Table:
         Raises:
             TypeError: if ``frame`` is none of these.
         """
+        import narwhals as nw  # here and not above: most reports hold no data frame
+
         try:
             data = nw.from_native(frame, eager_only=True)
         except TypeError as error:

@@ -114,7 +114,7 @@ def _curves(figure: Figure) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_column(no_wrap=True)
     grid.add_column(style="dim", overflow="fold")
-    log = figure.figure.layout.yaxis.type == "log"
+    log = figure.has_log_y
     for curve in figure.series():
         y = curve.y
         if not curve.in_legend or y.dtype == object:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
+
+from poise.tools.number import number as number
 
 Tone = Literal["good", "warning", "bad", "neutral"]
 
@@ -28,24 +29,6 @@ _TONES: dict[str, Tone] = {
     "no stable": "bad",
     "will fail": "bad",
 }
-
-
-def number(value: float) -> str:
-    """Write a number with four significant digits; exponents only where zeros would not be readable."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    sign, size = ("−" if value < 0 else ""), abs(value)
-    if isinstance(value, int):
-        return f"{sign}{size:,}" if size >= 10_000 else f"{sign}{size}"
-    if size == 0:
-        return "0"
-    if not 1e-3 <= size < 1e6:
-        return f"{sign}{size:.3e}".replace("e-0", "e-").replace("e+0", "e")
-    digits = max(0, 3 - math.floor(math.log10(size)))
-    text = f"{size:,.{digits}f}"
-    return sign + (text.rstrip("0").rstrip(".") if "." in text else text)
 
 
 def cell(value: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from poise.store.blocks import Block
 from poise.store.columns import Columns
 from poise.store.event import Event
 from poise.store.series import Series, sorted_series
+
+T = TypeVar("T")
 
 _EMPTY = Series(np.empty(0, np.int64), np.empty(0, np.float64))
 _TIMELINE = re.compile(r"opt\d+/")
@@ -45,6 +47,7 @@ class Record:
         self._prefix = prefix
         self._limit = limit
         self._later: tuple[tuple[int, int], list[str]] = ((0, 0), [])
+        self._derived: dict[Callable[[Record], Any], tuple[tuple[int, int], Any]] = {}
 
     @classmethod
     def from_arrays(
@@ -136,6 +139,20 @@ class Record:
         Meta values have no step and stay.
         """
         return Record(self._source, self._prefix, step if self._limit is None else min(step, self._limit))
+
+    def derive(self, compute: Callable[[Record], T]) -> T:
+        """Return ``compute(self)``, computed once for this view until something new is written.
+
+        What a view shows can be asked for by many who need the same of it. Whoever gets the value must not change it.
+
+        Args:
+            compute: a function of a record alone, with a name (a lambda is another function each time).
+        """
+        state = (len(self._source.events), sum(group.rows for group in self._source.groups))
+        known = self._derived.get(compute)
+        if known is None or known[0] != state:
+            known = self._derived[compute] = (state, compute(self))
+        return known[1]
 
     def refresh(self) -> Record:
         """Follow a live run: take note of what was written since; views of this record see it too.

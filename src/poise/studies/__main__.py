@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from poise.studies.registry import STUDIES
 from poise.studies.results import RESULTS
 from poise.studies.runner import run_study
 from poise.studies.study import Budget
+from poise.tools.progress_bar import fraction_bar
 
 
 def main(
@@ -30,14 +30,8 @@ def main(
 
 
 def _run(slug: str, budget: Budget, results: Path, out: Path | None, console: Console) -> bool:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     try:
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(slug, total=1.0)
-
-            def progress(share: float, words: str) -> None:
-                bar.update(task, completed=share, description=f"{slug}: {words}")
-
+        with fraction_bar(slug, console=console) as progress:
             folder = None if out is None else out / slug
             report = run_study(slug, budget, out=folder, progress=progress, results=results)
     except Exception:  # whatever it is, it is shown, the others still run, and the exit code tells

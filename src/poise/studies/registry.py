@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 
 from poise.studies.study import Study
+from poise.tools.nearest_name import did_you_mean
 
 # Titles stand here as well so that a listing imports no study (and with it no torch).
 STUDIES: dict[str, str] = {
@@ -45,7 +45,6 @@ def load_study(slug: str) -> Study:
         ValueError: if there is no such study; the nearest names are offered.
     """
     if slug not in STUDIES:
-        near = get_close_matches(slug, STUDIES, n=3, cutoff=0.3) or list(STUDIES)
-        raise ValueError(f"slug must name a study, got {slug!r}; did you mean {' or '.join(near)}?")
+        raise ValueError(f"slug must name a study, got {slug!r}; {did_you_mean(slug, STUDIES)}")
     study: Study = import_module(f"poise.studies.{slug.replace('-', '_')}").STUDY
     return study

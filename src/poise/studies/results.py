@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.studies.study import Outcome
+from poise.tools.atomic_write import write_text
 
 RESULTS = Path(__file__).with_name("RESULTS.json")
 """Results of the last ``make studies``; the gallery page is built from it."""
@@ -69,9 +70,7 @@ def record_result(entry: dict[str, Any], path: Path = RESULTS) -> None:
     """Put one study's entry into a results file; the entries of other studies stay as they are."""
     entries = {**read_results(path), entry["slug"]: entry}
     text = json.dumps([entries[slug] for slug in sorted(entries)], indent=1, ensure_ascii=False, allow_nan=False)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)  # whole or not at all
+    write_text(path, text + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from poise.evidence import compare_paired
 from poise.nn import apply_sdd
-from poise.preflight.perturbation_grid import Recipe, final_loss, scale_weights
+from poise.preflight.perturbation_audit.recipe import Recipe, final_loss, scale_weights
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.character_gpt import CONTEXT, Block, CharacterGPT, corpus
 from poise.studies.standard_digits import standard_digits

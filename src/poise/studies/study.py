@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from poise.tools.json_numbers import json_number
+
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
 
@@ -109,7 +111,7 @@ class ClaimResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; infinities become strings that ``float`` reads back."""
-        numbers = {k: v if math.isfinite(v) else str(v) for k, v in self.numbers.items()}
+        numbers = {k: json_number(v) for k, v in self.numbers.items()}
         words = {"id": self.claim.id, "text": self.claim.text, "paper": self.claim.paper, "test": self.claim.test}
         return {**words, "ours": self.ours, "verdict": self.verdict, "numbers": numbers}
 

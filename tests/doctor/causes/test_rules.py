@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ from poise.doctor.causes.reading import (
     own_baseline,
 )
 from poise.doctor.diagnose import diagnose
+from poise.doctor.events import LossEvent
 from poise.report.finding import Finding
 from poise.store import Event, Record, Series
 
@@ -69,7 +72,7 @@ def test_first_crossing_names_the_layers_of_that_step_worst_first():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(571.3, "571"), (0.0412, "0.0412"), (12345.6, "12346"), (1e-9, "1.0e-09"), (np.nan, "NaN")]
+    ("value", "text"), [(571.3, "571"), (0.0412, "0.0412"), (12345.6, "12,346"), (1e-9, "1e-9"), (np.nan, "NaN")]
 )
 def test_numbers_in_sentences(value, text):
     assert number(value) == text
@@ -77,6 +80,37 @@ def test_numbers_in_sentences(value, text):
 
 def test_listing_is_short():
     assert listing(list("abcde")) == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize("exact_first", [False, True])
+def test_events_are_found_once_in_what_all_causes_read(monkeypatch, exact_first):
+    from poise.doctor import events
+
+    views = []
+    real = events._find_events
+
+    def counted(view):
+        views.append(view)
+        return real(view)
+
+    monkeypatch.setattr(events, "_find_events", counted)
+    record = healthy().record()
+    causes = sorted(CAUSES.values(), key=lambda cause: cause.exact, reverse=exact_first)
+    for cause in causes:
+        cause.find(record)
+    assert len(views) == 1
+
+
+def test_an_event_ends_the_sentence_and_decides_how_bad_it_is():
+    cause = CAUSES["exploding_gradients"]
+    event = LossEvent("divergence", 7, 9, 8.0, 1.0)
+    with_event = cause.finding("info", 0.5, "It grew.", detected=9, event=event, severity_with_event="error")
+    assert with_event.summary == "It grew; the loss diverged from 1 to 8 from step 7."
+    assert (with_event.severity, with_event.event_step) == ("error", 7)
+    without = cause.finding("info", 0.5, "It grew.", detected=9, severity_with_event="error")
+    assert (without.summary, without.severity, without.event_step) == ("It grew.", "info", None)
+    step = cause.finding("warning", 0.5, "It grew.", detected=9, event=7)
+    assert (step.summary, step.severity, step.event_step) == ("It grew.", "warning", 7)
 
 
 # ---- attention
@@ -101,6 +135,24 @@ def test_a_forecast_is_made_while_there_is_time():
     assert finding.severity == "warning"
     # 10 exp(0.02 (t - 60)) = 1e4 at t = 60 + ln(1000) / 0.02 = 405, were it not for the flat part in the fit.
     assert "they reach 10000, where runs diverge, near step" in finding.summary
+
+
+@pytest.mark.parametrize(
+    ("values", "forecast"),
+    [
+        (lambda s: 10 * np.exp(0.02 * s), True),
+        (lambda s: np.minimum(10 * np.exp(0.03833 * s), 9900.0), False),  # the fitted line crossed before the end
+        (lambda s: np.where(s < 190, 10 * np.exp(0.0386 * s), 9000.0), False),  # they have been there
+    ],
+)
+def test_a_forecast_is_of_the_future(values, forecast):
+    run = healthy(every=1)
+    run.change(f"attention_logit_max[{ATTENTION[0]}]", 40, values)
+    finding = only("attention_logit_growth", run)
+    said = re.search(r"near step (\d+)", finding.summary)
+    assert bool(said) is forecast, finding.summary
+    if said:
+        assert int(said[1]) > run.record().last_step
 
 
 def test_confident_logits_grow_apart_but_not_away():
@@ -481,7 +533,7 @@ def test_the_measured_curvature_explains_the_generic_finding_and_names_a_rate():
     run.change("edge_ratio", 60, 4.0)
     first, *others = diagnose(run.record())
     assert first.cause == "lr_above_curvature"
-    assert "Half of the edge would be a rate of 1.3e-04." in first.summary  # 1e-3 / 4 / 2
+    assert "Half of the edge would be a rate of 1.25e-4." in first.summary  # 1e-3 / 4 / 2
     assert [f.severity for f in others if f.cause == "lr_too_high"] == ["info"]
 
 

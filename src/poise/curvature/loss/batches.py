@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poise.curvature.loss.random_states import preserved_random_states
+from poise.tools.random_states import preserved_random_states
 
 
 def as_batches(data: Any) -> list[Any]:

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 
 from poise.curvature.loss.autograd_graph import check_twice_differentiable
 from poise.curvature.loss.batches import as_batches, to_device
 from poise.curvature.loss.flat import FlatParameters
 from poise.curvature.loss.objective import Objective, Supervised, as_objective
-from poise.curvature.loss.random_states import RandomStates, preserved_random_states
+from poise.tools.random_states import RandomStates, preserved_random_states
+from poise.tools.unwrap import unwrap
 
 T = TypeVar("T")
 _NO_DERIVATIVE = ("is not implemented", "not been implemented", "once_differentiable", "double backward")
@@ -50,7 +50,7 @@ class Evaluation:
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str] | None) -> None:
-        self.model = _plain(model)
+        self.model = unwrap(model)
         self.objective: Objective = as_objective(loss_fn)
         self.flat = FlatParameters(self.model, params)
         self._bound = _Bound(self.model)
@@ -358,16 +358,6 @@ class _SavedBytes:
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def _check_loss(loss: Any, i: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from poise.tools.nearest_name import did_you_mean
 
 
 def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, " P"]:
@@ -101,8 +102,7 @@ def _matching(named: dict[str, nn.Parameter], wanted: Sequence[str]) -> list[str
     for name in wanted:
         found = [n for n in named if n == name or n.startswith(f"{name}.")]
         if not found:
-            near = difflib.get_close_matches(name, named, n=3, cutoff=0.3)
-            raise ValueError(f"params: the model has no parameter {name!r}; near it are {near or list(named)[:5]}")
+            raise ValueError(f"params: the model has no parameter {name!r}; {did_you_mean(name, named)}")
         frozen = [n for n in found if not named[n].requires_grad]
         if name in frozen or len(frozen) == len(found):
             raise ValueError(f"params: {frozen} is frozen (requires_grad=False); leave it out or unfreeze it")

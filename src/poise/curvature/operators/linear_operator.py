@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
-import scipy.sparse.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
 
 class LinearOperator(ABC):
@@ -93,8 +96,9 @@ class LinearOperator(ABC):
         """Return the matrix itself; takes one product per column, so it is for small operators."""
         return self.matmat(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
 
-    def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
+    def to_scipy(self) -> ScipyOperator:
         """Return the operator as SciPy's solvers want it (vectors travel through the memory of the CPU)."""
+        from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         def through(product):  # type: ignore[no-untyped-def]
             def of_array(x):  # type: ignore[no-untyped-def]
@@ -102,7 +106,7 @@ class LinearOperator(ABC):
 
             return of_array
 
-        return scipy.sparse.linalg.LinearOperator(
+        return ScipyOperator(
             shape=self.shape,
             dtype=torch.empty(0, dtype=self.dtype).numpy().dtype,
             matvec=lambda x: through(self.matvec)(x.reshape(-1)),

@@ -3,6 +3,18 @@
 from importlib import import_module
 
 from poise.doctor.causes.cause import Cause
+from poise.rules.rule_set import RuleSet
+
+FAMILIES = (
+    "learning rate",
+    "optimizer",
+    "gradients",
+    "activations and logits",
+    "number formats",
+    "data",
+    "script",
+)
+"""Families of causes, in the order of listings."""
 
 _IDS = (
     "attention_logit_growth",
@@ -37,4 +49,12 @@ _IDS = (
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}
 
-__all__ = ["CAUSES", "Cause"]
+RULES = RuleSet(
+    "causes",
+    "doctor",
+    "`poise run`",
+    tuple(CAUSES.values()),
+    FAMILIES,
+)
+
+__all__ = ["CAUSES", "FAMILIES", "RULES", "Cause"]

@@ -14,7 +14,8 @@ logit passed 10,000 diverged; losses are already worse near 1,000.
 `attention_logit_max[layer]` exceeds both 50 and three times its early value in this run in two consecutive samples,
 or exceeds 1,000 in one. Healthy runs stay between 4 and 30. The entropy of the layer's attention (relative to uniform
 attention) tells whether it has collapsed. A straight line through the logarithm forecasts when 10,000 will be
-reached. It is an error once logits pass 1,000, attention has collapsed, or the loss has suffered; a warning before.
+reached, if that is still to come. It is an error once logits pass 1,000, attention has collapsed, or the loss has
+suffered; a warning before.
 
 ## What cures it
 Normalise queries and keys before their product, cap the logits, or lower the learning rate of the run.
@@ -70,19 +71,18 @@ def find(record: Record) -> list[Finding]:
     peak, peak_step = extreme_after(series, hit.step)
     entropy = _lowest_entropy(record, layer, hit.step)
     event = following(find_events(record), onset)
-    severe = not abs(peak) < ALARMING or entropy.value < COLLAPSED or event is not None
+    severe = not abs(peak) < ALARMING or entropy.value < COLLAPSED
     return [
         CAUSE.finding(
             "error" if severe else "warning",
             confidence(abs(peak), max(LARGE, 3 * early)),
             f"Attention logits of {listing(hit.where)} grew from {number(early)} to {number(peak)} by step {peak_step}"
-            + _collapse(entropy)
-            + (f"; {event.phrase}" if event else _forecast(series))
-            + ".",
+            + f"{_collapse(entropy)}{'' if event else _forecast(series, peak)}.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
-            event=event.step if event else None,
+            event=event,
+            severity_with_event="error",
             evidence=[
                 Evidence(f"attention_logit_max[{layer}]", peak, max(LARGE, 3 * early), early, peak_step),
                 *([entropy] if np.isfinite(entropy.value) else []),
@@ -122,15 +122,20 @@ def _collapse(entropy: Evidence) -> str:
     return f" and attention collapsed onto single tokens (entropy {number(entropy.value)} of 1)"
 
 
-def _forecast(series: Series) -> str:
+def _forecast(series: Series, peak: float) -> str:
+    """Say when the logits will be fatally large; nothing if they have been, or if the line puts it into the past."""
+    if not abs(peak) < FATAL:
+        return ""
     finite = np.isfinite(series.values) & (series.values > 0)
     steps, values = series.steps[finite][-50:], series.values[finite][-50:]
-    if len(steps) < 5 or values[-1] >= FATAL or steps[-1] == steps[0]:
+    if len(steps) < 5 or steps[-1] == steps[0]:
         return ""
     slope, offset = np.polyfit(steps - steps[-1], np.log10(values), 1)
     if slope <= 0:
         return ""
     eta = int(steps[-1] + (np.log10(FATAL) - offset) / slope)
+    if eta <= series.steps[-1]:
+        return ""
     return f"; at this rate they reach {FATAL:.0f}, where runs diverge, near step {eta}"
 
 
@@ -140,15 +145,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "stale_second_moment",
-        "exploding_gradients",
-        "vanishing_gradients",
-        "output_logit_divergence",
-        "forward_nonfinite",
-        "backward_nonfinite",
-    ),
+    family="activations and logits",
+    leads_to=("stale_second_moment",),
     remedies=("logit_soft_cap", "lr_scale", "warmup", "weight_decay"),
 )

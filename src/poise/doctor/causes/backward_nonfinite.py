@@ -88,6 +88,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("forward_nonfinite", "dead_units"),
+    family="number formats",
+    leads_to=("forward_nonfinite",),
     remedies=("skip_bad_batches", "clip_grad_norm", "lr_scale"),
 )

@@ -58,10 +58,10 @@ def _nonfinite_input(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             EXACT,
-            f"The batch of step {step} held NaN or infinite inputs" + (f"; {event.phrase}." if event else "."),
+            f"The batch of step {step} held NaN or infinite inputs.",
             onset=step,
             detected=step,
-            event=event.step if event else None,
+            event=event,
             evidence=[Evidence("input_nonfinite", count, 0.0, 0.0, step)],
         )
     ]
@@ -124,14 +124,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "stale_second_moment",
-        "lr_above_curvature",
-        "lr_too_high",
-        "exploding_gradients",
-        "forward_nonfinite",
-        "backward_nonfinite",
-        "fp16_overflow",
-    ),
+    family="data",
+    leads_to=("stale_second_moment",),
     remedies=("skip_bad_batches", "clip_grad_norm", "clip_update_rms"),
 )

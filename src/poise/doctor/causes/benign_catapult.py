@@ -110,6 +110,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "bad_batch"),
+    family="learning rate",
+    leads_to=("bad_batch",),
     benign=True,
 )

@@ -75,12 +75,11 @@ def find(record: Record) -> list[Finding]:
             "error" if share > MOST else "warning",
             EXACT,
             f"{number(100 * share)} % of the updates of {listing(hit.where)} are lost to rounding: the weights are "
-            f"{dtype}, and most updates are smaller than the distance to the next number"
-            + (f"; {event.phrase}." if event else "."),
+            f"{dtype}, and most updates are smaller than the distance to the next number.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
-            event=event.step if event else None,
+            event=event,
             evidence=[Evidence(f"update_lost[{worst}]", share, THRESHOLD, None, hit.step)],
         )
     ]
@@ -92,6 +91,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
+    family="number formats",
     leads_to=("lr_too_small",),
     remedies=("lr_scale=10",),
 )

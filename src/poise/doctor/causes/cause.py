@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from poise.doctor.events import LossEvent
 from poise.report.finding import Evidence, Finding, Severity
+from poise.rules.rule import Rule
 from poise.store import Record
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
-    """A named mechanism of instability.
+class Cause(Rule[Record]):
+    """A named mechanism of instability: a rule over the record of one timeline of a run.
+
+    Its ``find`` is not only pure but causal in time: which cause, where, since when and when detected depend only on
+    what was recorded up to the detection, so that ``find(record.until(t))`` reports exactly the findings detected by
+    step ``t``. Its remedies are written as the command line takes them (``"beta2"``, ``"lr_scale=10"``).
 
     Args:
-        id: identifier, equal to the name of the module that holds it.
-        title: a few words for headings.
-        find: the rule; takes the record of one timeline and returns what it found there. It must be pure, and causal
-            in time: which cause, where, since when and when detected depend only on what was recorded up to the
-            detection, so that ``find(record.until(t))`` reports exactly the findings detected by step ``t``.
-        exact: whether the rule recognises a fact (a bug, a NaN) rather than a statistical pattern.
-        doc: documentation in Markdown: the docstring of the cause's module.
-        leads_to: ids of causes that this one brings about; found later in the same run, they are explained by it.
-        remedies: remedies as the command line takes them (``"beta2"``, or with a strength: ``"lr_scale=10"``), the most
-            promising first; a finding carries their names.
+        leads_to: ids of causes that this one brings about; found later in the same run, they are explained by it, and
+            so is what they lead to. Only what does not follow through others stands here.
         benign: whether it does no harm. It then explains, for as long as it lasts, what looks like harm.
     """
 
-    id: str
-    title: str
-    find: Callable[[Record], list[Finding]]
-    exact: bool
-    doc: str | None
     leads_to: tuple[str, ...] = ()
-    remedies: tuple[str, ...] = ()
     benign: bool = False
+
+    def further(self) -> str:
+        """Return what the cause explains away, in Markdown."""
+        if not self.leads_to:
+            return ""
+        direct = ", ".join(f"`{other}`" for other in self.leads_to)
+        return f"## What it explains away\n{direct}, and in turn what that explains away."
 
     def finding(
         self,
@@ -42,22 +41,41 @@ class Cause:
         probability: float,
         summary: str,
         *,
-        detected: int,
-        onset: int | None = None,
-        event: int | None = None,
         where: Sequence[str] = (),
         evidence: Sequence[Evidence] = (),
+        remedies: Sequence[str] | None = None,
+        onset: int | None = None,
+        detected: int | None = None,
+        event: LossEvent | int | None = None,
+        severity_with_event: Severity | None = None,
     ) -> Finding:
-        """Return a finding of this cause, with its id and remedies filled in."""
-        return Finding(
-            cause=self.id,
-            severity=severity,
-            probability=probability,
-            summary=summary,
-            where=tuple(where),
-            onset_step=onset,
-            detected_step=detected,
-            event_step=event,
-            evidence=tuple(evidence),
-            remedies=tuple(spec.partition("=")[0] for spec in self.remedies),
+        """Return a finding of this cause, with its id and remedies filled in; see :meth:`Rule.finding`.
+
+        Args:
+            severity: ``"info"``, ``"warning"`` or ``"error"``.
+            probability: confidence of the rule, in [0, 1].
+            summary: one plain sentence, with its full stop.
+            where: names of the layers, parameters or optimizers concerned, worst first.
+            evidence: the numbers.
+            remedies: those of the cause's remedies that fit; all of them by default.
+            onset: step at which the cause began; ``None`` where it has no time.
+            detected: first step at which the record sufficed to say so.
+            event: what happened to the loss: it ends the sentence. A mere step is only written down.
+            severity_with_event: severity in the place of the other one if there is an event.
+        """
+        if event is not None and severity_with_event is not None:
+            severity = severity_with_event
+        if isinstance(event, LossEvent):
+            summary = f"{summary.removesuffix('.')}; {event.phrase}."
+        return Rule.finding(
+            self,
+            severity,
+            probability,
+            summary,
+            where=where,
+            evidence=evidence,
+            remedies=remedies,
+            onset=onset,
+            detected=detected,
+            event=event.step if isinstance(event, LossEvent) else event,
         )

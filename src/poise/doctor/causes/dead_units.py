@@ -56,18 +56,19 @@ def find(record: Record) -> list[Finding]:
         if e.kind != "spike" and any(value_at(layers[name], e.detected_step) > THRESHOLD for name in hit.where)
     ]
     event = following(events, onset)
-    severity: Severity = "error" if share >= ALL else "warning" if share > MANY or event else "info"
+    severity: Severity = "error" if share >= ALL else "warning" if share > MANY else "info"
     return [
         CAUSE.finding(
             severity,
             # In doublings of the living share: 50 % alive is the threshold, 5 % alive is 10 times beyond it.
             confidence(1 - THRESHOLD, max(1 - share, 1e-3)),
-            f"{number(100 * share)} % of the units of {listing(hit.where)} are zero for every input since step {onset}"
-            + (f"; {event.phrase}." if event else "."),
+            f"{number(100 * share)} % of the units of {listing(hit.where)} are zero for every input "
+            f"since step {onset}.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
-            event=event.step if event else None,
+            event=event,
+            severity_with_event="error" if share >= ALL else "warning",
             evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
         )
     ]
@@ -79,6 +80,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("vanishing_gradients", "lr_too_small"),
+    family="activations and logits",
+    leads_to=("vanishing_gradients",),
     remedies=("lr_scale", "warmup", "clip_grad_norm"),
 )

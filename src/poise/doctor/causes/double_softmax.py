@@ -62,5 +62,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("lr_too_small", "vanishing_gradients", "eps_dominates"),
+    family="script",
+    leads_to=("vanishing_gradients",),
 )

@@ -78,11 +78,11 @@ def find(record: Record) -> list[Finding]:
             "warning",
             confidence(THRESHOLD, max(shrink, 1e-6)),
             f"Adam's eps outweighs the gradients of {listing(where)}: its updates there are "
-            f"{number(shrink)} of their intended size" + (f"; {event.phrase}." if event else "."),
+            f"{number(shrink)} of their intended size.",
             where=where,
             onset=int(small[0]),
             detected=hit.step,
-            event=event.step if event else None,
+            event=event,
             evidence=[Evidence(f"adam_eps_shrink[{where[0]}]", shrink, THRESHOLD, 1.0, hit.step)],
         )
     ]
@@ -94,6 +94,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
+    family="optimizer",
     leads_to=("lr_too_small",),
     remedies=("adam_eps", "lr_scale"),
 )

@@ -135,13 +135,14 @@ def _finding(
     event = following(breakdowns(find_events(record)), onset)
     clipped = len(record["clip_max"].steps) > 0
     return CAUSE.finding(
-        "error" if event else "info" if clipped else "warning",
+        "info" if clipped else "warning",
         probability,
-        text + (f"; {event.phrase}." if event else "."),
+        f"{text}.",
         where=[layer] if layer else [],
         onset=onset,
         detected=detected,
-        event=event.step if event else None,
+        event=event,
+        severity_with_event="error",
         evidence=[evidence],
     )
 
@@ -152,14 +153,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "forward_nonfinite",
-        "backward_nonfinite",
-        "dead_units",
-        "output_logit_divergence",
-        "fp16_overflow",
-    ),
+    family="gradients",
+    leads_to=("lr_above_curvature",),
     remedies=("clip_grad_norm", "lr_scale", "warmup"),
 )

@@ -100,6 +100,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
+    family="number formats",
     leads_to=("dead_units",),
     remedies=("skip_bad_batches", "clip_grad_norm", "lr_scale"),
 )

@@ -138,15 +138,15 @@ def _finding(
     where: tuple[str, ...] = (),
 ) -> Finding:
     event = following(find_events(record), onset)
-    broken = event is not None
     return CAUSE.finding(
-        "error" if broken else "warning",
+        "warning",
         probability,
-        text + (f"; {event.phrase}." if event else "."),
+        f"{text}.",
         where=where,
         onset=onset,
         detected=step,
-        event=event.step if event else None,
+        event=event,
+        severity_with_event="error",
         evidence=[evidence],
     )
 
@@ -157,6 +157,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("forward_nonfinite", "backward_nonfinite", "lr_too_small"),
+    family="number formats",
+    leads_to=("backward_nonfinite",),
     remedies=("lr_scale", "clip_grad_norm"),
 )

@@ -98,11 +98,10 @@ def _renamed(record: Record) -> Finding | None:
         "error",
         confidence(float(purity[index] - right[index]), 0.75 * GAP),
         f"The targets changed their meaning at step {onset}: accuracy fell from {number(float(best[index]))} to "
-        f"{number(float(right[index]))}, but predictions still determine the target"
-        + (f"; {event.phrase}." if event else "."),
+        f"{number(float(right[index]))}, but predictions still determine the target.",
         onset=onset,
         detected=step,
-        event=event.step if event else None,
+        event=event,
         evidence=[
             Evidence("label_agreement", float(right[index]), 0.5 * float(best[index]), float(best[index]), step),
             Evidence("label_purity", float(purity[index]), float(right[index]) + GAP, None, step),
@@ -176,5 +175,6 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "stale_second_moment", "bad_batch"),
+    family="data",
+    leads_to=("bad_batch",),
 )

@@ -81,6 +81,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
+    family="activations and logits",
     leads_to=("softmax_collapse",),
     remedies=("ortho_grad", "weight_decay", "stablemax"),
 )

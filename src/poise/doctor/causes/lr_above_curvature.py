@@ -108,6 +108,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
+    family="learning rate",
     leads_to=("lr_too_high",),
     remedies=("lr_scale", "warmup", "clip_grad_norm"),
 )

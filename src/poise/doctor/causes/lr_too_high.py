@@ -135,10 +135,10 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
     return CAUSE.finding(
         "error",
         confidence(evidence.value, threshold),
-        f"{how}; {event.phrase}.",
+        f"{how}.",
         onset=event.step,
         detected=evidence.step or event.detected_step,
-        event=event.step,
+        event=event,
         evidence=[
             evidence,
             Evidence("loss", event.value, None, event.level, event.step),
@@ -153,13 +153,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "forward_nonfinite",
-        "backward_nonfinite",
-        "dead_units",
-        "output_logit_divergence",
-        "fp16_overflow",
-        "vanishing_gradients",
-    ),
+    family="learning rate",
+    leads_to=("output_logit_divergence",),
     remedies=("lr_scale", "warmup", "clip_grad_norm", "clip_update_rms"),
 )

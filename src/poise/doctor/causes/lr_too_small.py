@@ -93,5 +93,6 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
+    family="learning rate",
     remedies=("lr_scale=10",),
 )

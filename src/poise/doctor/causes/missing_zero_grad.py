@@ -48,11 +48,10 @@ def find(record: Record) -> list[Finding]:
             "error",
             EXACT,
             f"Gradients were not reset since step {onset}: every step follows the sum of all gradients so far"
-            + _growth(record)
-            + (f"; {event.phrase}." if event else "."),
+            + f"{_growth(record)}.",
             onset=onset,
             detected=detected,
-            event=event.step if event else None,
+            event=event,
             evidence=[Evidence("stale_gradient", 1.0, None, 0.0, detected)],
         )
     ]
@@ -72,16 +71,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "exploding_gradients",
-        "stale_second_moment",
-        "attention_logit_growth",
-        "output_logit_divergence",
-        "dead_units",
-        "vanishing_gradients",
-        "fp16_overflow",
-        "forward_nonfinite",
-    ),
+    family="script",
+    leads_to=("attention_logit_growth",),
 )

@@ -90,5 +90,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=("lr_above_curvature", "lr_too_high", "exploding_gradients", "output_logit_divergence"),
+    family="script",
+    leads_to=("exploding_gradients",),
 )

@@ -103,6 +103,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
+    family="activations and logits",
     leads_to=("lr_too_small",),
     remedies=("tangential_updates", "weight_decay", "lr_scale=3"),
 )

@@ -85,5 +85,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
+    family="script",
     leads_to=("vanishing_gradients",),
 )

@@ -64,13 +64,14 @@ def find(record: Record) -> list[Finding]:
     before = float(own_baseline(np.asarray(series.values))[-1])
     return [
         CAUSE.finding(
-            "error" if event else "warning",
+            "warning",
             confidence(abs(peak), threshold),
             f"The output logits drifted away from zero: {'log-sum-exp' if i == blown else 'mean logit'} went from "
-            f"{number(before)} to {number(peak)} by step {peak_step}" + (f"; {event.phrase}." if event else "."),
+            f"{number(before)} to {number(peak)} by step {peak_step}.",
             onset=onset,
             detected=detected,
-            event=event.step if event else None,
+            event=event,
+            severity_with_event="error",
             evidence=[Evidence(name, peak, threshold, before, peak_step)],
         )
     ]
@@ -101,6 +102,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("forward_nonfinite", "backward_nonfinite", "fp16_overflow"),
+    family="activations and logits",
+    leads_to=("fp16_overflow",),
     remedies=("z_loss", "weight_decay", "lr_scale"),
 )

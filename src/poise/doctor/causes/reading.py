@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 from poise.report.finding import Evidence
 from poise.store import Record, Series
+from poise.tools.listing import listing as listing
+from poise.tools.number import number as written
 
 EXACT = 0.97
 """Probability of a finding that rests on a recorded fact."""
@@ -41,18 +43,8 @@ def confidence(value: float, threshold: float) -> float:
 
 
 def number(value: float) -> str:
-    """Return a number as a reader wants it in a sentence: three significant digits, no exponent where avoidable."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return f"{value:.1e}"
-
-
-def listing(names: tuple[str, ...] | list[str], shown: int = 3) -> str:
-    """Return names as part of a sentence: ``a, b, c and 4 more``."""
-    head = ", ".join(names[:shown])
-    return head + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    """Return a number as a sentence has it: three significant digits."""
+    return written(value, digits=3)
 
 
 def first_run(mask: Mask, length: int) -> int | None:

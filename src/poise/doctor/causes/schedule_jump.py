@@ -74,10 +74,10 @@ def _harmful_rise(record: Record, lr: Series) -> list[Finding]:
         CAUSE.finding(
             "error",
             EXACT,
-            f"The learning rate jumped from {number(before)} to {number(after)} at step {onset}; {event.phrase}.",
+            f"The learning rate jumped from {number(before)} to {number(after)} at step {onset}.",
             onset=onset,
             detected=max(detected, onset),
-            event=event.step,
+            event=event,
             evidence=[Evidence("lr", after, UP * before, before, onset)],
         )
     ]
@@ -129,14 +129,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "lr_too_small",
-        "stale_second_moment",
-        "attention_logit_growth",
-        "exploding_gradients",
-        "dead_units",
-    ),
+    family="learning rate",
+    leads_to=("attention_logit_growth",),
     remedies=("lr_scale", "warmup"),
 )

@@ -73,6 +73,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("stale_second_moment", "eps_dominates"),
+    family="number formats",
+    leads_to=("stale_second_moment",),
     remedies=("stablemax", "ortho_grad", "weight_decay", "z_loss"),
 )

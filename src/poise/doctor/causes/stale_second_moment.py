@@ -66,11 +66,11 @@ def find(record: Record) -> list[Finding]:
             "error",
             confidence(top, ONE),
             f"At step {step} Adam's updates of {listing(worst)} were {number(top)} times larger than its second moment "
-            f"allows for (it had adapted to smaller gradients); {event.phrase}.",
+            f"allows for (it had adapted to smaller gradients).",
             where=worst,
             onset=step,
             detected=detected,
-            event=event.step,
+            event=event,
             evidence=[Evidence(f"adam_rms[{worst[0]}]", top, ONE, 1.0, step)],
         )
     ]
@@ -94,13 +94,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "exploding_gradients",
-        "output_logit_divergence",
-        "dead_units",
-        "forward_nonfinite",
-    ),
+    family="optimizer",
+    leads_to=("exploding_gradients",),
     remedies=("clip_update_rms", "beta2", "clip_grad_norm", "lr_scale"),
 )

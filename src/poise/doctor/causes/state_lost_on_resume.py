@@ -112,12 +112,7 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "stale_second_moment",
-        "attention_logit_growth",
-        "exploding_gradients",
-    ),
+    family="optimizer",
+    leads_to=("attention_logit_growth",),
     remedies=("warmup", "lr_scale"),
 )

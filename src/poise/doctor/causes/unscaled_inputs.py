@@ -105,14 +105,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=(
-        "lr_above_curvature",
-        "lr_too_high",
-        "exploding_gradients",
-        "dead_units",
-        "vanishing_gradients",
-        "output_logit_divergence",
-        "stale_second_moment",
-    ),
+    family="data",
+    leads_to=("stale_second_moment",),
     remedies=("lr_scale", "warmup", "clip_grad_norm"),
 )

@@ -56,14 +56,15 @@ def find(record: Record) -> list[Finding]:
     first, last = profile.names[0], profile.names[-1]
     return [
         CAUSE.finding(
-            "error" if stall else "warning",
+            "warning",
             confidence(limit, max(ratio, 1e-30)),
             f"The gradient vanishes on its way back: the first layers ({first}) get {number(ratio)} of what the last "
-            f"({last}) get" + (f"; {stall.phrase}." if stall else "."),
+            f"({last}) get.",
             where=[first],
             onset=onset,
             detected=detected,
-            event=stall.step if stall else None,
+            event=stall,
+            severity_with_event="error",
             evidence=[
                 Evidence(f"grad_norm[{first}]", float(profile.norms[index, 0]), None, None, detected),
                 Evidence(f"grad_norm[{last}]", float(profile.norms[index, -1]), None, None, detected),
@@ -84,5 +85,6 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("eps_dominates", "lr_too_small"),
+    family="gradients",
+    leads_to=("eps_dominates",),
 )

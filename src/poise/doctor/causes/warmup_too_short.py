@@ -108,6 +108,7 @@ CAUSE = Cause(
     find=find,
     exact=False,
     doc=__doc__,
-    leads_to=("lr_above_curvature", "lr_too_high"),
+    family="learning rate",
+    leads_to=("lr_above_curvature",),
     remedies=("warmup", "clip_grad_norm", "lr_scale"),
 )

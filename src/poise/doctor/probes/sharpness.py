@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from poise.doctor.probes.probe import Probe
 from poise.doctor.tap.shadow import undisturbed
+from poise.tools.clock import now
 
 if TYPE_CHECKING:
     from poise.doctor.budget import Budget
@@ -63,14 +63,14 @@ class SharpnessProbe(Probe):
         if reason:
             self._leave(sink, timeline, reason)
             return
-        start = time.perf_counter()
+        start = now()
         try:
             self._measure(sink, timeline, root)
         except ValueError:
             pass  # numbers that are not finite, an optimizer without a state, a loss of others: the next step may do
         except Exception as error:
             self._leave(sink, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
-        seconds = time.perf_counter() - start
+        seconds = (now() - start).busy
         self._seconds = 0.5 * (self._seconds + seconds) if self._seconds else seconds
         self._spent += seconds
         backward.leave_out(seconds)
@@ -78,8 +78,7 @@ class SharpnessProbe(Probe):
 
     def _affords(self, budget: Budget, timeline: Timeline) -> bool:
         cost = self._seconds or _FIRST * timeline.step_seconds
-        ours = _SHARE * (budget.overhead * budget.elapsed + budget.loan)
-        return self._spent + cost <= ours and budget.allows(cost)
+        return self._spent + cost <= _SHARE * budget.granted and budget.allows(cost)
 
     def _measure(self, sink: Sink, timeline: Timeline, root: Tensor) -> None:
         parameters = [p for p in timeline.parameters if p.requires_grad]

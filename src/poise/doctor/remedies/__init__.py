@@ -5,8 +5,6 @@ A new remedy is one new file named after it, with the sections of the others in 
 
 from __future__ import annotations
 
-import difflib
-
 from poise.doctor.remedies.adam_eps import AdamEps
 from poise.doctor.remedies.beta2 import Beta2
 from poise.doctor.remedies.clip_grad_norm import ClipGradNorm
@@ -23,6 +21,7 @@ from poise.doctor.remedies.tangential_updates import TangentialUpdates
 from poise.doctor.remedies.warmup import Warmup
 from poise.doctor.remedies.weight_decay import WeightDecay
 from poise.doctor.remedies.z_loss import ZLoss
+from poise.tools.nearest_name import did_you_mean
 
 __all__ = ["REMEDIES", "Remedy", "Values", "parse_remedy"]
 
@@ -71,6 +70,4 @@ def parse_remedy(spec: str) -> Remedy:
 def _named(name: str, given: str) -> type[Remedy]:
     if name in REMEDIES:
         return REMEDIES[name]
-    near = difflib.get_close_matches(name, REMEDIES, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(REMEDIES)}"
-    raise ValueError(f"remedy {given!r} is unknown: {hint}")
+    raise ValueError(f"remedy {given!r} is unknown: {did_you_mean(name, REMEDIES)}")

@@ -1,4 +1,4 @@
-r"""Set the :math:`\epsilon` of Adam-like optimizers.
+r"""Set the epsilon of Adam-like optimizers.
 
 ## What it does
 Every parameter group that has a single number ``eps`` steps with ``eps = VALUE``. Default 1e-12. Around the step only:

@@ -1,4 +1,4 @@
-r"""Set :math:`\beta_2` of Adam-like optimizers.
+r"""Set the second beta of Adam-like optimizers.
 
 ## What it does
 Every parameter group with ``betas`` steps with its second entry set to ``VALUE`` (default 0.95); the others, which a

@@ -1,7 +1,7 @@
-r"""Shorten the steps of tensors whose second moment has gone stale (update clipping, StableAdamW).
+r"""Shorten the steps of tensors with a stale second moment.
 
 ## What it does
-After each step of an Adam-like optimizer it measures, per parameter tensor,
+Update clipping, as in StableAdamW. After each step of an Adam-like optimizer it measures, per parameter tensor,
 :math:`\mathrm{RMS}_t = \sqrt{\mathrm{mean}(g_t^2 / \max(\hat v_t, \epsilon^2))}` with the bias-corrected second moment
 that already holds this gradient, and scales the whole change of the tensor by :math:`1/\max(1, \mathrm{RMS}_t / c)`.
 That is a step with learning rate :math:`\eta / \max(1, \mathrm{RMS}_t / c)`, decoupled weight decay included. ``VALUE``

@@ -1,4 +1,4 @@
-r"""Take the direction that only scales the weights out of the gradients.
+r"""Remove the part of gradients that scales the weights.
 
 ## What it does
 Before each step, per parameter tensor, the part of the gradient along the weights is removed,

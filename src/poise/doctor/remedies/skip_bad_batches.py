@@ -1,4 +1,4 @@
-r"""Leave out steps whose loss stands far above its recent past, or is not finite.
+r"""Leave out steps whose loss is not finite or far too high.
 
 ## What it does
 Before a step it compares the loss :math:`l` with the last 50 losses of the same optimizer:

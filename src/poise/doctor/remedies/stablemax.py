@@ -1,11 +1,11 @@
-r"""Train on a softmax whose terms grow linearly, so that no sample is absorbed by rounding.
+r"""Train on a softmax whose terms grow linearly.
 
 ## What it does
-The gradient of every ``cross_entropy`` that is computed for training is that of the cross-entropy of StableMax,
-:math:`p_i = s(z_i) / \sum_j s(z_j)` with :math:`s(z) = z + 1` from zero up and :math:`1 / (1 - z)` below; class
-weights, ignored targets, label smoothing and reductions act as in torch. The *number* that the script sees stays the
-plain cross-entropy of the softmax, so treated and untreated losses can be compared. ``VALUE`` is the share of the
-gradient that comes from StableMax: 1 by default, all of it.
+No sample is then absorbed by rounding. The gradient of every ``cross_entropy`` that is computed for training is that
+of the cross-entropy of StableMax, :math:`p_i = s(z_i) / \sum_j s(z_j)` with :math:`s(z) = z + 1` from zero up and
+:math:`1 / (1 - z)` below; class weights, ignored targets, label smoothing and reductions act as in torch. The *number*
+that the script sees stays the plain cross-entropy of the softmax, so treated and untreated losses can be compared.
+``VALUE`` is the share of the gradient that comes from StableMax: 1 by default, all of it.
 
 ## When it helps
 Against ``softmax_collapse``: in float32 a sample whose right class leads by 16.6 has a loss and a gradient of exactly

@@ -1,11 +1,11 @@
-r"""Keep scale-invariant weights from growing: their steps lose the part along the weights (AdamP, SGDP).
+r"""Keep scale-invariant weights from growing.
 
 ## What it does
-A weight that a normalisation follows has a gradient orthogonal to it. Where
-:math:`|\cos(w, g)| < \delta / \sqrt{\dim w}` holds, for every output channel of a matrix or kernel or else for it as a
-whole, the part of the step along the weight, per channel or as a whole, is taken back after the step. Decoupled weight
-decay (AdamW) stays as it was; decay that is part of the gradient goes with the rest. ``VALUE`` is :math:`\delta`, 0.1
-by default. All other parameters move as before.
+Their steps lose the part along the weights, as in AdamP and SGDP. A weight that a normalisation follows has a gradient
+orthogonal to it. Where :math:`|\cos(w, g)| < \delta / \sqrt{\dim w}` holds, for every output channel of a matrix or
+kernel or else for it as a whole, the part of the step along the weight, per channel or as a whole, is taken back after
+the step. Decoupled weight decay (AdamW) stays as it was; decay that is part of the gradient goes with the rest.
+``VALUE`` is :math:`\delta`, 0.1 by default. All other parameters move as before.
 
 ## When it helps
 Against ``norm_growth``: momentum keeps pushing along the weights, their norm grows without use, and the direction,

@@ -13,11 +13,12 @@ import __future__
 
 import ast
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
+
+from poise.doctor.say import say
 
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _KINDS = ("instead", "after", "finally", "before")  # in the order in which they are put into the code
@@ -196,7 +197,7 @@ _keep_from_compiler(_Chain.call_all.__code__, _Chain.pass_through.__code__)
 
 
 def _print(error: Exception) -> None:
-    print(f"poise: a hook failed ({type(error).__name__}: {error})", file=sys.stderr)
+    say(f"poise: a hook failed ({type(error).__name__}: {error})")
 
 
 def _hooked_code(function: FunctionType, code: CodeType, kinds: frozenset[str]) -> CodeType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from collections import deque
@@ -14,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
+from poise.doctor.say import say
 from poise.doctor.tap.discovery import Names, name_model
 from poise.doctor.tap.interval import Interval
 from poise.doctor.tap.sampler import Sampler
@@ -149,7 +149,7 @@ class TapState:
         if self.fault is not None:
             return
         self.fault = f"{type(error).__name__}: {error}".replace("\n", " ")
-        print(f"poise: the watch switched itself off ({self.fault}); the run goes on", file=sys.stderr)
+        say(f"poise: the watch switched itself off ({self.fault}); the run goes on")
         for call in self.at_fault:
             call()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from poise.doctor.remedies.remedy import Remedy
+from poise.doctor.say import say
 from poise.doctor.tap.interval import Interval
 
 Function = Callable[..., Tensor]
@@ -91,5 +91,5 @@ class Treatment:
         names = ", ".join(remedy.spec for remedy in self.remedies)
         self.remedies = ()
         said = f"{type(error).__name__}: {error}"
-        print(f"poise: remedy {names} failed and was dropped ({said})".replace("\n", " "), file=sys.stderr)
+        say(f"poise: remedy {names} failed and was dropped ({said})".replace("\n", " "))
         self._told(names, str(error))

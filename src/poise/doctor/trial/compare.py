@@ -14,6 +14,7 @@ import numpy as np
 from poise.doctor.events import find_events
 from poise.doctor.trial.plan import Plan, arm_name
 from poise.doctor.trial.runs import ArmResult
+from poise.tools.json_numbers import json_plain
 
 if TYPE_CHECKING:
     from poise.evidence import PairedComparison, RateComparison, Verdict
@@ -95,15 +96,19 @@ class TrialResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (infinite intervals become text)."""
+        masking = self.plan.masking
         return {
-            "script": self.plan.script,
-            "args": list(self.plan.args),
+            "script": masking.text(self.plan.script),
+            "args": masking.args,
             "seeds": self.plan.seeds,
-            "folder": str(self.folder),
+            "folder": masking.text(str(self.folder)),
             "best": self.best.name if self.best else None,
-            "comparisons": [_plain({**asdict(c), "name": c.name, "sentence": c.sentence}) for c in self.comparisons],
+            "comparisons": [
+                masking.tree(json_plain({**asdict(c), "name": c.name, "sentence": c.sentence}))
+                for c in self.comparisons
+            ],
             "arms": [r.to_dict() for r in self.arms],
-            "notices": list(self.notices),
+            "notices": masking.tree(self.notices),
         }
 
 
@@ -244,11 +249,3 @@ def _rank(comparison: Comparison) -> tuple[int, float]:
     if comparison.verdict is None or comparison.losses is None:
         return sys.maxsize, 0.0
     return _strength(comparison.verdict), -comparison.losses.improvement
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

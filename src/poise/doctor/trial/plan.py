@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from poise.doctor.masking import Masking
 from poise.doctor.remedies import parse_remedy
 
 
@@ -48,6 +49,7 @@ class Plan:
         seeds: number of seeds, from 0.
         steps: compare after at most so many steps; ``None`` for as many as both runs have.
         sha256: hash of the script's text.
+        keep_args: whether arguments that look like secrets are written into reports and run files.
     """
 
     script: str
@@ -57,6 +59,12 @@ class Plan:
     seeds: int
     steps: int | None
     sha256: str
+    keep_args: bool = False
+
+    @property
+    def masking(self) -> Masking:
+        """What leaves secrets and absolute paths out of everything that is written."""
+        return Masking(self.args, self.keep_args)
 
     @property
     def arms(self) -> list[Arm]:
@@ -71,6 +79,7 @@ def make_plan(
     seeds: int,
     module: bool = False,
     steps: int | None = None,
+    keep_args: bool = False,
 ) -> Plan:
     """Check what a trial is asked for; arguments and errors as for :func:`trial`."""
     for name, value in (("seeds", seeds), ("steps", steps)):
@@ -89,7 +98,7 @@ def make_plan(
     if not path.is_file():
         raise FileNotFoundError(f"script must be a file, or a folder with a __main__.py, got {str(script)!r}")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Plan(str(script), tuple(map(str, args)), module, groups, seeds, steps, sha256)
+    return Plan(str(script), tuple(map(str, args)), module, groups, seeds, steps, sha256, keep_args)
 
 
 def _module_file(name: str) -> Path:

@@ -27,12 +27,13 @@ def trial_report(result: TrialResult, findings: Sequence[Finding] | None = None)
     """
     if findings is None:
         findings = result.runs()[0].findings if result.runs() else ()
-    best = result.best
+    best, masking = result.best, result.plan.masking
+    script = masking.text(result.plan.script)
     report = Report(
-        title=f"Trial of {_tried(result)} on {result.plan.script}",
-        summary=best.sentence if best else _nothing_helps(result),
+        title=f"Trial of {_tried(result)} on {script}",
+        summary=best.sentence if best else masking.text(_nothing_helps(result)),
         findings=list(findings),
-        meta={"script": result.plan.script, "args": list(result.plan.args), "seeds": result.plan.seeds},
+        meta={"script": script, "args": masking.args, "seeds": result.plan.seeds},
         verdict=_verdict(result),
     )
     shown = best or next((c for c in result.comparisons if c.verdict), None)
@@ -41,13 +42,22 @@ def trial_report(result: TrialResult, findings: Sequence[Finding] | None = None)
     for figure in (_loss_figure(result, remedies, markers), _attention_figure(result, remedies, markers)):
         if figure is not None:
             report.add(figure)
-    report.add(Table("Verdicts", _VERDICT_COLUMNS, [_verdict_row(c) for c in result.ranked], _settings(result)))
+    report.add(
+        Table("Verdicts", _VERDICT_COLUMNS, masking.tree([_verdict_row(c) for c in result.ranked]), _settings(result))
+    )
     if best is not None:
         report.add(Code(f"What makes {best.name} permanent", _permanent(best)))
     if result.notices:
-        report.add(Text("\n".join(f"- {notice}" for notice in result.notices), title="To keep in mind"))
+        report.add(Text("\n".join(f"- {masking.text(notice)}" for notice in result.notices), title="To keep in mind"))
     report.add(Table("Differences", _DIFFERENCE_COLUMNS, [_difference_row(c) for c in result.ranked], _DIFFERENCE_NOTE))
-    report.add(Table("Runs", _RUN_COLUMNS, [_run_row(run) for run in result.arms], f"Files are in {result.folder}."))
+    report.add(
+        Table(
+            "Runs",
+            _RUN_COLUMNS,
+            [_run_row(run) for run in result.arms],
+            f"Files are in {masking.text(str(result.folder))}.",
+        )
+    )
     return report.add(Text(_METHOD, title="How it was compared"))
 
 

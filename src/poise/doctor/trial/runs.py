@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
-
+from poise.doctor.masking import Masking
 from poise.doctor.trial.plan import Arm, Plan
 from poise.report import Finding
 from poise.store import Record, RunFileError, read_run
+from poise.tools.atomic_write import write_text
+from poise.tools.child_process import ChildProcesses
 
 _MARKER = "arm.json"
-_SECONDS_TO_END = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,7 @@ class ArmResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; the numbers stay in the folder."""
-        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": str(self.folder)}
+        run = {"name": self.arm.name, "seed": self.arm.seed, "folder": Masking().text(str(self.folder))}
         return {**run, "exit_code": self.exit_code, "steps": self.steps}
 
 
@@ -80,6 +77,8 @@ def run_arms(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Progr
     for arm in arms:
         _require_ours(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
+    from joblib import Parallel, delayed
+
     # Threads suffice: each of them only waits for a process.
     parallel = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator_unordered")
     for arm, exit_code in parallel(delayed(_run_or_reuse)(plan, arm, _folder(out, arm), runner) for arm in arms):
@@ -104,10 +103,12 @@ def _folder(out: Path, arm: Arm) -> Path:
 
 
 def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[Arm, int]:
+    masking = plan.masking
     key = {
-        "script": plan.script,
+        "script": masking.text(plan.script),
         "sha256": plan.sha256,
-        "args": list(plan.args),
+        "args": masking.args,
+        "args_sha256": hashlib.sha256("\0".join(plan.args).encode(errors="surrogateescape")).hexdigest(),
         "module": plan.module,
         "remedies": list(arm.remedies),
         "seed": arm.seed,
@@ -134,9 +135,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_marker(folder: Path, key: dict[str, Any], exit_code: int | None) -> None:
-    draft = folder / f"{_MARKER}.tmp"
-    draft.write_text(json.dumps({"key": key, "exit_code": exit_code}, indent=1), encoding="utf-8")
-    draft.replace(folder / _MARKER)
+    write_text(folder / _MARKER, json.dumps({"key": key, "exit_code": exit_code}, indent=1))
 
 
 def _require_ours(folder: Path) -> None:
@@ -145,77 +144,21 @@ def _require_ours(folder: Path) -> None:
         raise FileExistsError(f"out must be a folder for this trial alone, but {str(folder)!r} holds something else")
 
 
-def run_script(children: Children, plan: Plan, arm: Arm, folder: Path) -> int:
+def run_script(children: ChildProcesses, plan: Plan, arm: Arm, folder: Path) -> int:
     """Run the script once under ``poise run`` and return its exit code."""
-    options = ["--quiet", "--json", "--seed", str(arm.seed), "--out", str(folder / "run")]
+    options = [
+        "--quiet",
+        "--json",
+        *(["--keep-args"] if plan.keep_args else []),
+        "--seed",
+        str(arm.seed),
+        "--out",
+        str(folder / "run"),
+    ]
     for spec in arm.remedies:
         options += ["--remedy", spec]
     target = ["-m", plan.script] if plan.module else [plan.script]
     return children.run([sys.executable, "-m", "poise", "run", *options, *target, *plan.args], folder)
-
-
-class Children:
-    """The processes of a trial; leaving the context with an error or an interrupt ends them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
-
-    def __reduce__(self) -> tuple[type[Children], tuple[()]]:
-        return Children, ()  # a worker in another process has children of its own
-
-    def __enter__(self) -> Children:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self._stop()
-
-    def run(self, command: list[str], folder: Path) -> int:
-        """Run a command to its end and return its exit code; its output goes to files in ``folder``."""
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr:
-            with self._lock:
-                if self._stopped:
-                    raise InterruptedError("the trial was stopped")
-                # In a session of its own a child does not get the terminal's Ctrl-C, and can be ended with its workers.
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    env={**os.environ, **threads},
-                    start_new_session=True,
-                )
-                self._running.add(child)
-            exit_code = child.wait()
-        with self._lock:
-            self._running.discard(child)
-            if self._stopped:
-                raise InterruptedError("the trial was stopped")
-        return exit_code
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for child in running:
-            _end(child, signal.SIGTERM)
-        for child in running:
-            try:
-                child.wait(_SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                _end(child, signal.SIGKILL)
-
-
-def _end(child: subprocess.Popen[bytes], how: signal.Signals) -> None:
-    if child.poll() is not None:
-        return
-    try:
-        os.killpg(child.pid, how)
-    except ProcessLookupError:
-        return  # it ended by itself meanwhile
 
 
 def _tail(path: Path, lines: int = 12) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from poise.doctor.trial.compare import TrialResult, compare
 from poise.doctor.trial.plan import Plan, make_plan
-from poise.doctor.trial.runs import Children, Progress, Runner, run_arms, run_script
+from poise.doctor.trial.runs import ChildProcesses, Progress, Runner, run_arms, run_script
 
 
 def trial(
@@ -21,6 +21,7 @@ def trial(
     out: str | Path = "runs/trial",
     steps: int | None = None,
     progress: Progress | None = None,
+    keep_args: bool = False,
 ) -> TrialResult:
     """Run a script untreated and under each remedy, over seeds, and compare.
 
@@ -47,6 +48,7 @@ def trial(
         out: folder for the runs.
         steps: compare after at most so many steps; by default after as many as there are.
         progress: called with (runs finished, runs in all, the run) after each.
+        keep_args: write arguments that look like secrets into reports and run files, too.
 
     Raises:
         FileNotFoundError: if there is no such script.
@@ -54,8 +56,8 @@ def trial(
         FileExistsError: if a folder that is needed holds something else.
         ValueError: if a remedy is unknown or given twice, or a number is out of range.
     """
-    plan = make_plan(script, args, remedies, seeds, module, steps)
-    with Children() as children:
+    plan = make_plan(script, args, remedies, seeds, module, steps, keep_args)
+    with ChildProcesses() as children:
         return carry_out(plan, Path(out), partial(run_script, children, plan), n_jobs, progress)
 
 
@@ -73,4 +75,5 @@ def carry_out(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Prog
     Raises:
         FileExistsError: if a folder that is needed holds something else.
     """
+    out = Path(out).absolute()  # whatever folder this process is in later
     return compare(plan, out, run_arms(plan, out, runner, n_jobs, progress))

@@ -123,7 +123,7 @@ def edge(optimizer: Optimizer, grad_norm: float | None = None) -> float:
         grad_norm: norm of the gradient, for normalised SAM only.
 
     Raises:
-        TypeError: if the optimizer's edge is not known; its map can be analysed instead (``Map.from_optimizer``).
+        TypeError: if the optimizer's edge is not known; its map can be analysed instead (:func:`optimizer_map`).
         ValueError: if a setting is out of range, the optimizer climbs, or normalised SAM comes without ``grad_norm``.
 
     References:

@@ -137,7 +137,7 @@ class ScalarNetwork:
         if (self.w.sign().prod(-1) < 0).any():
             raise ValueError(
                 "w must have a positive product for the closed form, got a negative one; integrate the flow with "
-                "poise.dynamics.gradient_flow.gradient_flow_limit instead"
+                "poise.dynamics.gradient_flow_limit instead"
             )
         return self.w.abs()
 

@@ -90,14 +90,15 @@ def coherence(
         data: a batch or an iterable of batches.
         params: names of parameters or of modules; by default all that require gradients.
         subsample: how many examples to use; all by default.
-        sketch: length to which rows are shortened, see :func:`~poise.dynamics.per_example_factors.per_example_gram`.
+        sketch: length to which rows are shortened, see
+            :func:`~poise.dynamics.sgd_noise.per_example_factors.per_example_gram`.
         chunk_size: most examples at once.
         max_bytes: most memory for factors.
         generator: of the sample and the sketch.
 
     Raises:
         ValueError: if there is no curvature, the loss is not convex in the outputs, ``sketch`` is below the number of
-            outputs, or as :class:`~poise.dynamics.per_example_factors.PerExampleFactors`.
+            outputs, or as :class:`~poise.dynamics.sgd_noise.per_example_factors.PerExampleFactors`.
 
     References:
         Dexter et al., "A Precise Characterization of SGD Stability Using Loss Surface Geometry", ICLR 2024,

@@ -41,7 +41,7 @@ def critical_lr(
         data: a batch or an iterable of batches.
         batch_size: examples a step, from 1 to n.
         method: ``"exact"``, ``"coherence"``, ``"divergence"``, ``"gd"``, or ``"all"`` for a dict of these.
-        sampling: how batches are drawn, see :func:`~poise.dynamics.sampling.noise_coefficients`.
+        sampling: how batches are drawn, see :func:`~poise.dynamics.sgd_noise.sampling.noise_coefficients`.
         params: names of parameters or of modules; by default all that require gradients.
         chunk_size: most examples at once.
         max_bytes: most memory for factors; :func:`sgd_stability` has bounds for what is larger.

@@ -45,7 +45,7 @@ class CurvatureMoments:
 
         Args:
             batch_size: examples a step.
-            sampling: see :func:`~poise.dynamics.sampling.noise_coefficients`.
+            sampling: see :func:`~poise.dynamics.sgd_noise.sampling.noise_coefficients`.
         """
         alpha, beta = noise_coefficients(self.n, batch_size, sampling)
         return 2.0 * self.trace / (alpha * self.trace_squared + beta * self.fourth)

@@ -29,8 +29,8 @@ class SecondMomentOperator:
     .. math:: T(M) = M - \eta (G M + M G) + \eta^2 D(M),\quad
               D(M) = \alpha G M G + \beta \tfrac1n \sum_i H_i M H_i,\quad G = \tfrac1n \sum_i H_i,
 
-    with :math:`\alpha, \beta` from :func:`~poise.dynamics.sampling.noise_coefficients`. SGD is stable in mean square
-    if and only if the spectral radius of T is at most 1. T keeps positive semidefinite matrices so, hence its
+    with :math:`\alpha, \beta` from :func:`~poise.dynamics.sgd_noise.sampling.noise_coefficients`. SGD is stable in mean
+    square if and only if the spectral radius of T is at most 1. T keeps positive semidefinite matrices so, hence its
     spectral radius is its largest eigenvalue, and the largest stable learning rate is :math:`2/\lambda_{max}` of
     :math:`C^{-1/2} D C^{-1/2}`, :math:`C(M) = (GM + MG)/2`: one symmetric eigenproblem, no search.
 
@@ -46,7 +46,7 @@ class SecondMomentOperator:
         lr: learning rate, positive.
         batch_size: examples a step, from 1 to n.
         sampling: ``"without"``, ``"replacement"`` or ``"bernoulli"``, see
-            :func:`~poise.dynamics.sampling.noise_coefficients`.
+            :func:`~poise.dynamics.sgd_noise.sampling.noise_coefficients`.
 
     Raises:
         ValueError: if factors are not a finite tensor of three dimensions, are all zero, ``lr`` is not positive and

@@ -140,7 +140,7 @@ def sgd_stability(
         lr: learning rate in question.
         batch_size: examples a step, from 1 to n.
         sampling: ``"without"``, ``"replacement"`` or ``"bernoulli"``, see
-            :func:`~poise.dynamics.sampling.noise_coefficients`.
+            :func:`~poise.dynamics.sgd_noise.sampling.noise_coefficients`.
         exact: whether to compute the exact limit.
         params: names of parameters or of modules; by default all that require gradients.
         sharpness: largest eigenvalue of the Gauss-Newton matrix if it is known; not needed with ``exact``.

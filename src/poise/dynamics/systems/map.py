@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from poise.dynamics.systems.system import Field, Jvp, System
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from poise.dynamics.systems.optimizer_map import OptimizerMap
 
 
 class Map(System):
@@ -39,15 +31,6 @@ class Map(System):
 
     def __init__(self, step: Field, jvp: Jvp | None = None) -> None:
         super().__init__(step, jvp)
-
-    @staticmethod
-    def from_optimizer(
-        optimizer: Optimizer, model: nn.Module, loss_fn: Any, data: Any, hold: Sequence[str] = ()
-    ) -> OptimizerMap:
-        """Return one full-batch step of an optimizer as a map; see :func:`optimizer_map`."""
-        from poise.dynamics.systems.optimizer_map import optimizer_map
-
-        return optimizer_map(optimizer, model, loss_fn, data, hold)
 
     def residual(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return how far a step goes."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from poise.dynamics.systems.flow import Flow
@@ -22,65 +20,11 @@ from poise.dynamics.systems.non_normality import (
     non_normality_of_operator,
 )
 from poise.dynamics.systems.smoothness import Smoothness, check_smoothness
+from poise.dynamics.systems.stability_result import Stability, Verdict
 from poise.dynamics.systems.system import System, check_state
 
-if TYPE_CHECKING:
-    from poise.report import Report
-
-Verdict = Literal["stable", "normally stable", "unstable", "undecided"]
 _NOT_AN_EQUILIBRIUM = 1e-6
 _NEUTRAL = 1e-8
-
-
-@dataclass(frozen=True, slots=True)
-class StabilityReport:
-    """What the linearisation at an equilibrium says.
-
-    Attributes:
-        verdict: ``"stable"`` (attracts at an exponential rate), ``"normally stable"`` (the same towards a manifold of
-            equilibria whose dimension was supplied), ``"unstable"``, or ``"undecided"``; ``notes`` say why.
-        eigenvalues: the fastest growing first, of shape (k,).
-        growth_rates: their exponential rates: real parts (flow) or logarithms of absolute values (map).
-        n_neutral: how many neither grow nor decay, of those computed.
-        rate: rate at which the slowest decaying direction decays, per step or unit of time; negative if one grows;
-            ``nan`` if all computed eigenvalues are neutral.
-        leading_vectors: right eigenvectors of ``eigenvalues``, of shape (n, k).
-        residuals: norms of ``J v - lambda v``, of shape (k,).
-        tolerance: growth rates up to this count as neutral.
-        non_normality: growth before decay; ``None`` where it was not computed.
-        smoothness: Jacobian products against finite differences.
-        per: unit of time of the rates.
-        notes: where local analysis does not apply, and what was not seen.
-    """
-
-    verdict: Verdict
-    eigenvalues: Complex[np.ndarray, " k"]
-    growth_rates: Float[np.ndarray, " k"]
-    n_neutral: int
-    rate: float
-    leading_vectors: Complex[np.ndarray, "n k"]
-    residuals: Float[np.ndarray, " k"]
-    tolerance: float
-    non_normality: NonNormality | None
-    smoothness: Smoothness
-    per: str
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def abscissa(self) -> float:
-        """Largest growth rate; of a flow, the spectral abscissa."""
-        return float(self.growth_rates[0])
-
-    @property
-    def radius(self) -> float:
-        """The factor by which the fastest growing direction grows per step or unit of time; of a map, its radius."""
-        return math.exp(self.abscissa)
-
-    def report(self) -> Report:
-        """Return the report: the verdict in words, eigenvalues, growth before decay, and where the analysis ends."""
-        from poise.dynamics.systems.stability_report import stability_report
-
-        return stability_report(self)
 
 
 def stability(
@@ -88,7 +32,7 @@ def stability(
     x_star: Float[Tensor, " n"],
     k: int = 6,
     conserved: int | Float[Tensor, "laws n"] | None = None,
-) -> StabilityReport:
+) -> Stability:
     """Say whether an equilibrium attracts.
 
     An eigenvalue is neutral if its growth rate is at most ``max(1e-8, 10 * residual)`` in size (in float32, 1e-5
@@ -131,7 +75,7 @@ def stability(
         notes.insert(0, _not_smooth(smoothness))
     moving = growth[~neutral]
     shown = slice(0, max(k, int(neutral.sum())) if found.whole else None)
-    return StabilityReport(
+    return Stability(
         verdict=verdict,
         eigenvalues=found.values[shown],
         growth_rates=growth[shown],

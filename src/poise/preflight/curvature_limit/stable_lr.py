@@ -19,8 +19,8 @@ from poise.curvature.eigen.eigs import DENSE
 from poise.curvature.loss.evaluation import Evaluation
 from poise.curvature.operators.preconditioned import unwrapped
 from poise.dynamics import edge, momentum_edge
-from poise.dynamics.audit_sharpness import as_optimizer_sees, is_adaptive
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
+from poise.dynamics.training_audit.sharpness import as_optimizer_sees, is_adaptive
 from poise.nn.dropout_off import dropout_off
 from poise.report.words import number
 

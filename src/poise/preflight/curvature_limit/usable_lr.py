@@ -15,10 +15,10 @@ from torch.optim import SGD, Optimizer
 
 from poise.curvature import Hessian, SharpnessTracker
 from poise.curvature.loss.objective import Objective
-from poise.dynamics.audit_sharpness import is_adaptive
 from poise.dynamics.edge_of_stability.edge import edge
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
 from poise.dynamics.sgd_noise.example_sample import two_samples
+from poise.dynamics.training_audit.sharpness import is_adaptive
 from poise.nn.dropout_off import dropout_off
 from poise.preflight.curvature_limit.stable_lr import stable_lr
 

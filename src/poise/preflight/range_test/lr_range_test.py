@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,60 +16,11 @@ from torch.optim import SGD, Optimizer
 
 from poise.curvature.loss.batches import to_device
 from poise.curvature.loss.objective import Objective, as_objective
-from poise.curvature.loss.random_states import RandomStates
-from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, Rule, suggest_lr
-
-if TYPE_CHECKING:
-    from poise.report import Report
+from poise.preflight.range_test.lr_range_result import LRRangeTest
+from poise.preflight.range_test.lr_suggestion import LRRangeCurve
+from poise.tools.random_states import seeded_random_states
 
 Mode = Literal["exp", "linear"]
-
-
-@dataclass(frozen=True, slots=True)
-class LRRangeTest:
-    """The curves of a range test.
-
-    Args:
-        curves: one for each weight decay and momentum, in the order in which they were asked for.
-        notes: what limits the test, in sentences.
-    """
-
-    curves: tuple[LRRangeCurve, ...]
-    notes: tuple[str, ...] = ()
-
-    def suggest(self, rule: Rule = "valley") -> LRSuggestion:
-        """Return the learning rates that a rule reads from the best curve.
-
-        With several weight decays that is the largest one under which the loss comes, within the noise, as low as under
-        any other.
-
-        Args:
-            rule: see :func:`suggest_lr`.
-
-        Raises:
-            NoSuggestion: if the curve does not bear one; the message says why.
-            ValueError: if ``rule`` is unknown.
-        """
-        return suggest_lr(self.best_curve(), rule)
-
-    def best_curve(self) -> LRRangeCurve:
-        """Return the curve of the largest weight decay that lets the loss fall as low as any other does.
-
-        Raises:
-            NoSuggestion: if every run had a loss that is not finite at its first point.
-        """
-        usable = [curve for curve in self.curves if len(curve.lrs)]
-        if not usable:
-            raise NoSuggestion(f"diverged at lr={self.curves[0].stopped_at:g}, the first point")
-        lowest = min(usable, key=lambda curve: curve.smoothed.min())
-        good = [c for c in usable if c.smoothed.min() <= lowest.smoothed.min() + lowest.noise]
-        return max(good, key=lambda c: (c.weight_decay or 0.0, -c.smoothed.min()))
-
-    def report(self) -> Report:
-        """Return the curves, their zones and what each rule suggests, with one figure per weight decay."""
-        from poise.preflight.range_test.lr_range_report import lr_range_report
-
-        return lr_range_report(self)
 
 
 def lr_range_test(
@@ -267,7 +216,6 @@ class _Cycle:
 @contextmanager
 def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterator[None]:
     """Seed all generators that a run may draw from, and set them back at the end, those of the loader too."""
-    states = RandomStates(device)
     holders = [
         loader,
         getattr(loader, "sampler", None),
@@ -275,15 +223,10 @@ def _own_random_numbers(seed: int, device: torch.device, loader: Any) -> Iterato
     ]
     generators = [g for h in holders if isinstance(g := getattr(h, "generator", None), torch.Generator)]
     kept = [(g, g.get_state()) for g in generators]
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
     try:
-        yield
+        with seeded_random_states(device, seed):
+            yield
     finally:
-        states.restore()
         for generator, state in kept:
             generator.set_state(state)
 

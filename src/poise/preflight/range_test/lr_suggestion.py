@@ -126,27 +126,11 @@ def smooth(values: Float[np.ndarray, " steps"], keep: float) -> Float[np.ndarray
 
 
 def suggest_lr(curve: LRRangeCurve, rule: Rule = "valley") -> LRSuggestion:
-    """Read learning rates from a curve.
-
-    ================  =================================================================================================
-    rule              ``lr_max``
-    ================  =================================================================================================
-    ``valley``        two thirds, in the logarithm of the learning rate, of the way from the first tenth to the bottom
-                      of the deepest fall of the smoothed loss
-    ``minimum/10``    a tenth of that with the lowest smoothed loss
-    ``steepest``      that at which the smoothed loss falls fastest in the logarithm of the learning rate
-    ``divergence/3``  a third of the last learning rate at which the loss was within its noise of the lowest, before it
-                      ended the run
-    ================  =================================================================================================
-
-    None chooses one of the first or last five points, and all of them need a loss that falls and comes to an end of
-    falling within the range. ``valley`` is the default because more of its suggestions trained as well as the best of
-    a grid than those of any other rule, on problems made to choose among them (``benchmarks/lr_range_development.py``);
-    ``divergence/3`` aims at the largest learning rate that is stable, which schedules with a short peak want.
+    """Read learning rates from one curve; the rules are described at :meth:`LRRangeTest.suggest`.
 
     Args:
         curve: the curve.
-        rule: one of these.
+        rule: which rule reads it.
 
     Returns:
         The learning rates, with the reason.
@@ -154,10 +138,6 @@ def suggest_lr(curve: LRRangeCurve, rule: Rule = "valley") -> LRSuggestion:
     Raises:
         NoSuggestion: if the curve does not bear one.
         ValueError: if ``rule`` is unknown.
-
-    References:
-        Smith, "Cyclical learning rates for training neural networks", 2017, arXiv:1506.01186; Smith, 2018,
-        arXiv:1803.09820.
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, got {rule!r}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from poise.doctor.masking import Masking
 from poise.preflight.script_sweep.script_sweep import EPS_SHRINK, GRADIENT, LOGIT, ScriptPlan, bounds_logits
 from poise.preflight.sweeps.lr_crossing import LRCrossing, lr_crossing
 from poise.preflight.sweeps.lr_report import lr_report
@@ -38,18 +39,22 @@ def script_report(plan: ScriptPlan, results: Mapping[str, SweepResult], scale: f
     ]
     named = {_label(plan, name, size): result.curve(size) for name, result in results.items() for size in result.sizes}
     curves = lr_report(named)
+    masking = Masking(plan.args)  # reports are made to be forwarded
+    script = masking.text(plan.script)
     report = Report(
-        f"Preflight of {plan.script}",
+        f"Preflight of {script}",
         " ".join(sentences),
         blocks=curves.blocks,
-        meta={"script": plan.script, "args": list(plan.args), "lrs": list(plain.lrs), "seeds": list(plain.seeds)},
+        meta={"script": script, "args": masking.args, "lrs": list(plain.lrs), "seeds": list(plain.seeds)},
         verdict=_verdict(plain),
     )
     picture = _logit_figure(plan, results, crossings)
     if picture is not None:
         report.add(picture)
     if crossings[""] is not None and len(results) == 1 and math.isfinite(crossings[""].lr):
-        report.add(Text(f"What a bound on the attention logits changes is measured by\n\n    {measure}", "Next"))
+        report.add(
+            Text(f"What a bound on the attention logits changes is measured by\n\n    {masking.text(measure)}", "Next")
+        )
     notices = _notices(plan, results)
     if notices:
         report.add(Text("\n".join(f"- {notice}" for notice in notices), title="To keep in mind"))

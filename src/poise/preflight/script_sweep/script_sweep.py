@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,10 +21,10 @@ from poise.preflight.sweeps.hopeless import LossWatch
 from poise.preflight.sweeps.sweep import SweepResult, sweep
 from poise.preflight.sweeps.sweep_progress import Progress
 from poise.store import Record, RunFileError, read_run
+from poise.tools.child_process import ChildProcesses
 
 LOGIT, GRADIENT, EPS_SHRINK = "attention_logit_max", "grad_norm", "adam_eps_shrink"
 
-_SECONDS_TO_END = 5.0
 _POLL = 0.3  # seconds between looks at the loss of a run that goes on, and more where looking takes long
 
 
@@ -148,21 +145,14 @@ class _Runs:
 
     def __init__(self, plan: ScriptPlan, folder: Path) -> None:
         self.plan, self.folder, self.fingerprint = plan, folder, plan.fingerprint
-        self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
+        self._children = ChildProcesses()
 
     def __enter__(self) -> _Runs:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            return
-        with self._lock:
-            self._stopped = True
-            running = list(self._running)
-        for child in running:
-            _end(child)
+        if kind is not None:
+            self._children.stop()
 
     def __call__(self, lr: float, seed: int, watch: LossWatch, size: int | None = None) -> dict[str, float]:
         name = f"lr-{lr:g}-seed-{seed}"
@@ -181,46 +171,19 @@ class _Runs:
         for spec in self.plan.remedies:
             options += ["--remedy", spec]
         command = [sys.executable, "-m", "poise", "run", *options, self.plan.script, *args]
-        child = self._start(command, folder)
+        with self._children.child(command, folder) as child:
+            return _follow(child, folder / "run" / "run.db", watch)
+
+
+def _follow(child: subprocess.Popen[bytes], file: Path, watch: LossWatch) -> int:
+    wait = _POLL
+    while True:
         try:
-            return self._follow(child, folder / "run" / "run.db", watch)
-        except BaseException:
-            _end(child)
-            raise
-        finally:
-            with self._lock:
-                self._running.discard(child)
-
-    def _start(self, command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr, self._lock:
-            if self._stopped:
-                raise InterruptedError("the sweep was stopped")
-            # In a session of its own a child does not get the terminal's Ctrl-C, and can be ended with its workers.
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env={**os.environ, **threads},
-                start_new_session=True,
-            )
-            self._running.add(child)
-        return child
-
-    def _follow(self, child: subprocess.Popen[bytes], file: Path, watch: LossWatch) -> int:
-        wait = _POLL
-        while True:
-            try:
-                code = child.wait(wait)
-            except subprocess.TimeoutExpired:
-                start = time.perf_counter()
-                _report_losses(file, watch)
-                wait = max(_POLL, 20 * (time.perf_counter() - start))
-                continue
-            if self._stopped:
-                raise InterruptedError("the sweep was stopped")
-            return code
+            return child.wait(wait)
+        except subprocess.TimeoutExpired:
+            start = time.perf_counter()
+            _report_losses(file, watch)
+            wait = max(_POLL, 20 * (time.perf_counter() - start))
 
 
 def _report_losses(file: Path, watch: LossWatch) -> None:
@@ -231,18 +194,6 @@ def _report_losses(file: Path, watch: LossWatch) -> None:
     seen = len(watch.losses)
     for step, value in zip(loss.steps[seen:].tolist(), loss.values[seen:].tolist(), strict=True):
         watch(step, value)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, how)
-            child.wait(_SECONDS_TO_END)
-        except ProcessLookupError:
-            child.wait()
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -49,7 +49,7 @@ class LossWatch:
         ...     watch(step, loss)
         Traceback (most recent call last):
         ...
-        poise.preflight.hopeless.HopelessRunError: the loss does not come back (given up at step 3)
+        poise.preflight.sweeps.hopeless.HopelessRunError: the loss does not come back (given up at step 3)
     """
 
     def __init__(self) -> None:

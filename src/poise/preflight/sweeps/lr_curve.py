@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    from poise.report import Report
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,12 +75,6 @@ class LRCurve:
                 f"lr_range must hold a learning rate of the curve {self.lrs.tolist()}, got ({low}, {high})"
             )
         return LRCurve(self.lrs[keep], self.losses[keep], self.init_losses[keep])
-
-    def report(self) -> Report:
-        """Return the curve, its sensitivity and the largest trainable learning rate as a report."""
-        from poise.preflight.sweeps.lr_report import lr_report
-
-        return lr_report({"all runs": self})
 
 
 def require_learning_rates(lrs: Float[np.ndarray, lrs]) -> None:

@@ -110,7 +110,7 @@ def sweep(
     ``folder`` every finished run is kept at once: after a crash, a kill or Ctrl-C the same call runs what is missing,
     and a larger grid takes over the points that fit. If a worker dies, what it was running is run again.
 
-    A run that takes ``watch`` is ended early once it is past hope (see :func:`poise.preflight.hopeless.is_hopeless`);
+    A run that takes ``watch`` is ended early once it is past hope (see :func:`~poise.preflight.is_hopeless`);
     it counts as diverged, which it would have done at its end.
 
     Args:

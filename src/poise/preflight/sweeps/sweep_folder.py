@@ -17,6 +17,7 @@ import joblib
 from filelock import FileLock
 
 from poise.preflight.sweeps.sweep_point import SweepPoint
+from poise.tools.atomic_write import write_text
 
 FORMAT = 1
 HEADER, POINTS, _LOCK = "sweep.json", "points.jsonl", "lock"
@@ -61,9 +62,7 @@ class SweepFolder:
                 if foreign:
                     raise FileExistsError(f"folder must be for one sweep alone, but {str(path)!r} holds {foreign[0]!r}")
                 made = {"format": FORMAT, "name": uuid.uuid4().hex, "train": what}
-                draft = path / f"{HEADER}.tmp"
-                draft.write_text(json.dumps(made) + "\n", encoding="utf-8")
-                draft.replace(header)
+                write_text(header, json.dumps(made) + "\n")
             found = _read_header(header)
         if found["train"] != what:
             raise OtherSweepError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from poise.tools.json_numbers import json_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,9 @@ class SweepPoint:
             "lr": self.lr,
             "size": self.size,
             "seed": self.seed,
-            "loss": _to_json(self.loss),
-            "init_loss": _to_json(self.init_loss),
-            "signals": {name: _to_json(value) for name, value in self.signals.items()},
+            "loss": json_number(self.loss),
+            "init_loss": json_number(self.init_loss),
+            "signals": {name: json_number(value) for name, value in self.signals.items()},
             "stopped_at": self.stopped_at,
         }
 
@@ -64,7 +65,3 @@ class SweepPoint:
             signals={name: float(value) for name, value in made["signals"].items()},
             stopped_at=made["stopped_at"],
         )
-
-
-def _to_json(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)

@@ -6,16 +6,11 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-
 from poise.preflight.sweeps.sweep_point import SweepPoint
+from poise.tools.progress_bar import progress_bar
 
 Progress = Callable[[SweepPoint, int, int], None]
 Key = tuple[int | None, float, int]
-
-_WHOLE_SWEEP = 1e9  # seconds over which the speed is taken: runs of a sweep differ too much for a short window
 
 
 class SweepTally:
@@ -36,7 +31,7 @@ class SweepTally:
         self._tell = progress if callable(progress) else None
         self._lock = threading.Lock()
         show = None if callable(progress) else progress
-        self._bar = sweep_bar(False if callable(progress) else show)
+        self._bar = progress_bar(False if callable(progress) else show)
         self._task = self._bar.add_task("sweep", total=len(self.grid), completed=len(self.points))
 
     def __enter__(self) -> SweepTally:
@@ -60,18 +55,3 @@ class SweepTally:
             self._bar.update(self._task, completed=len(self.points))
             if self._tell is not None:
                 self._tell(point, len(self.points), len(self.grid))
-
-
-def sweep_bar(show: bool | None = None, console: Console | None = None) -> Bar:
-    """Return a progress bar with the time that is left; by default it is shown on a terminal, on stderr."""
-    console = console or Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    shown = console.is_terminal if show is None else show
-    return Bar(*columns, console=console, disable=not shown, transient=True, speed_estimate_period=_WHOLE_SWEEP)

@@ -1,0 +1,47 @@
+"""What the audit before the first step can find, one rule a file; a new one is one more file and one more name here."""
+
+from poise.preflight.init_audit.rules import (
+    attention_logit_growth,
+    backward_nonfinite,
+    dead_units,
+    degenerate_norm,
+    eps_dominates,
+    exploding_gradients,
+    forward_nonfinite,
+    gradient_underflow,
+    hidden_state_gain,
+    indistinguishable_inputs,
+    lr_above_curvature,
+    orphan_parameters,
+    signal_decay,
+    signal_growth,
+    small_residual_stream,
+    vanishing_gradients,
+)
+from poise.rules.rule_set import RuleSet
+
+RULES = RuleSet(
+    "init audit",
+    "preflight",
+    "`poise.preflight.audit_init`",
+    (
+        forward_nonfinite.RULE,
+        backward_nonfinite.RULE,
+        signal_growth.RULE,
+        signal_decay.RULE,
+        exploding_gradients.RULE,
+        vanishing_gradients.RULE,
+        gradient_underflow.RULE,
+        small_residual_stream.RULE,
+        degenerate_norm.RULE,
+        attention_logit_growth.RULE,
+        dead_units.RULE,
+        indistinguishable_inputs.RULE,
+        hidden_state_gain.RULE,
+        lr_above_curvature.RULE,
+        eps_dominates.RULE,
+        orphan_parameters.RULE,
+    ),
+)
+
+__all__ = ["RULES"]

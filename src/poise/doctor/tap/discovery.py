@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from poise.tools.unwrap import unwrap
+
 # What torch.compile and FSDP put into the names the user knows. (DDP's "module" goes by unwrapping its root: a user
 # may well have a module of that name.)
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -61,23 +63,9 @@ def find_roots(parameters: Iterable[Tensor]) -> list[nn.Module]:
     return [m for _, m in sorted(roots, key=lambda pair: -pair[0])]
 
 
-def unwrap(root: nn.Module) -> nn.Module:
-    """Return the user's own module inside DDP, DataParallel or torch.compile wrappers."""
-    while True:
-        children = root._modules
-        inner = children.get("_orig_mod") or (children.get("module") if _is_parallel_wrapper(root) else None)
-        if inner is None:
-            return root
-        root = inner
-
-
 def is_compiled(root: nn.Module) -> bool:
     """Return whether ``root`` or a part of it is compiled by torch.compile or ``Module.compile``."""
     return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in root.modules())
-
-
-def _is_parallel_wrapper(module: nn.Module) -> bool:
-    return type(module).__name__ in ("DistributedDataParallel", "DataParallel")
 
 
 def name_model(roots: list[nn.Module]) -> Names:

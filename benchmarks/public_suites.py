@@ -70,7 +70,17 @@ def pip(*arguments: str) -> None:
 def set_up(suites: list[Suite]) -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        pip("install", "--constraint", str(ROOT / "constraints.txt"), "--editable", str(ROOT), "pytest", "pytest-timeout", "setuptools<81", "wheel")
+        pip(
+            "install",
+            "--constraint",
+            str(ROOT / "constraints.txt"),
+            "--editable",
+            str(ROOT),
+            "pytest",
+            "pytest-timeout",
+            "setuptools<81",
+            "wheel",
+        )
     for suite in suites:
         # Without isolation: some of them import torch while they are built.
         constraint = ("--constraint", str(ROOT / "constraints.txt"))

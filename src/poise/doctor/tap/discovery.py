@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -40,11 +41,17 @@ def plain_name(name: str) -> str:
 def live_modules() -> list[nn.Module]:
     """Return every module alive in this process.
 
-    Only types are compared: ``isinstance`` on strangers would wake lazy proxies, which may import half the world.
+    Only types are compared: ``isinstance`` on unknown objects would load lazy proxies, some of which import a library.
     """
     objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
-    return [o for o in objects if type(o) in kinds]
+    kinds = set(_subclasses(nn.Module))
+    return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects))))
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 def find_roots(parameters: Iterable[Tensor]) -> list[nn.Module]:

@@ -197,7 +197,9 @@ def test_sgd_without_decay_has_the_directions_of_sgd_with_decay():
         directions.append(direction_after(decayed))
     schedule = MatchEffectiveLR(plain, recorded, "sgd")
     for t, expected in enumerate(directions):
-        torch.testing.assert_close(direction_after(plain), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            direction_after(plain), expected, rtol=0, atol=1e-10
+        )  # rounding grows by a factor at each step
         other_norms.append(weight_norm(plain))
         if t < 19:
             schedule.step()

@@ -61,6 +61,21 @@ def test_half_compile_empty_autocast(dtype):
     assert block.to(dtype)(x.to(dtype)).dtype == dtype
 
 
+def test_a_factor_survives_the_meta_device():
+    with torch.device("meta"):
+        block = ScaledResidual(nn.Linear(4, 4), 0.25)
+        net = StableResNetMLP(3, 4, 16, 2)
+    assert block.scale.is_meta
+    assert net.blocks[0].scale.is_meta
+    for module in (block, net):
+        module.to_empty(device="cpu")
+        for part in module.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+    assert block.scale == 0.25
+    assert all(part.scale == 0.25 for part in net.blocks)
+
+
 def test_derivatives():
     net = StableResNetMLP(3, 4, 2, 2, activation=torch.tanh).double()
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)

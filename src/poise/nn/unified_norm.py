@@ -191,7 +191,10 @@ class UnifiedNorm(nn.Module):
         valid = x.detach() if pads is None else x.detach().masked_fill(pads, 0)
         rows = _as(self.window.dtype, valid.reshape(-1, self.num_features))
         # One pass without a temporary, where x.square().mean(0) writes its squares to memory first.
-        mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        if rows.is_meta:  # for which it has no kernel
+            mean, variance = torch.empty_like(self.window[0]), torch.empty_like(self.window[0])
+        else:
+            mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
         moment = _over_valid(torch.addcmul(variance, mean, mean), len(rows), pads, self.process_group)
         filters = self.outlier_filtration and self.windows[0] > 1  # both means of one number are the same
         advance = _advance_opaque if torch.compiler.is_compiling() else _advance

@@ -158,6 +158,8 @@ def power_iteration(
 
 def orthogonalize(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return the Q factor of the QR decomposition."""
+    if matrix.is_meta:  # for which geqrf has no kernel
+        return torch.empty_like(matrix)
     reflectors, tau = torch.geqrf(matrix)  # torch.linalg.qr would form the triangular factor as well
     return torch.linalg.householder_product(reflectors, tau)
 

@@ -348,7 +348,7 @@ def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
 
 def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
     """Return whether gradients are finite; raise if the group asks for it."""
-    if group["nonfinite"] == "unchecked" or not params:
+    if group["nonfinite"] == "unchecked" or not params or params[0].is_meta:
         return True
     # A square that overflows would make the Gram matrix infinite too.
     finite = torch.stack(_squares(params)).isfinite()

@@ -246,8 +246,15 @@ def test_it_steps_on_the_meta_device_as_torchs_do(make):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [{"foreach": True}, {"foreach": False}, {"fused": True}, {}])
-@pytest.mark.parametrize("kind", [AdamP, IndependentAdamW])
+@pytest.mark.parametrize(
+    ("kind", "kernel"),
+    [
+        (AdamP, {"foreach": True}),
+        (AdamP, {"foreach": False}),
+        (AdamP, {"fused": True}),
+        (IndependentAdamW, {"foreach": True}),
+    ],
+)
 def test_a_compiled_step_of_every_kernel_is_the_eager_step(kind, kernel):
     torch._dynamo.reset()
     eager, compiled = network(torch.float64), network(torch.float64)

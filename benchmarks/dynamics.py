@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse.linalg
 
 from poise.dynamics import CatalyticPore
-from poise.dynamics.leading_eigenvalues import dense_eigenvalues, rightmost_eigenvalues
+from poise.dynamics.systems.leading_eigenvalues import dense_eigenvalues, rightmost_eigenvalues
 
 K, REPEATS, DENSE_ONCE = 6, 5, 2000
 ROWS: dict[int, tuple[int, int]] = {660: (10, 20), 1980: (19, 33), 4992: (25, 64)}

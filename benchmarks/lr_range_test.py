@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from poise.data import load_breast_cancer, load_diabetes, load_digits, load_text, standardize
 from poise.preflight import NoSuggestion, lr_range_test
-from poise.preflight.lr_suggestion import RULES
+from poise.preflight.range_test.lr_suggestion import RULES
 
 LO, HI, NUM_STEPS, STEPS = 1e-6, 10.0, 100, 200
 GRID = np.geomspace(1e-5, 10, 13)

@@ -24,7 +24,7 @@ def path_of(room: ModuleType, name: str) -> str:
 
 def _imports(room: ModuleType) -> dict[str, str]:
     tree = ast.parse(Path(str(room.__file__)).read_text(encoding="utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 

@@ -15,8 +15,8 @@ from poise.curvature import (
     numerical_abscissa,
     spectral_norm,
 )
-from poise.curvature.eigs import DENSE
-from poise.curvature.orthogonal import orthogonalize
+from poise.curvature.eigen.eigs import DENSE
+from poise.curvature.eigen.orthogonal import orthogonalize
 
 SYMMETRIC_METHODS = ("lanczos", "block")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from poise.curvature import Hessian, LossFunction, Supervised, as_objective, per_example_gradients
-from poise.curvature.batches import as_batches, count_examples, map_tensors, to_device
-from poise.curvature.criterion import as_criterion
+from poise.curvature.loss.batches import as_batches, count_examples, map_tensors, to_device
+from poise.curvature.loss.criterion import as_criterion
 
 X, Y = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1, 0, 1, 1, 0])
 Pair = namedtuple("Pair", ["x", "y"])

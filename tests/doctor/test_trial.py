@@ -16,14 +16,14 @@ from poise.doctor.remedies import parse_remedy
 from poise.doctor.trial import (
     Arm,
     ArmResult,
-    _Children,
     carry_out,
     final_loss,
     make_plan,
     stronger,
     trial,
 )
-from poise.doctor.trial_report import over_seeds, trial_report
+from poise.doctor.trial.report import over_seeds, trial_report
+from poise.doctor.trial.runs import Children
 from poise.report import Finding, Report
 from poise.store import Record, RunWriter, Series
 
@@ -350,7 +350,7 @@ def test_folders_of_others_are_left_alone(script):
 
 def test_children_get_one_thread_their_own_output_and_their_exit_code(tmp_path):
     code = "import os, sys; print(os.environ['OMP_NUM_THREADS']); print('oh', file=sys.stderr); sys.exit(7)"
-    with _Children() as children:
+    with Children() as children:
         assert children.run([sys.executable, "-c", code], tmp_path) == 7
     assert (tmp_path / "stdout.txt").read_text() == "1\n"
     assert (tmp_path / "stderr.txt").read_text() == "oh\n"
@@ -364,7 +364,8 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
         import sys
         from functools import partial
         from pathlib import Path
-        from poise.doctor.trial import _Children, carry_out, make_plan
+        from poise.doctor.trial import carry_out, make_plan
+        from poise.doctor.trial.runs import Children
 
         wait = (
             "import os, subprocess, sys, time;"
@@ -372,7 +373,7 @@ def test_ctrl_c_ends_the_children_and_theirs(tmp_path):
             "open('ids', 'w').write(f'{{os.getpid()}} {{k.pid}}'); os.rename('ids', 'ready'); time.sleep(60)"
         )
         plan = make_plan({str(tmp_path / "train.py")!r}, [], ["warmup=10"], 1)
-        with _Children() as children:
+        with Children() as children:
             def runner(arm, folder):
                 return children.run([sys.executable, "-c", wait], folder)
             carry_out(plan, Path("out"), runner, 1)
@@ -446,7 +447,7 @@ def test_a_module_is_found_without_being_imported(tmp_path, monkeypatch):
 
 
 def test_the_command_of_an_arm(tmp_path, script):
-    from poise.doctor.trial import _run_script
+    from poise.doctor.trial.runs import run_script
 
     class Told:
         def run(self, command, folder):
@@ -455,7 +456,7 @@ def test_the_command_of_an_arm(tmp_path, script):
 
     told = Told()
     plan = make_plan(script, ["--remedy", "mine"], [["lr_scale", "warmup=5"]], 1)
-    _run_script(told, plan, Arm(("lr_scale=0.3", "warmup=5"), 4), tmp_path)
+    run_script(told, plan, Arm(("lr_scale=0.3", "warmup=5"), 4), tmp_path)
     assert told.command == [
         *[sys.executable, "-m", "poise", "run", "--quiet", "--json", "--seed", "4", "--out", str(tmp_path / "run")],
         *["--remedy", "lr_scale=0.3", "--remedy", "warmup=5", str(script), "--remedy", "mine"],

@@ -9,9 +9,9 @@ from torch import nn
 from poise.curvature import Hessian, Supervised, as_objective
 from poise.dynamics import audit, critical_lr, edge
 from poise.dynamics.audit_effort import affordable_effort
-from poise.dynamics.example_sample import two_samples
-from poise.dynamics.largest_stable_lr import largest_stable_lr
-from poise.dynamics.local_point import local_point
+from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
+from poise.dynamics.edge_of_stability.local_point import local_point
+from poise.dynamics.sgd_noise.example_sample import two_samples
 from poise.report import Report
 
 

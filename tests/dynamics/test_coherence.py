@@ -8,10 +8,10 @@ from torch import nn
 
 from poise.curvature import GGN, Supervised
 from poise.dynamics import coherence
-from poise.dynamics.coherence import coherence_of_gram
-from poise.dynamics.curvature_moments import curvature_moments, lr_bound_error
-from poise.dynamics.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
-from poise.dynamics.second_moment_operator import SecondMomentOperator
+from poise.dynamics.sgd_noise.coherence import coherence_of_gram
+from poise.dynamics.sgd_noise.curvature_moments import curvature_moments, lr_bound_error
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, PerExampleGram, per_example_gram
+from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator
 
 CRITERIA = {
     "mse": nn.MSELoss(),

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from poise.dynamics import critical_lr
-from poise.dynamics.critical_lr import METHODS
+from poise.dynamics.sgd_noise.critical_lr import METHODS
 
 
 def problem(n=10):

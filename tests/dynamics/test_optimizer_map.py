@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from poise.dynamics import Map, edge, find_fixed_point, momentum_edge, optimizer_map, sam_edge, stability
+from poise.dynamics import edge, find_fixed_point, momentum_edge, optimizer_map, sam_edge, stability
 from poise.optim import SAM
 
 G = torch.Generator().manual_seed(0)
@@ -100,7 +100,8 @@ def test_batches_are_averaged_by_their_sizes():
 
 def test_the_momentum_map_has_the_roots_of_its_polynomial_for_every_curvature():
     model, lr, beta = line(), 0.1, 0.9
-    map_ = Map.from_optimizer(torch.optim.SGD(model.parameters(), lr=lr, momentum=beta), model, nn.MSELoss(), (X, Y))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=beta)
+    map_ = optimizer_map(optimizer, model, nn.MSELoss(), (X, Y))
     minimum = find_fixed_point(map_, map_.start).x
     result = stability(map_, minimum, k=16)
     hessian = X.T @ X / len(X)  # of the mean over 2 outputs, once per output

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.dynamics import SecondMomentOperator
-from poise.dynamics.sampling import SAMPLINGS, noise_coefficients, smallest_batch_with
+from poise.dynamics.sgd_noise.sampling import SAMPLINGS, noise_coefficients, smallest_batch_with
 
 
 def factors(n=5, outputs=1, parameters=7, seed=0):

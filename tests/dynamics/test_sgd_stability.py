@@ -13,9 +13,9 @@ from poise.dynamics import (
     sgd_lyapunov_exponent,
     sgd_stability,
 )
-from poise.dynamics.curvature_moments import curvature_moments
-from poise.dynamics.per_example_factors import PerExampleGram
-from poise.dynamics.sampling import SAMPLINGS
+from poise.dynamics.sgd_noise.curvature_moments import curvature_moments
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleGram
+from poise.dynamics.sgd_noise.sampling import SAMPLINGS
 from poise.report import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore::poise.dynamics.NotInterpolating")

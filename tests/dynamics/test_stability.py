@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.dynamics import Flow, Map, central_difference, find_fixed_point, stability
-from poise.dynamics.leading_eigenvalues import rightmost_eigenvalues, shift_invert_eigenvalues
+from poise.dynamics.systems.leading_eigenvalues import rightmost_eigenvalues, shift_invert_eigenvalues
 
 
 def linear(matrix):

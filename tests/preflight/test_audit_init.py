@@ -10,13 +10,13 @@ from torch import nn
 from poise.curvature import as_objective
 from poise.nn import StableResNetMLP
 from poise.preflight.audit_init import audit_init
-from poise.preflight.depth_growth import depth_growth, failing_depths
-from poise.preflight.hidden_state_gain import hidden_state_gain
-from poise.preflight.jacobian_gain import Point, jacobian_gain
-from poise.preflight.norm_amplification import norm_input
-from poise.preflight.residual_stream import residual_sum
-from poise.preflight.signal_propagation import depth_units, signal_propagation
-from poise.preflight.usable_lr import few_products, usable_lr, warm_up
+from poise.preflight.curvature_limit.usable_lr import few_products, usable_lr, warm_up
+from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
+from poise.preflight.signal_propagation.hidden_state_gain import hidden_state_gain
+from poise.preflight.signal_propagation.jacobian_gain import Point, jacobian_gain
+from poise.preflight.signal_propagation.norm_amplification import norm_input
+from poise.preflight.signal_propagation.residual_stream import residual_sum
+from poise.preflight.signal_propagation.signal_propagation import depth_units, signal_propagation
 from poise.report import Report
 
 

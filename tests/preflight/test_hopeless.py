@@ -75,7 +75,7 @@ def test_units_of_the_loss_do_not_matter(scale, losses):
 
 def test_a_long_run_is_not_looked_at_at_every_step(monkeypatch):
     looks = []
-    monkeypatch.setattr("poise.preflight.hopeless.is_hopeless", lambda losses: looks.append(len(losses)))
+    monkeypatch.setattr("poise.preflight.sweeps.hopeless.is_hopeless", lambda losses: looks.append(len(losses)))
     given_up_at(np.ones(20_000))
     assert len(looks) < 250
     assert max(np.diff(looks) / np.array(looks[1:])) <= 0.5

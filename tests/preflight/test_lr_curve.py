@@ -60,7 +60,7 @@ def test_nothing_trains():
     found = lr_sensitivity(curve)
     assert (found.value, found.meaningless) == (0, True)
     assert (max_trainable_lr(curve).lr, max_trainable_lr(curve).first_failing) == (None, 1e-3)
-    assert "no stable LR in range" in curve.report().summary
+    assert "no stable LR in range" in lr_report({"all runs": curve}).summary
 
 
 def test_largest_trainable_rate_needs_every_seed_and_every_rate_from_the_optimum():
@@ -125,8 +125,8 @@ def test_report_shows_curves_on_a_logarithmic_axis_and_says_where_training_fails
 
 def test_an_optimum_next_to_failure_is_pointed_out():
     curve = LRCurve([0.01, 0.03, 0.1], [2.0, 1.0, 4.5], 4.0)
-    assert "half a decade" not in LRCurve(LRS, [2.0, 1.0, 4.5, 4.5], 4.0).report().summary
-    assert "fails at 0.1. The optimum is within half a decade of it." in curve.report().summary
+    assert "half a decade" not in lr_report({"all runs": LRCurve(LRS, [2.0, 1.0, 4.5, 4.5], 4.0)}).summary
+    assert "fails at 0.1. The optimum is within half a decade of it." in lr_report({"all runs": curve}).summary
 
 
 def test_a_report_needs_a_curve():

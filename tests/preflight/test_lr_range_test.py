@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from poise.data import load_digits
 from poise.optim import SAM
-from poise.preflight import LRRangeCurve, NoSuggestion, lr_range_test, suggest_lr
-from poise.preflight.lr_suggestion import RULES, divergence_lr, smooth
+from poise.preflight import LRRangeCurve, NoSuggestion, lr_range_test
+from poise.preflight.range_test.lr_suggestion import RULES, divergence_lr, smooth, suggest_lr
 
 LRS = np.geomspace(1e-6, 10, 100)
 

@@ -12,9 +12,9 @@ import pytest
 
 from poise.cli.preflight import parse_lrs, parse_sets
 from poise.preflight import SweepPoint, SweepResult
-from poise.preflight.lr_crossing import lr_crossing
-from poise.preflight.script_report import script_report
-from poise.preflight.script_sweep import LOGIT, ScriptPlan, _Runs, read_script_run, with_remedy
+from poise.preflight.script_sweep.script_report import script_report
+from poise.preflight.script_sweep.script_sweep import LOGIT, ScriptPlan, _Runs, read_script_run, with_remedy
+from poise.preflight.sweeps.lr_crossing import lr_crossing
 from poise.store import RunWriter
 
 LRS, SIZES = (1e-3, 1e-2, 1e-1), (10, 20, 40)

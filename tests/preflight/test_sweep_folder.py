@@ -15,7 +15,7 @@ import joblib
 import pytest
 
 from poise.preflight import HopelessRunError, SweepPoint, sweep
-from poise.preflight.sweep_folder import SweepFolder, fingerprint
+from poise.preflight.sweeps.sweep_folder import SweepFolder, fingerprint
 
 LRS = [0.01, 0.1, 1.0]
 

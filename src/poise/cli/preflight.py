@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from poise.preflight.script_sweep import ScriptPlan
-    from poise.preflight.sweep import SweepResult
+    from poise.preflight.script_sweep.script_sweep import ScriptPlan
+    from poise.preflight.sweeps.sweep import SweepResult
 
 _INTERRUPTED = 130
 _EVEN = re.compile(r"(?P<low>[^:]+):(?P<high>[^:]+):(?P<count>\d+)log")
@@ -46,8 +46,8 @@ def preflight(
 
     Finished runs are taken over when the same command is started again. Runs that are past hope are ended early.
     """
-    from poise.preflight.script_report import script_report
-    from poise.preflight.script_sweep import ScriptPlan, with_remedy
+    from poise.preflight.script_sweep.script_report import script_report
+    from poise.preflight.script_sweep.script_sweep import ScriptPlan, with_remedy
 
     plan = ScriptPlan(script, tuple(args or ()), parse_sets(sets or ()), (), overhead)
     lrs = parse_lrs(lr)
@@ -67,8 +67,8 @@ def preflight(
 
 
 def _swept(plan: ScriptPlan, lrs: list[float], seeds: int, jobs: int, folder: Path) -> SweepResult:
-    from poise.preflight.script_sweep import script_sweep
-    from poise.preflight.sweep_folder import POINTS, OtherSweepError
+    from poise.preflight.script_sweep.script_sweep import script_sweep
+    from poise.preflight.sweeps.sweep_folder import POINTS, OtherSweepError
 
     try:
         return script_sweep(plan, lrs, seeds, jobs, folder)

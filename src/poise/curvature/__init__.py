@@ -1,35 +1,40 @@
 """Spectra of a loss: curvature operators that never form a matrix, eigenvalues with error bounds, traces, densities."""
 
-from poise.curvature.block_davidson import block_davidson
-from poise.curvature.deflated import deflated
-from poise.curvature.dense import DenseOperator
-from poise.curvature.eigen_result import EigenResult, Which
-from poise.curvature.eigs import eigs
-from poise.curvature.empirical_fisher import EmpiricalFisher
-from poise.curvature.flat import FlatParameters, flatten, unflatten
-from poise.curvature.function_operator import FunctionOperator
-from poise.curvature.ggn import GGN
-from poise.curvature.hessian import Hessian
-from poise.curvature.hessian_trace import hessian_trace
-from poise.curvature.hutch_plus_plus import hutch_plus_plus
-from poise.curvature.hutchinson import hutchinson
-from poise.curvature.jacobian import per_example_gradients, per_example_jacobians
-from poise.curvature.jacobian_frobenius import jacobian_frobenius
-from poise.curvature.krylov_schur import krylov_schur
-from poise.curvature.lanczos import lanczos
-from poise.curvature.linear_operator import LinearOperator
-from poise.curvature.ntk import NTK
-from poise.curvature.ntk_max import ntk_max
-from poise.curvature.numerical_abscissa import numerical_abscissa
-from poise.curvature.objective import LossFunction, Objective, Supervised, as_objective
-from poise.curvature.preconditioned import Preconditioned, l2_penalty, preconditioner
-from poise.curvature.sharpening_rate import sharpening_rate
-from poise.curvature.sharpness_tracker import Sharpness, SharpnessTracker
-from poise.curvature.spectral_density import SpectralDensity, spectral_density
-from poise.curvature.spectral_norm import spectral_norm
-from poise.curvature.trace import trace
-from poise.curvature.trace_estimate import TraceEstimate
-from poise.curvature.xtrace import xtrace
+from typing import TYPE_CHECKING
+
+from poise._lazy import attach
+
+if TYPE_CHECKING:
+    from poise.curvature.eigen.block_davidson import block_davidson
+    from poise.curvature.eigen.eigen_result import EigenResult, Which
+    from poise.curvature.eigen.eigs import eigs
+    from poise.curvature.eigen.krylov_schur import krylov_schur
+    from poise.curvature.eigen.lanczos import lanczos
+    from poise.curvature.eigen.ntk_max import ntk_max
+    from poise.curvature.eigen.numerical_abscissa import numerical_abscissa
+    from poise.curvature.eigen.spectral_norm import spectral_norm
+    from poise.curvature.loss.flat import FlatParameters, flatten, unflatten
+    from poise.curvature.loss.objective import LossFunction, Objective, Supervised, as_objective
+    from poise.curvature.operators.dense import DenseOperator
+    from poise.curvature.operators.empirical_fisher import EmpiricalFisher
+    from poise.curvature.operators.function_operator import FunctionOperator
+    from poise.curvature.operators.ggn import GGN
+    from poise.curvature.operators.hessian.hessian import Hessian
+    from poise.curvature.operators.jacobian import per_example_gradients, per_example_jacobians
+    from poise.curvature.operators.linear_operator import LinearOperator
+    from poise.curvature.operators.ntk import NTK
+    from poise.curvature.operators.preconditioned import Preconditioned, l2_penalty, preconditioner
+    from poise.curvature.trace_estimation.deflated import deflated
+    from poise.curvature.trace_estimation.hessian_trace import hessian_trace
+    from poise.curvature.trace_estimation.hutch_plus_plus import hutch_plus_plus
+    from poise.curvature.trace_estimation.hutchinson import hutchinson
+    from poise.curvature.trace_estimation.jacobian_frobenius import jacobian_frobenius
+    from poise.curvature.trace_estimation.spectral_density import SpectralDensity, spectral_density
+    from poise.curvature.trace_estimation.trace import trace
+    from poise.curvature.trace_estimation.trace_estimate import TraceEstimate
+    from poise.curvature.trace_estimation.xtrace import xtrace
+    from poise.curvature.training.sharpening_rate import sharpening_rate
+    from poise.curvature.training.sharpness_tracker import Sharpness, SharpnessTracker
 
 __all__ = [
     "GGN",
@@ -74,3 +79,5 @@ __all__ = [
     "unflatten",
     "xtrace",
 ]
+
+attach(__name__)

@@ -7,8 +7,9 @@ from poise.doctor.launcher import Script, launch
 from poise.doctor.remedies import REMEDIES, Remedy, parse_remedy
 from poise.doctor.run_report import run_report
 from poise.doctor.session import Session, Settings
-from poise.doctor.trial import TrialResult, trial
-from poise.doctor.trial_report import trial_report
+from poise.doctor.trial.compare import TrialResult
+from poise.doctor.trial.report import trial_report
+from poise.doctor.trial.trial import trial
 from poise.doctor.watch import watch
 
 __all__ = [

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from poise.curvature.autograd_graph import check_twice_differentiable
-from poise.curvature.block_davidson import block_davidson
-from poise.curvature.flat import FlatParameters
-from poise.curvature.function_operator import FunctionOperator
-from poise.curvature.linear_operator import LinearOperator
-from poise.curvature.preconditioned import Preconditioned, l2_penalty, preconditioner, unwrapped
-from poise.dynamics.edge import edge
+from poise.curvature.eigen.block_davidson import block_davidson
+from poise.curvature.loss.autograd_graph import check_twice_differentiable
+from poise.curvature.loss.flat import FlatParameters
+from poise.curvature.operators.function_operator import FunctionOperator
+from poise.curvature.operators.linear_operator import LinearOperator
+from poise.curvature.operators.preconditioned import Preconditioned, l2_penalty, preconditioner, unwrapped
+from poise.dynamics.edge_of_stability.edge import edge
 
 PRODUCTS = 3
 _TOLERANCE = 0.02

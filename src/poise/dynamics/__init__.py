@@ -1,46 +1,56 @@
 """Maps, flows and optimizers as dynamical systems: fixed points, what they attract, and where stability ends."""
 
-from poise.dynamics.audit import audit
-from poise.dynamics.batch_noise import batch_noise_section, sgd_lyapunov_exponent
-from poise.dynamics.catalytic_pore import CatalyticPore, reversible_reaction
-from poise.dynamics.coherence import Coherence, coherence
-from poise.dynamics.critical_lr import critical_lr
-from poise.dynamics.decay_rate import RateFit, decay_rate
-from poise.dynamics.edge import (
-    EdgeDistance,
-    distance_to_edge,
-    edge,
-    momentum_edge,
-    nesterov_edge,
-    sam_edge,
-    sam_normalized,
-)
-from poise.dynamics.fixed_point import FixedPoint, NotConverged, find_fixed_point, integrate
-from poise.dynamics.flow import Flow
-from poise.dynamics.gfs_monitor import GFSReading, GFSSharpness, stability_regime
-from poise.dynamics.gradient_flow_limit import FlowResult, gradient_flow_limit
-from poise.dynamics.gradient_flow_solution import GradientFlowSolution, gfs_sharpness, gradient_flow_solution
-from poise.dynamics.lyapunov_exponent import LyapunovEstimate, lyapunov_exponent, lyapunov_of_product
-from poise.dynamics.map import Map
-from poise.dynamics.non_normality import NonNormality
-from poise.dynamics.optimizer_map import OptimizerMap, optimizer_map
-from poise.dynamics.quadratic_model import QuadraticModel, expected_ntk_acceleration
-from poise.dynamics.quadratic_surrogate import QuadraticSurrogate
-from poise.dynamics.scalar_network import STABLE_SET_LIMIT, ScalarNetwork
-from poise.dynamics.second_moment_operator import SecondMomentOperator
-from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_stability
-from poise.dynamics.smoothness import Smoothness, check_smoothness
-from poise.dynamics.squared_regression import SquaredRegression
-from poise.dynamics.stability import StabilityReport, stability
-from poise.dynamics.starvation import (
-    decoupled_fixed_point,
-    ntk_features,
-    responses,
-    ridge_fixed_point,
-    sensitivity,
-)
-from poise.dynamics.system import System, central_difference
-from poise.dynamics.trajectory import Trajectory, classify
+from typing import TYPE_CHECKING
+
+from poise._lazy import attach
+
+if TYPE_CHECKING:
+    from poise.dynamics.audit import audit
+    from poise.dynamics.edge_of_stability.edge import (
+        EdgeDistance,
+        distance_to_edge,
+        edge,
+        momentum_edge,
+        nesterov_edge,
+        sam_edge,
+        sam_normalized,
+    )
+    from poise.dynamics.gradient_flow.gfs_monitor import GFSReading, GFSSharpness, stability_regime
+    from poise.dynamics.gradient_flow.gradient_flow_limit import FlowResult, gradient_flow_limit
+    from poise.dynamics.gradient_flow.gradient_flow_solution import (
+        GradientFlowSolution,
+        gfs_sharpness,
+        gradient_flow_solution,
+    )
+    from poise.dynamics.models.catalytic_pore import CatalyticPore, reversible_reaction
+    from poise.dynamics.models.quadratic_model import QuadraticModel, expected_ntk_acceleration
+    from poise.dynamics.models.quadratic_surrogate import QuadraticSurrogate
+    from poise.dynamics.models.scalar_network import STABLE_SET_LIMIT, ScalarNetwork
+    from poise.dynamics.models.squared_regression import SquaredRegression
+    from poise.dynamics.models.starvation import (
+        decoupled_fixed_point,
+        ntk_features,
+        responses,
+        ridge_fixed_point,
+        sensitivity,
+    )
+    from poise.dynamics.models.trajectory import Trajectory, classify
+    from poise.dynamics.sgd_noise.batch_noise import batch_noise_section, sgd_lyapunov_exponent
+    from poise.dynamics.sgd_noise.coherence import Coherence, coherence
+    from poise.dynamics.sgd_noise.critical_lr import critical_lr
+    from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator
+    from poise.dynamics.sgd_noise.sgd_stability import NotInterpolating, SGDStability, sgd_stability
+    from poise.dynamics.systems.decay_rate import RateFit, decay_rate
+    from poise.dynamics.systems.fixed_point import FixedPoint, NotConverged, find_fixed_point, integrate
+    from poise.dynamics.systems.flow import Flow
+    from poise.dynamics.systems.lyapunov_exponent import LyapunovEstimate, lyapunov_exponent, lyapunov_of_product
+    from poise.dynamics.systems.map import Map
+    from poise.dynamics.systems.non_normality import NonNormality
+    from poise.dynamics.systems.optimizer_map import OptimizerMap, optimizer_map
+    from poise.dynamics.systems.smoothness import Smoothness, check_smoothness
+    from poise.dynamics.systems.stability import stability
+    from poise.dynamics.systems.stability_result import Stability
+    from poise.dynamics.systems.system import System, central_difference
 
 __all__ = [
     "STABLE_SET_LIMIT",
@@ -67,7 +77,7 @@ __all__ = [
     "SecondMomentOperator",
     "Smoothness",
     "SquaredRegression",
-    "StabilityReport",
+    "Stability",
     "System",
     "Trajectory",
     "audit",
@@ -104,3 +114,5 @@ __all__ = [
     "stability",
     "stability_regime",
 ]
+
+attach(__name__)

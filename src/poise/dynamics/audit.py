@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.curvature import Hessian, LinearOperator, Preconditioned, as_objective, spectral_density
-from poise.curvature.batches import as_batches
-from poise.curvature.objective import Objective, Supervised
+from poise.curvature.loss.batches import as_batches
+from poise.curvature.loss.objective import Objective, Supervised
 from poise.dynamics.audit_effort import Effort, affordable_effort
 from poise.dynamics.audit_noise import audited_noise, why_no_noise_analysis
 from poise.dynamics.audit_report import AuditFacts, audit_report, is_plain_sgd
@@ -28,11 +28,11 @@ from poise.dynamics.audit_sharpness import (
     audited_sharpness,
     is_adaptive,
 )
-from poise.dynamics.edge import EdgeDistance, distance_to_edge
-from poise.dynamics.example_sample import two_samples
-from poise.dynamics.largest_stable_lr import largest_stable_lr
-from poise.dynamics.local_point import LocalPoint, local_point
-from poise.dynamics.sgd_stability import SGDStability
+from poise.dynamics.edge_of_stability.edge import EdgeDistance, distance_to_edge
+from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
+from poise.dynamics.edge_of_stability.local_point import LocalPoint, local_point
+from poise.dynamics.sgd_noise.example_sample import two_samples
+from poise.dynamics.sgd_noise.sgd_stability import SGDStability
 from poise.report import Report
 
 _SMALL = 100_000

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from poise.curvature import Hessian
-from poise.curvature.objective import Objective
-from poise.dynamics.example_sample import two_samples
+from poise.curvature.loss.objective import Objective
+from poise.dynamics.sgd_noise.example_sample import two_samples
 
 _PILOT = 64
 _PRODUCTS = 60  # two spectra's tops and a density

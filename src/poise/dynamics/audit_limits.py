@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.dynamics.local_point import LocalPoint
+from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.report.words import number
 
 _NOTICEABLE = 1e-3

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from poise.curvature.objective import Objective, Supervised
-from poise.curvature.per_example import mixing_layers
-from poise.dynamics.curvature_moments import curvature_moments, lr_bound_error
-from poise.dynamics.per_example_factors import PerExampleFactors, per_example_gram
-from poise.dynamics.sgd_stability import NotInterpolating, SGDStability, sgd_stability
+from poise.curvature.loss.objective import Objective, Supervised
+from poise.curvature.loss.per_example import mixing_layers
+from poise.dynamics.sgd_noise.curvature_moments import curvature_moments, lr_bound_error
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleFactors, per_example_gram
+from poise.dynamics.sgd_noise.sgd_stability import NotInterpolating, SGDStability, sgd_stability
 
 _EXACT_ROWS = 400  # examples x outputs up to which the table of batch sizes takes seconds
 _NUMBERS = 4e8  # of the factors that an estimate looks at

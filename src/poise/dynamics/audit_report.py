@@ -12,10 +12,10 @@ from poise.curvature import SpectralDensity
 from poise.dynamics.audit_findings import audit_findings
 from poise.dynamics.audit_limits import limits_of_the_analysis
 from poise.dynamics.audit_sharpness import AuditedSharpness
-from poise.dynamics.batch_noise import batch_noise_section
-from poise.dynamics.edge import EdgeDistance
-from poise.dynamics.local_point import LocalPoint
-from poise.dynamics.sgd_stability import SGDStability
+from poise.dynamics.edge_of_stability.edge import EdgeDistance
+from poise.dynamics.edge_of_stability.local_point import LocalPoint
+from poise.dynamics.sgd_noise.batch_noise import batch_noise_section
+from poise.dynamics.sgd_noise.sgd_stability import SGDStability
 from poise.report import Figure, Report, Table, Text
 from poise.report.words import number
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from poise.curvature import Hessian, LinearOperator, Preconditioned, eigs, l2_penalty, lanczos, preconditioner
-from poise.curvature.eigs import DENSE
-from poise.dynamics.ascent import unwrap_sam
+from poise.curvature.eigen.eigs import DENSE
 from poise.dynamics.audit_effort import Effort
+from poise.dynamics.edge_of_stability.ascent import unwrap_sam
 
 _EXACT, _FAST = 1e-3, 1e-2
 _LARGE = 1_000_000

@@ -1,17 +1,22 @@
 """Evidence: what runs over seeds, users or data sets say of a difference, and the words for it. No sampling chains."""
 
-from poise.evidence.bayes_factor import BayesFactor
-from poise.evidence.binomial_evidence import BinomialEvidence, GroupEffect
-from poise.evidence.estimate import Estimate
-from poise.evidence.event_rates import RateComparison, compare_event_rates
-from poise.evidence.intervals import clopper_pearson
-from poise.evidence.paired import PairedComparison, compare_paired
-from poise.evidence.pooled import PooledEvidence, PriorRobustness, bf_robustness, pooled_bf, sequential_bf
-from poise.evidence.priors import BetaPrior, GammaPrior, HalfNormalPrior
-from poise.evidence.quadrature import Quadrature, QuadratureError
-from poise.evidence.random_effects import RandomEffects, random_effects
-from poise.evidence.verdict import VERDICTS, Verdict, verdict_of
-from poise.evidence.wins import Wins, paired_wins
+from typing import TYPE_CHECKING
+
+from poise._lazy import attach
+
+if TYPE_CHECKING:
+    from poise.evidence.bayes_factor import BayesFactor
+    from poise.evidence.binomial_evidence import BinomialEvidence, GroupEffect
+    from poise.evidence.estimate import Estimate
+    from poise.evidence.event_rates import RateComparison, compare_event_rates
+    from poise.evidence.intervals import clopper_pearson
+    from poise.evidence.paired import PairedComparison, compare_paired
+    from poise.evidence.pooled import PooledEvidence, PriorRobustness, bf_robustness, pooled_bf, sequential_bf
+    from poise.evidence.priors import BetaPrior, GammaPrior, HalfNormalPrior
+    from poise.evidence.quadrature import Quadrature, QuadratureError
+    from poise.evidence.random_effects import RandomEffects, random_effects
+    from poise.evidence.verdict import VERDICTS, Verdict, verdict_of
+    from poise.evidence.wins import Wins, paired_wins
 
 __all__ = [
     "VERDICTS",
@@ -41,3 +46,5 @@ __all__ = [
     "sequential_bf",
     "verdict_of",
 ]
+
+attach(__name__)

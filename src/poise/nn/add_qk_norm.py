@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from poise.nn.qk_norm import Kind, QKNorm
-from poise.nn.surgery import SurgeryReport, become, kinds, leave_fast_path, named, settings_of
+from poise.nn.surgery import Surgery, become, kinds, leave_fast_path, named, settings_of
 
 _SDPA: Any = F.scaled_dot_product_attention
 
@@ -90,7 +90,7 @@ class NormalizedMultiheadAttention(nn.Module):
         return out if this.batch_first else out.transpose(0, 1), weights
 
 
-def add_qk_norm(model: nn.Module, example_input: Any, kind: Kind = "layer") -> SurgeryReport:
+def add_qk_norm(model: nn.Module, example_input: Any, kind: Kind = "layer") -> Surgery:
     """Put a :class:`QKNorm` before the dot product of every attention, in place.
 
     ``nn.MultiheadAttention`` and every module whose forward calls ``scaled_dot_product_attention`` itself are found in
@@ -135,7 +135,7 @@ def add_qk_norm(model: nn.Module, example_input: Any, kind: Kind = "layer") -> S
     if not changed and not skipped:
         raise ValueError(f"model has no attention; its modules are {kinds(model)}")
     leave_fast_path(model)
-    return SurgeryReport("Queries and keys normalised", changed, skipped)
+    return Surgery("Queries and keys normalised", changed, skipped)
 
 
 class _Find(TorchFunctionMode):

@@ -10,7 +10,7 @@ from torch import nn
 from poise.nn.sdd_linear import SDDLinear
 from poise.nn.surgery import (
     RESIDUAL_OUT,
-    SurgeryReport,
+    Surgery,
     block_lists,
     is_conv1d_of_transformers,
     kinds,
@@ -29,7 +29,7 @@ def apply_sdd(
     residual_out: tuple[str, ...] = RESIDUAL_OUT,
     n_layers: int | None = None,
     skip: tuple[str, ...] = ("lm_head", "embed*"),
-) -> SurgeryReport:
+) -> Surgery:
     r"""Exchange every linear map inside the blocks for an :class:`SDDLinear` with new weights, in place.
 
     ``alpha`` is :math:`1/\sqrt{L}` where a residual branch ends and 1 elsewhere; V is normal with standard deviation
@@ -81,7 +81,7 @@ def apply_sdd(
     if not changed:
         raise ValueError(f"no linear map to exchange; the modules are {kinds(model)}; left alone: {skipped}")
     leave_fast_path(model)
-    return SurgeryReport("Scale-distribution decoupled maps", changed, skipped)
+    return Surgery("Scale-distribution decoupled maps", changed, skipped)
 
 
 def _obstacle(model: nn.Module, name: str, prefixes: tuple[str, ...], skip: tuple[str, ...]) -> str | None:

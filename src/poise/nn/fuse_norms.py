@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from poise.nn.surgery import SurgeryReport, is_conv1d_of_transformers, kinds, named, replace
+from poise.nn.surgery import Surgery, is_conv1d_of_transformers, kinds, named, replace
 from poise.nn.unified_norm import UnifiedNorm
 
 Constant = UnifiedNorm | nn.BatchNorm1d
@@ -18,7 +18,7 @@ _RESHAPES = ("view", "reshape", "flatten", "contiguous", "dropout")
 
 
 @torch.no_grad()
-def fuse_norms(model: nn.Module, example_input: Any, tolerance: float = 1e-4) -> tuple[nn.Module, SurgeryReport]:
+def fuse_norms(model: nn.Module, example_input: Any, tolerance: float = 1e-4) -> tuple[nn.Module, Surgery]:
     r"""Return a copy of the model without the norms whose outputs feed linear maps only.
 
     In evaluation such a norm is :math:`y = s \odot x + b`; the map :math:`Ay + a` after it becomes
@@ -68,7 +68,7 @@ def fuse_norms(model: nn.Module, example_input: Any, tolerance: float = 1e-4) ->
     difference, size = _difference(before, _tensors(_call(fused, example_input)))
     if difference > tolerance * max(size, 1.0):
         raise RuntimeError(f"fused outputs differ by {difference:.3g} (outputs up to {size:.3g}): {changed}")
-    return fused, SurgeryReport("Norms folded into the following maps", changed, skipped, difference)
+    return fused, Surgery("Norms folded into the following maps", changed, skipped, difference)
 
 
 class _Uses(TorchFunctionMode):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poise.nn.surgery import SurgeryReport, kinds, leave_fast_path, named, replace, settings_of
+from poise.nn.surgery import Surgery, kinds, leave_fast_path, named, replace, settings_of
 from poise.nn.unified_norm import UnifiedNorm
 
 Kind = Literal["unified", "batch", "rms"]
@@ -22,7 +22,7 @@ class ChannelLastBatchNorm(nn.BatchNorm1d):
         return super().forward(input.reshape(-1, self.num_features)).view_as(input)
 
 
-def replace_norm(model: nn.Module, kind: Kind = "unified", **settings: Any) -> SurgeryReport:
+def replace_norm(model: nn.Module, kind: Kind = "unified", **settings: Any) -> Surgery:
     """Exchange every layer (or RMS) normalisation over the last dimension, in place; gains and biases are kept.
 
     Outputs change, so train afterwards: the new norms' statistics are those of no data yet. A bias becomes zero, and is
@@ -73,7 +73,7 @@ def replace_norm(model: nn.Module, kind: Kind = "unified", **settings: Any) -> S
     if not changed and not skipped:
         raise ValueError(f"model has no layer normalisation; its modules are {kinds(model)}")
     leave_fast_path(model)
-    return SurgeryReport(f"Norms replaced by {kind}", changed, skipped)
+    return Surgery(f"Norms replaced by {kind}", changed, skipped)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from poise.nn.scaled_embedding import ScaledEmbedding
-from poise.nn.surgery import SurgeryReport, kinds, matches, named, replace
+from poise.nn.surgery import Surgery, kinds, matches, named, replace
 
 
 def scale_embedding(
     model: nn.Module,
     scale: Literal["sqrt_dim", "unit"] | float = "unit",
     skip: tuple[str, ...] = ("wpe", "*pos*"),
-) -> SurgeryReport:
+) -> Surgery:
     """Exchange every ``nn.Embedding`` for a :class:`ScaledEmbedding` of the same weights, in place.
 
     A head that shares the weights goes on using the unscaled ones, and a state_dict from before still loads.
@@ -61,7 +61,7 @@ def scale_embedding(
         changed[name] = f"output multiplied by {new.scale:.4g}"
     if not changed and not skipped:
         raise ValueError(f"model has no nn.Embedding; its modules are {kinds(model)}")
-    return SurgeryReport("Scaled embeddings", changed, skipped)
+    return Surgery("Scaled embeddings", changed, skipped)
 
 
 def _obstacle(name: str, embedding: nn.Embedding, skip: tuple[str, ...]) -> str | None:

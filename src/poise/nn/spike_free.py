@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from poise.nn.surgery import RESIDUAL_OUT, SurgeryReport, block_lists, is_conv1d_of_transformers, kinds, matches, named
+from poise.nn.surgery import RESIDUAL_OUT, Surgery, block_lists, is_conv1d_of_transformers, kinds, matches, named
 
 Embedding = Literal["scaled", "unit", "direct"]
 
@@ -53,7 +53,7 @@ def spike_free_(
     out_proj: tuple[str, ...] = RESIDUAL_OUT,
     embedding: Embedding | None = "direct",
     generator: torch.Generator | None = None,
-) -> SurgeryReport:
+) -> Surgery:
     r"""Draw the weights of a pre-norm Transformer anew: small sub-layers, and embeddings that are not, in place.
 
     All matrices are normal with :math:`\sigma = \sqrt{2/(5d)}`, those that end a residual branch with
@@ -118,7 +118,7 @@ def spike_free_(
         if bias is not None:
             bias.zero_()
             changed[f"{name}.bias"] = "zero"
-    return SurgeryReport("Spike-free initialisation", changed, skipped)
+    return Surgery("Spike-free initialisation", changed, skipped)
 
 
 def _is_map(module: nn.Module) -> bool:

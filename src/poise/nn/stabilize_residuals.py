@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.nn.scaled_residual import Kind, residual_scales
-from poise.nn.surgery import RESIDUAL_OUT, SurgeryReport, become, block_lists, kinds, leave_fast_path, matches
+from poise.nn.surgery import RESIDUAL_OUT, Surgery, become, block_lists, kinds, leave_fast_path, matches
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -31,7 +31,7 @@ def stabilize_residuals(
     model: nn.Module,
     kind: Kind | Callable[[int, int], float] = "uniform",
     branch_end: tuple[str, ...] = RESIDUAL_OUT,
-) -> SurgeryReport:
+) -> Surgery:
     """Multiply the output of every residual branch by its factor of :func:`residual_scales`, in place.
 
     Branches are known by the module that ends them: the last batch norm of a convolutional block, else a name. It
@@ -64,7 +64,7 @@ def stabilize_residuals(
         module.register_buffer("residual_scale", torch.tensor(scale, device=like.device))
         changed[name] = f"output multiplied by {scale:.4g}"
     leave_fast_path(model)
-    return SurgeryReport("Residual branches scaled", changed, {})
+    return Surgery("Residual branches scaled", changed, {})
 
 
 def _is_end(model: nn.Module, name: str, patterns: tuple[str, ...]) -> bool:

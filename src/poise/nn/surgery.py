@@ -16,7 +16,7 @@ RESIDUAL_OUT = ("o_proj", "c_proj", "down_proj", "out_proj", "linear2", "proj", 
 
 
 @dataclass(frozen=True)
-class SurgeryReport:
+class Surgery:
     """What was changed in a model, and why the rest was not.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
-from poise.nn.surgery import SurgeryReport, kinds, named, replace
+from poise.nn.surgery import Surgery, kinds, named, replace
 
 
-def swap_recurrent(model: nn.Module) -> SurgeryReport:
+def swap_recurrent(model: nn.Module) -> Surgery:
     """Exchange every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` for its layer-normalised counterpart, in place.
 
     Weights are kept, norms are new: outputs change, so train afterwards. A state_dict from before still loads.
@@ -42,7 +42,7 @@ def swap_recurrent(model: nn.Module) -> SurgeryReport:
             changed[name] = f"{type(old).__name__} to {type(new).__name__}"
     if not changed and not skipped:
         raise ValueError(f"model has no recurrent layer; its modules are {kinds(model)}")
-    return SurgeryReport("Recurrent layers with layer normalisation", changed, skipped)
+    return Surgery("Recurrent layers with layer normalisation", changed, skipped)
 
 
 def _counterpart(old: nn.Module) -> nn.Module:

@@ -1,21 +1,27 @@
 """The check before the run: what will break, and at which learning rate and size."""
 
-from poise.preflight.audit_init import audit_init
-from poise.preflight.find_max_lr import compare_max_lr, find_max_lr
-from poise.preflight.forecast_signal import SignalForecast, forecast_signal
-from poise.preflight.hidden_state_gain import HiddenStateGain, hidden_state_gain
-from poise.preflight.hopeless import HopelessRunError, LossWatch, is_hopeless
-from poise.preflight.lr_crossing import LRCrossing, lr_crossing
-from poise.preflight.lr_curve import LRCurve
-from poise.preflight.lr_range_test import LRRangeTest, lr_range_test
-from poise.preflight.lr_report import lr_figure, lr_report
-from poise.preflight.lr_sensitivity import LRSensitivity, lr_sensitivity
-from poise.preflight.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion, suggest_lr
-from poise.preflight.max_trainable_lr import MaxTrainableLR, max_trainable_lr
-from poise.preflight.perturbation_grid import perturbation_grid
-from poise.preflight.stable_lr import StableLR, stable_lr
-from poise.preflight.sweep import SweepResult, sweep
-from poise.preflight.sweep_point import SweepPoint
+from typing import TYPE_CHECKING
+
+from poise._lazy import attach
+
+if TYPE_CHECKING:
+    from poise.preflight.audit_init import audit_init
+    from poise.preflight.curvature_limit.stable_lr import StableLR, stable_lr
+    from poise.preflight.perturbation_grid import perturbation_grid
+    from poise.preflight.range_test.lr_range_result import LRRangeTest
+    from poise.preflight.range_test.lr_range_test import lr_range_test
+    from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion
+    from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain, hidden_state_gain
+    from poise.preflight.sweeps.find_max_trainable_lr import compare_max_trainable_lr, find_max_trainable_lr
+    from poise.preflight.sweeps.forecast_signal import SignalForecast, forecast_signal
+    from poise.preflight.sweeps.hopeless import HopelessRunError, LossWatch, is_hopeless
+    from poise.preflight.sweeps.lr_crossing import LRCrossing, lr_crossing
+    from poise.preflight.sweeps.lr_curve import LRCurve
+    from poise.preflight.sweeps.lr_report import lr_figure, lr_report
+    from poise.preflight.sweeps.lr_sensitivity import LRSensitivity, lr_sensitivity
+    from poise.preflight.sweeps.max_trainable_lr import MaxTrainableLR, max_trainable_lr
+    from poise.preflight.sweeps.sweep import SweepResult, sweep
+    from poise.preflight.sweeps.sweep_point import SweepPoint
 
 __all__ = [
     "HiddenStateGain",
@@ -34,8 +40,8 @@ __all__ = [
     "SweepPoint",
     "SweepResult",
     "audit_init",
-    "compare_max_lr",
-    "find_max_lr",
+    "compare_max_trainable_lr",
+    "find_max_trainable_lr",
     "forecast_signal",
     "hidden_state_gain",
     "is_hopeless",
@@ -47,6 +53,7 @@ __all__ = [
     "max_trainable_lr",
     "perturbation_grid",
     "stable_lr",
-    "suggest_lr",
     "sweep",
 ]
+
+attach(__name__)

@@ -12,18 +12,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.curvature import as_objective
-from poise.curvature.batches import tensors_of, to_device
-from poise.curvature.objective import Objective
+from poise.curvature.loss.batches import tensors_of, to_device
+from poise.curvature.loss.objective import Objective
 from poise.doctor.tap.discovery import unwrap
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds
 from poise.preflight.audit_init_facts import InitFacts
 from poise.preflight.audit_init_report import init_report
-from poise.preflight.depth_growth import depth_growth, failing_depths
-from poise.preflight.hidden_state_gain import hidden_state_gain
-from poise.preflight.signal_propagation import depth_units, signal_propagation
-from poise.preflight.usable_lr import UsableLR, has_known_edge, usable_lr
+from poise.preflight.curvature_limit.usable_lr import UsableLR, has_known_edge, usable_lr
+from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
+from poise.preflight.signal_propagation.hidden_state_gain import hidden_state_gain
+from poise.preflight.signal_propagation.signal_propagation import depth_units, signal_propagation
 from poise.report import Report
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from poise.preflight.depth_growth import DepthGrowth, FailingDepth
-from poise.preflight.hidden_state_gain import HiddenStateGain
-from poise.preflight.signal_propagation import SignalPropagation
-from poise.preflight.usable_lr import UsableLR
+from poise.preflight.curvature_limit.usable_lr import UsableLR
+from poise.preflight.signal_propagation.depth_growth import DepthGrowth, FailingDepth
+from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain
+from poise.preflight.signal_propagation.signal_propagation import SignalPropagation
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import torch
 from poise.preflight.audit_init_facts import InitFacts
 from poise.preflight.audit_init_findings import block_word, init_findings
 from poise.preflight.audit_init_remedies import remedy_blocks
-from poise.preflight.jacobian_gain import PROBES
-from poise.preflight.usable_lr import LARGE, WARMED
+from poise.preflight.curvature_limit.usable_lr import LARGE, WARMED
+from poise.preflight.signal_propagation.jacobian_gain import PROBES
 from poise.report import Figure, Finding, Report, Table, Text, line_chart
 from poise.report.words import number
 

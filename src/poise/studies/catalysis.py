@@ -17,7 +17,7 @@ from torch import Tensor
 from poise.dynamics import (
     CatalyticPore,
     RateFit,
-    StabilityReport,
+    Stability,
     decay_rate,
     integrate,
     reversible_reaction,
@@ -53,7 +53,7 @@ class Case:
     grid: Grid
     pore: CatalyticPore
     x: Tensor
-    spectrum: StabilityReport
+    spectrum: Stability
     fit: RateFit
 
     @property
@@ -121,7 +121,7 @@ def random_balance(seed: int) -> tuple[CatalyticPore, Tensor]:
     return pore, pore.state((surface * desorption / adsorption).tolist(), surface.tolist())
 
 
-def detailed_balance(seed: int) -> tuple[float, StabilityReport]:
+def detailed_balance(seed: int) -> tuple[float, Stability]:
     """Return the energy condition and the spectrum at a random detailed balance."""
     pore, x = random_balance(seed)
     return pore.reaction_energy(x), stability(pore.flow(), x, conserved=conserved_totals(pore))
@@ -300,7 +300,7 @@ def _fate_claim(fates: Sequence[Fate]) -> Measured:
     )
 
 
-def _condition_claim(balances: Sequence[tuple[float, StabilityReport]]) -> Measured:
+def _condition_claim(balances: Sequence[tuple[float, Stability]]) -> Measured:
     numbers = {
         "draws": len(balances),
         "condition_holds": sum(energy <= 1e-9 for energy, _ in balances),

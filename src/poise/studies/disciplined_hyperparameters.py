@@ -22,7 +22,7 @@ from poise.data import load_digits
 from poise.evidence import compare_paired
 from poise.optim import OneCycle
 from poise.preflight import LRRangeTest, NoSuggestion, lr_range_test
-from poise.preflight.lr_suggestion import divergence_lr
+from poise.preflight.range_test.lr_suggestion import divergence_lr
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.stacked_mlp import StackedMLP, batch_indices, stacked_accuracy, stacked_cross_entropy
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study

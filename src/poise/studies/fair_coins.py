@@ -28,7 +28,7 @@ from poise.evidence import (
     pooled_bf,
     random_effects,
 )
-from poise.evidence.binomial_report import shrinkage_figure
+from poise.evidence.binomial_evidence import shrinkage_figure
 from poise.report import Code, Figure, Table, Text
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 

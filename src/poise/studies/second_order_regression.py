@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from poise.curvature.eigs import eigs
-from poise.curvature.hessian import Hessian
+from poise.curvature.eigen.eigs import eigs
+from poise.curvature.operators.hessian.hessian import Hessian
 from poise.data import load_digits
 from poise.dynamics import QuadraticModel, Trajectory, classify, expected_ntk_acceleration
 from poise.evidence import clopper_pearson

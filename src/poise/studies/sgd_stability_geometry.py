@@ -17,9 +17,9 @@ from torch import Tensor
 
 from poise.data import load_digits
 from poise.dynamics import SecondMomentOperator, sgd_lyapunov_exponent
-from poise.dynamics.coherence import coherence_of_gram
-from poise.dynamics.curvature_moments import curvature_moments
-from poise.dynamics.per_example_factors import PerExampleGram
+from poise.dynamics.sgd_noise.coherence import coherence_of_gram
+from poise.dynamics.sgd_noise.curvature_moments import curvature_moments
+from poise.dynamics.sgd_noise.per_example_factors import PerExampleGram
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study

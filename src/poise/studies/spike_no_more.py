@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from poise.evidence import compare_paired
 from poise.nn import EmbeddingGradientShrink, scale_embedding, spike_free_
-from poise.preflight.norm_amplification import NormInput, norm_input
+from poise.preflight.signal_propagation.norm_amplification import NormInput, norm_input
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study

@@ -1,0 +1,1 @@
+"""Eigenvalues and norms of linear operators, with error bounds."""

@@ -1,0 +1,48 @@
+"""The most that an operator can stretch a vector."""
+
+from __future__ import annotations
+
+import torch
+
+from poise.curvature.eigen.eigen_result import EigenResult
+from poise.curvature.eigen.eigs import eigs
+from poise.curvature.operators.function_operator import FunctionOperator
+from poise.curvature.operators.linear_operator import LinearOperator
+
+
+def spectral_norm(
+    op: LinearOperator,
+    tol: float = 1e-3,
+    generator: torch.Generator | None = None,
+    max_matvecs: int | None = None,
+) -> EigenResult:
+    """Return the largest singular value with its right singular vector.
+
+    For the Jacobian of a map this is the largest growth of a perturbation in one step, which may exceed 1 where all
+    eigenvalues are inside the unit circle. Lanczos on the product of the transpose and the operator; ``n_matvec``
+    counts both.
+
+    Args:
+        op: any operator that knows the product with its transpose.
+        tol: relative tolerance.
+        generator: source of the random start.
+        max_matvecs: most products to take.
+
+    Raises:
+        NotImplementedError: if ``op`` does not know its transpose.
+
+    References:
+        Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numerical Analysis
+        1965.
+    """
+    squared = FunctionOperator(
+        lambda v: op.rmatvec(op.matvec(v)), op.shape[1], symmetric=True, dtype=op.dtype, device=op.device
+    )
+    most = None if max_matvecs is None else max(1, max_matvecs // 2)
+    found = eigs(squared, 1, "LA", tol, generator=generator, max_matvecs=most)
+    value = found.values.clamp_min(0.0).sqrt()
+    # |s - sigma| (s + sigma) = |s^2 - sigma^2|, and sigma is not negative.
+    narrow = torch.where(value > 0, found.error_bounds / value, torch.inf)
+    bounds = torch.minimum(narrow, found.error_bounds.sqrt())
+    residuals = torch.where(value > 0, found.residuals / value, found.residuals)
+    return EigenResult(value, found.vectors, bounds, residuals, 2 * found.n_matvec, found.converged)

@@ -1,0 +1,1 @@
+"""Stochastic estimates of traces, Frobenius norms and spectral densities."""

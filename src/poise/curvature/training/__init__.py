@@ -1,0 +1,1 @@
+"""Curvature followed along a training run."""

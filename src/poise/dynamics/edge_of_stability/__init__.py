@@ -1,0 +1,1 @@
+"""The edge of stability: the largest curvature at which an optimizer is stable."""

@@ -1,0 +1,1 @@
+"""Gradient flow from the present weights, and the sharpness of its solution."""

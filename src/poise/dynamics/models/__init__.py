@@ -1,0 +1,1 @@
+"""Small models of training whose dynamics are known."""

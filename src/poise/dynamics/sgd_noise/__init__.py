@@ -1,0 +1,1 @@
+"""What sampling batches adds: the stability of stochastic gradient descent."""

@@ -1,0 +1,1 @@
+"""The largest learning rate that the curvature at the present weights allows."""

@@ -1,0 +1,1 @@
+"""A sweep over the learning rates of an unmodified script."""

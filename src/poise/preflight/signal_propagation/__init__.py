@@ -1,0 +1,1 @@
+"""How signals and gradients grow from layer to layer at initialisation."""

@@ -273,7 +273,7 @@ BAD = [
     ({"lo": 1.0, "hi": 1.0}, "hi must be finite and greater"),
     ({"num_steps": 9}, "num_steps must be at least 10"),
     ({"mode": "log"}, "mode must be"),
-    ({"stop_factor": 1}, "stop_factor must be more"),
+    ({"stop_factor": 0}, "stop_factor must be positive"),
     ({"smoothing": 1.0}, "smoothing must lie"),
     ({"weight_decays": (-1.0,)}, "weight_decays must be"),
     ({"momentums": (1.0,)}, "momentums must lie"),

@@ -24,7 +24,7 @@ class LRRangeTest:
     curves: tuple[LRRangeCurve, ...]
     notes: tuple[str, ...] = ()
 
-    def suggest(self, rule: Rule = "valley") -> LRSuggestion:
+    def suggest(self, rule: Rule = "minimum/10") -> LRSuggestion:
         """Return the learning rates that a rule reads from the best curve.
 
         With several weight decays that is the largest one under which the loss comes, within the noise, as low as under

@@ -51,10 +51,10 @@ def lr_range_test(
     r"""Train for a few steps while the learning rate rises from ``lo`` to ``hi``, and record the loss.
 
     The run is made on copies: model, optimizer, the generators of Python, NumPy and torch, and those of the loader stay
-    bit for bit as they were. A run ends when its loss is not finite, or when its smoothed loss has risen from its lowest
-    by more than ``stop_factor`` times what it had fallen to there (or, if that is more, five times its noise from step
-    to step). Only differences of losses count: losses may be negative, and a constant added to the loss changes nothing.
-    All runs of one test see the same batches and the same random numbers.
+    bit for bit as they were. A run ends when its loss is not finite, or when its smoothed loss has risen from its
+    lowest by more than ``stop_factor`` times what it had fallen to there (or, if that is more, five times its noise
+    from step to step). Only differences of losses count: losses may be negative, and a constant added to the loss
+    changes nothing. All runs of one test see the same batches and the same random numbers.
 
     Validation loss is measured with the statistics of ``val_batch`` in BatchNorm layers, for their running averages lag
     behind weights that change fast, and with dropout off.
@@ -73,7 +73,7 @@ def lr_range_test(
         val_batch: a batch that is not trained on; without it the training loss is judged.
         weight_decays: values to compare; the optimizer's own by default.
         momentums: momenta (or first betas) to compare; the optimizer's own by default.
-        stop_factor: how much of its fall the smoothed loss may lose again, positive; at 1 it may rise to the first loss.
+        stop_factor: how much of its fall the smoothed loss may lose again, positive; 1 lets it rise to the first loss.
         smoothing: share that the average keeps at each step, in [0, 1); bias-corrected, it starts from the first loss.
         seed: of the random numbers that the runs draw.
 

@@ -278,6 +278,20 @@ def test_bad_input_of_the_squared_regression():
 # --- the flow, integrated ----------------------------------------------------------------------------------------
 
 
+def test_products_over_depth_do_not_leave_the_range_of_floats():
+    large, small = 2.0**600, 2.0**-600
+    net = ScalarNetwork(torch.tensor([large, large, large, small, small, small], dtype=F64))
+    assert net.product() == 1.0
+    assert net.loss() == 0.0
+    deep = ScalarNetwork(torch.cat([torch.full((1500,), 0.5), torch.full((1500,), 2.0), torch.tensor([-3.0])]))
+    assert deep.product() == -3.0
+    assert (deep.gradient()[:1500] == -4.0 * -6.0).all()
+    assert ScalarNetwork(torch.full((3000,), 2.0)).product().isposinf()
+    assert ScalarNetwork(torch.full((3000,), 0.5)).product() == 0.0
+    w = torch.randn(50, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ScalarNetwork(w).product(), w.prod(-1), rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 5])
 @pytest.mark.parametrize("with_hessian", [True, False])
 def test_implicit_integration_meets_the_closed_form(depth, with_hessian):

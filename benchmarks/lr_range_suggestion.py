@@ -101,6 +101,11 @@ class Memory(nn.Module):
         return self.head(self.cell(self.embed(x))[0][:, -1])
 
 
+def embedded() -> nn.Module:
+    """Embeddings of eight characters and one hidden layer of 64."""
+    return nn.Sequential(nn.Embedding(64, 16), nn.Flatten(), *layers(128, 64, 64)())
+
+
 CHOOSE = (
     *DEVELOPMENT,
     Problem("digits, five layers without norm, SGD", digits, layers(64, 64, 64, 64, 64, 10), sgd, CE),
@@ -123,7 +128,7 @@ JUDGE = (
     Problem("diabetes, likelihood, SGD", patients, layers(10, 32, 2), sgd, GaussianLikelihood(), 32),
     Problem("diabetes, deep MLP, SGD", patients, layers(10, 48, 48, 48, 1), sgd, MSE, 32),
     Problem("characters, LSTM, Adam", characters, Memory, adam, CE),
-    Problem("characters, MLP, SGD", characters, lambda: nn.Sequential(nn.Embedding(64, 16), nn.Flatten(), *layers(128, 64, 64)()), sgd, CE),
+    Problem("characters, MLP, SGD", characters, embedded, sgd, CE),
 )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 Downloads source distributions from the package index, installs them into an environment of their own
 (``.venv-suites``), and runs their tests twice: by ``python -m pytest`` and by ``poise run -m pytest``. Prints for each
-package how many tests passed, failed, were skipped or ended with an error, and every test whose outcome differs. A test
-that differs is run again both ways, so that one whose outcome changes by itself is told from one that the watch changes.
+package how many tests passed, failed, were skipped or ended with an error, and every test whose outcome differs. These
+are run again both ways, so that a test whose outcome changes by itself is told from one that the watch changes.
 
     python benchmarks/public_suites.py                   # all
     python benchmarks/public_suites.py einops skorch     # some
@@ -70,17 +70,8 @@ def pip(*arguments: str) -> None:
 def set_up(suites: list[Suite]) -> None:
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        pip(
-            "install",
-            "--constraint",
-            str(ROOT / "constraints.txt"),
-            "--editable",
-            str(ROOT),
-            "pytest",
-            "pytest-timeout",
-            "setuptools<81",
-            "wheel",
-        )
+        tools = ("pytest", "pytest-timeout", "setuptools<81", "wheel")
+        pip("install", "--constraint", str(ROOT / "constraints.txt"), "--editable", str(ROOT), *tools)
     for suite in suites:
         # Without isolation: some of them import torch while they are built.
         constraint = ("--constraint", str(ROOT / "constraints.txt"))
@@ -90,14 +81,15 @@ def set_up(suites: list[Suite]) -> None:
 def unpack(suite: Suite, folder: Path) -> Path:
     """Download the source distribution and return the folder that it unpacks to."""
     name = suite.package.partition("==")[0].replace("-", "_")
-    if not list(folder.glob(f"{name}-*")):
+    if not any(path.name.replace("-", "_").startswith(f"{name}_") for path in folder.glob("*")):
         folder.mkdir(parents=True, exist_ok=True)
         pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), suite.package)
-        for archive in [*folder.glob(f"{name}-*.tar.gz"), *folder.glob(f"{suite.package.partition('==')[0]}-*.tar.gz")]:
+        for archive in {*folder.glob(f"{name}-*.tar.gz"), *folder.glob(f"{suite.package.partition('==')[0]}-*.tar.gz")}:
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")
             archive.unlink()
-    return next(path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.startswith(f"{name}-"))
+    folders = (path for path in sorted(folder.iterdir()) if path.is_dir())
+    return next(path for path in folders if path.name.replace("-", "_").startswith(f"{name}_"))
 
 
 def outcomes(suite: Suite, source: Path, watched: bool, only: tuple[str, ...] = ()) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from poise.curvature import jacobian_frobenius
 from poise.data import load_breast_cancer, load_digits, standardize
 from poise.evidence import compare_paired
-from poise.optim import MatchEffectiveLR, TwoPhaseLR, decay_groups, weight_norm
+from poise.optim import MatchEffectiveLR, TwoPhaseLR, decay_groups, group_effective_lr
 from poise.report import Code, Figure, Table, Text, line_chart
 from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
 from poise.studies.stacked_mlp import StackedMLP, batch_indices, stacked_accuracy, stacked_cross_entropy
@@ -166,14 +166,14 @@ def train_characters(arm: str, seed: int, steps: int | None, trace: list[float])
     weight_decay = CHARACTER_DECAY if arm == "decay" else 0.0
     optimizer = AdamW(decay_groups(model, weight_decay), CHARACTER_LR, (0.9, 0.95), foreach=True)
     schedule = (
-        MatchEffectiveLR(optimizer, trace)
+        MatchEffectiveLR(optimizer, trace, "adamw")
         if arm == "matched"
         else LambdaLR(optimizer, lambda step: constant_then_decayed(step, len(batches)))
     )
     losses = []
     for step, ids in enumerate(batches):
         if arm == "decay":
-            trace.append(optimizer.param_groups[0]["lr"] / weight_norm(optimizer))
+            trace.append(group_effective_lr(optimizer, "adamw"))
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()

@@ -48,7 +48,7 @@ def live_modules() -> list[nn.Module]:
     return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects))))
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
     yield cls
     for subclass in cls.__subclasses__():
         yield from _subclasses(subclass)

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from poise.optim import IndependentAdamW
 from poise.preflight import lr_sensitivity, sweep
-from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
+from poise.studies.kit.character_gpt import CONTEXT, CharacterGPT, corpus
 from poise.studies.proxy_runs import Setting, train
 
 CARD = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)

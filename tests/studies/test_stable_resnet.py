@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from poise.studies import stable_resnet as study
-from poise.studies.side_by_side import SideBySide
+from poise.studies.kit.side_by_side import SideBySide
 
 
 def test_networks_side_by_side_train_as_if_each_were_alone_at_a_rate_of_its_own():

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from poise.studies.kit.results import RESULTS
+from poise.studies.kit.runner import run_study
+from poise.studies.kit.study import Budget
 from poise.studies.registry import STUDIES
-from poise.studies.results import RESULTS
-from poise.studies.runner import run_study
-from poise.studies.study import Budget
 
 
 def main(

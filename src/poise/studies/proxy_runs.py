@@ -18,12 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from poise.losses import cross_entropy_with_z_loss
 from poise.nn import transplant_logit_scale
 from poise.optim import IndependentAdamW, mu_param_groups
-from poise.studies.character_gpt import CONTEXT, HEAD_DIM, Block, CharacterGPT, corpus
-from poise.studies.model_stack import ModelStack
-from poise.studies.threads import one_thread
+from poise.studies.kit.character_gpt import CONTEXT, HEAD_DIM, Block, CharacterGPT, corpus
+from poise.studies.kit.one_thread import one_thread
+from poise.studies.kit.side_by_side import SideBySide
 
 BLOCKS, BATCH = 2, 8
 FINAL_LR = 1e-5
+
+Gpts = SideBySide[CharacterGPT]
 
 
 # --- attention in the model -------------------------------------------------------------------------------------------
@@ -125,8 +127,8 @@ def train_side_by_side(setting: Setting, lrs: Sequence[float], seeds: Sequence[i
 def _train(setting: Setting, lrs: Sequence[float], seeds: Sequence[int]) -> list[dict[str, float]]:
     text = corpus()
     begun = [_begin(setting, seed) for _ in lrs for seed in seeds]
-    models, starts = [model for model, _ in begun], torch.stack([start for _, start in begun])
-    stack = ModelStack(models)
+    stack, starts = SideBySide([model for model, _ in begun]), torch.stack([start for _, start in begun])
+    models = stack.models
     optimizer, shapes = _optimizer(stack, setting, lrs, len(seeds))
     schedule = LambdaLR(optimizer, shapes)
     window, early = torch.arange(CONTEXT + 1), [dict[str, float]() for _ in models]
@@ -163,9 +165,7 @@ def _begin(setting: Setting, seed: int) -> tuple[CharacterGPT, Int64[Tensor, "st
 Shape = Callable[[int], float]
 
 
-def _optimizer(
-    stack: ModelStack, setting: Setting, lrs: Sequence[float], seeds: int
-) -> tuple[IndependentAdamW, list[Shape]]:
+def _optimizer(stack: Gpts, setting: Setting, lrs: Sequence[float], seeds: int) -> tuple[IndependentAdamW, list[Shape]]:
     """Return the optimizer, and for each of its groups the shape of its schedule."""
     factors = _lr_factors(stack.models[0], setting)
     groups: list[dict[str, Any]] = []
@@ -206,7 +206,7 @@ def _validate(model: CharacterGPT) -> tuple[float, float, float]:
     return loss.item(), logits.logsumexp(-1).mean().item(), logits.mean().item()
 
 
-def _probe(stack: ModelStack, optimizer: IndependentAdamW, eps: float, when: str) -> list[dict[str, float]]:
+def _probe(stack: Gpts, optimizer: IndependentAdamW, eps: float, when: str) -> list[dict[str, float]]:
     roots: list[dict[str, Tensor]] = [{} for _ in stack.models]
     for group in optimizer.param_groups:
         for name, leaf in zip(group["param_names"], group["params"], strict=True):

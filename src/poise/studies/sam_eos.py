@@ -22,7 +22,7 @@ from poise.data import load_digits
 from poise.dynamics import sam_edge, sam_normalized
 from poise.optim import SAM
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 LR = 0.3

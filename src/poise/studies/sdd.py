@@ -24,8 +24,8 @@ from poise.evidence import compare_paired
 from poise.nn import apply_sdd
 from poise.preflight.perturbation_grid import Recipe, final_loss, scale_weights
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.character_gpt import CONTEXT, Block, CharacterGPT, corpus
-from poise.studies.standard_digits import standard_digits
+from poise.studies.kit.character_gpt import CONTEXT, Block, CharacterGPT, corpus
+from poise.studies.kit.digits import digits
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 WIDTH, HIDDEN, BLOCKS, LR = 48, 96, 16, 5e-3
@@ -104,7 +104,7 @@ def _draw(blocks: nn.Module, width: int, *ends: str) -> None:
 
 def digit_batches() -> DataLoader[tuple[Tensor, ...]]:
     """Return the 1300 training digits in a new order, 32 a batch."""
-    return DataLoader(TensorDataset(*standard_digits(0)[:2]), 32, shuffle=True, drop_last=True)
+    return DataLoader(TensorDataset(*digits(0)[:2]), 32, shuffle=True, drop_last=True)
 
 
 def digit_recipe(arm: str, steps: int) -> Recipe:

@@ -30,7 +30,7 @@ from poise.preflight import (
     lr_sensitivity,
 )
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.character_gpt import CONTEXT, HEAD_DIM
+from poise.studies.kit.character_gpt import CONTEXT, HEAD_DIM
 from poise.studies.proxy_claims import CLAIMS
 from poise.studies.proxy_runs import BLOCKS, Setting, bigram_loss, train_side_by_side, unigram_loss
 from poise.studies.study import Budget, Measured, Measurement, Paper, Progress, Study

@@ -22,9 +22,9 @@ from poise.evidence import compare_paired
 from poise.nn import EmbeddingGradientShrink, scale_embedding, spike_free_
 from poise.preflight.norm_amplification import NormInput, norm_input
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
+from poise.studies.kit.character_gpt import CONTEXT, CharacterGPT, corpus
+from poise.studies.kit.one_thread import one_thread
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
-from poise.studies.threads import one_thread
 
 WIDTH, BATCH, WARM_UP, CLIP = 32, 8, 10, 1.0
 VANILLA, DEPTH, SCALED, NORMED, DETACHED = "vanilla", "depth-scaled", "scaled", "embed LN", "detach"

@@ -24,11 +24,11 @@ from poise.evidence import compare_paired
 from poise.nn import ScaledResidual, StableResNetMLP, fixup_, residual_scales
 from poise.nn.meanfield import relu_resnet
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.side_by_side import SideBySide
+from poise.studies.kit.digits import digits
+from poise.studies.kit.one_thread import one_thread
+from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.stacked_mlp import batch_indices, stacked_cross_entropy
-from poise.studies.standard_digits import standard_digits
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
-from poise.studies.threads import one_thread
 
 WIDTH, BATCH, TRAIN, MOMENTUM = 64, 64, 1300, 0.9
 LRS = (1e-3, 1e-2, 1e-1)
@@ -98,7 +98,7 @@ def at_initialisation(arm: str, depth: int, seeds: Sequence[int]) -> Initial:
     """Measure variance and gradient of fresh networks on their training digits."""
     growth, gradient = [], []
     for seed in seeds:
-        net, (x, y, _, _) = network(arm, depth, seed).double(), standard_digits(seed)
+        net, (x, y, _, _) = network(arm, depth, seed).double(), digits(seed)
         x = x.double()
         start = net.first(x)
         with torch.no_grad():
@@ -120,7 +120,7 @@ def distance_kept(kind: str, depth: int, width: int, seed: int) -> tuple[float, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = StableResNetMLP(64, width, depth, 10, kind).double()  # type: ignore[arg-type]
-    x = standard_digits(seed)[0][:128].double()
+    x = digits(seed)[0][:128].double()
     start = net.first(x)
     before, after = (float(F.cosine_similarity(h[:64], h[64:]).mean()) for h in (start, net.blocks(start)))
     predicted = float(relu_resnet(residual_scales(depth, kind), c0=before).c[-1])  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ Accuracies = Float[np.ndarray, "lrs seeds"]
 def train(arm: str, depth: int, steps: int, seeds: Sequence[int]) -> Accuracies:
     """Train one network for each learning rate and seed, all side by side; return test accuracies."""
     with one_thread():
-        parts = [torch.stack(part) for part in zip(*map(standard_digits, seeds), strict=True)]
+        parts = [torch.stack(part) for part in zip(*map(digits, seeds), strict=True)]
         x, y, x_test, y_test = (torch.cat([part] * len(LRS)) for part in parts)
         nets = SideBySide([network(arm, depth, seed) for _ in LRS for seed in seeds])
         rates = torch.tensor(LRS).repeat_interleave(len(seeds))

@@ -26,8 +26,8 @@ from poise.evidence import PairedComparison, compare_paired
 from poise.nn import ReferenceUnifiedNorm, UnifiedNorm, fuse_norms, replace_norm
 from poise.nn.replace_norm import ChannelLastBatchNorm
 from poise.report import Code, Figure, Table, Text, bar_chart
+from poise.studies.kit.one_thread import one_thread
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
-from poise.studies.threads import one_thread
 
 WIDTH, BLOCKS, HEADS, BATCH, LR, WARM_UP = 32, 3, 2, 16, 3e-3, 20
 TRAIN = 1300

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -164,3 +166,12 @@ def test_a_seeded_mlp_leaves_the_global_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
     torch.manual_seed(3)
     assert torch.equal(made[0].weight, mlp((5, 4, 2))[0].weight)
+
+
+def test_a_network_that_became_nan_answers_nothing_and_harms_no_other():
+    models = [nn.Linear(2, 3) for _ in range(2)]
+    models[0].weight.data.fill_(math.nan)
+    nets = SideBySide(models)
+    x = torch.ones(2, 5, 2)
+    y = models[1](x[1]).argmax(-1).expand(2, 5)
+    assert nets.accuracy(x, y).tolist() == [0.0, 1.0]

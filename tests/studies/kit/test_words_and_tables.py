@@ -4,13 +4,15 @@ import numpy as np
 
 from poise.evidence import compare_paired
 from poise.studies.kit.tables import seed_chart, seed_table
-from poise.studies.kit.words import difference, interval, listed
+from poise.studies.kit.words import difference, interval, listed, mean_and_span, span
 
 
 def test_numbers_over_seeds_in_words():
     assert listed([1, 0.25], "+.2f") == "+1.00, +0.25"
     assert listed([math.inf, 0.5], ".1f", "never reached") == "never reached, 0.5"
     assert interval(-0.1, 0.2, "+.1f") == "95 % interval -0.1 to +0.2"
+    assert span([0.5, 0.25, 1.0], ".2f") == "0.25 to 1.00"
+    assert mean_and_span(np.array([1.0, 3.0]), "+.1f") == "+2.0 (+1.0 to +3.0)"
     paired = compare_paired([1.0, 2.0, 3.0], [0.5, 1.6, 2.4])
     low, high = paired.interval
     assert difference(paired, "+.2f", "points") == f"-0.50 points (95 % interval {low:+.2f} to {high:+.2f})"

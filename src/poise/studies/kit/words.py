@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from poise.evidence import PairedComparison
 
 
@@ -28,3 +31,13 @@ def difference(paired: PairedComparison, form: str = "+.3f", unit: str = "") -> 
     """Return the mean difference of a paired comparison with its unit and, in brackets, its interval."""
     size = f"{paired.difference:{form}}{' ' if unit else ''}{unit}"
     return f"{size} ({interval(*paired.interval, form)})"
+
+
+def span(values: ArrayLike, form: str = ".3f") -> str:
+    """Return the lowest and the highest value, as in ``"0.100 to 0.200"``."""
+    return f"{np.min(values):{form}} to {np.max(values):{form}}"
+
+
+def mean_and_span(values: ArrayLike, form: str = ".3f") -> str:
+    """Return the mean and, in brackets, the lowest and the highest value."""
+    return f"{np.mean(values):{form}} ({span(values, form)})"

@@ -16,7 +16,7 @@ def test_the_loss_is_half_the_squared_error_of_300_centred_digits():
     x, y = study.labelled_digits()
     assert x.shape == (300, 64)
     assert x.mean(0).abs().max() < 1e-6
-    assert study.squared_loss(torch.nn.Linear(64, 10, bias=False).requires_grad_(False), (0 * x, y)).item() == 0.5
+    assert study.half_squared_error(torch.nn.Linear(64, 10, bias=False).requires_grad_(False), (0 * x, y)).item() == 0.5
 
 
 def test_measures_the_largest_eigenvalue_of_the_full_hessian():

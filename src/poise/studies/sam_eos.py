@@ -22,6 +22,7 @@ from poise.dynamics import sam_edge, sam_normalized
 from poise.optim import SAM
 from poise.report import Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.batches import half_squared_error
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import run_grid
 from poise.studies.kit.networks import seeded_mlp
@@ -109,12 +110,6 @@ def labelled_digits() -> Batch:
     return x, F.one_hot(y, 10).float()
 
 
-def squared_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared error, summed over outputs and averaged over examples."""
-    x, y = batch
-    return 0.5 * (model(x) - y).square().sum(1).mean()
-
-
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross entropy."""
     x, y = batch
@@ -124,7 +119,7 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 def train(setting: Setting, plan: Plan, seed: int) -> Run:
     """Train with SAM around plain gradient descent and follow the largest eigenvalue."""
     model = seeded_mlp((64, plan.hidden, plan.hidden, 10), seed)
-    loss_fn = cross_entropy if setting.cross_entropy else squared_loss
+    loss_fn = cross_entropy if setting.cross_entropy else half_squared_error
     optimizer = SAM(torch.optim.SGD(model.parameters(), LR), setting.rho, normalize=setting.normalize)
     tracker, generator = SharpnessTracker(tol=TOLERANCE), torch.Generator().manual_seed(seed)
     batch = x, y = labelled_digits()

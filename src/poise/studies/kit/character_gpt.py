@@ -80,6 +80,11 @@ class CharacterGPT(nn.Module):
         return self.head(self.norm(x))
 
 
+def next_character_loss(model: nn.Module, ids: Int64[Tensor, "batch time"]) -> Float[Tensor, ""]:
+    """Return the mean cross entropy of each character but the first, given those before it."""
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
 @dataclass(frozen=True, slots=True)
 class Corpus:
     """The text as ids: what is trained on, and 32 fixed windows of the last tenth."""

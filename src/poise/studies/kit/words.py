@@ -40,4 +40,4 @@ def span(values: ArrayLike, form: str = ".3f") -> str:
 
 def mean_and_span(values: ArrayLike, form: str = ".3f") -> str:
     """Return the mean and, in brackets, the lowest and the highest value."""
-    return f"{np.mean(values):{form}} ({span(values, form)})"
+    return f"{np.asarray(values, dtype=float).mean():{form}} ({span(values, form)})"

@@ -29,7 +29,7 @@ from poise.data import load_digits, standardize
 from poise.dynamics import edge
 from poise.evidence import clopper_pearson
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 TOL = 1e-3

@@ -23,7 +23,7 @@ from poise.data import load_digits
 from poise.evidence import PairedComparison, compare_paired
 from poise.optim import FuseInfo, ModelAverager, fuse, loss_barrier
 from poise.report import Code, Figure, Table, Text, bar_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 WIDTHS = (64, 128, 128)

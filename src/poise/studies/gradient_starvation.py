@@ -25,7 +25,7 @@ from poise.dynamics import decoupled_fixed_point, responses, ridge_fixed_point, 
 from poise.evidence import PairedComparison, compare_paired
 from poise.losses import spectral_decoupling
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 # The toy: two samples of one class, and two features that share them.

@@ -23,7 +23,7 @@ from poise.losses import stablemax_cross_entropy
 from poise.optim import OrthoGrad
 from poise.optim.geometry import cosine
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 WIDTH = 200

@@ -30,8 +30,8 @@ from poise.data import load_digits, standardize
 from poise.dynamics import momentum_edge
 from poise.nn import gaussian_batches, gradinit_sgd_, metainit_
 from poise.report import Code, Figure, Table, Text, line_chart, scatter_chart
-from poise.studies.networks import mlp
-from poise.studies.side_by_side import SideBySide
+from poise.studies.kit.networks import mlp
+from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.stacked_mlp import batch_indices, stacked_cross_entropy
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 

@@ -21,7 +21,7 @@ from poise.data import load_digits
 from poise.dynamics import QuadraticModel, Trajectory, classify, expected_ntk_acceleration
 from poise.evidence import clopper_pearson
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 F64 = torch.float64

@@ -28,7 +28,7 @@ from poise.evidence import compare_paired
 from poise.optim import SOAP
 from poise.preflight import SweepResult, lr_figure, sweep
 from poise.report import Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 
 BETA = 0.95

@@ -24,7 +24,7 @@ from poise.data import load_breast_cancer, load_digits, standardize
 from poise.evidence import compare_paired
 from poise.optim import MatchEffectiveLR, TwoPhaseLR, decay_groups, group_effective_lr
 from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
+from poise.studies.kit.character_gpt import CONTEXT, CharacterGPT, corpus
 from poise.studies.stacked_mlp import StackedMLP, batch_indices, stacked_accuracy, stacked_cross_entropy
 from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
 

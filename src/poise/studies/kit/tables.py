@@ -1,0 +1,57 @@
+"""Tables and curves over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from poise.report import Figure, Table, line_chart
+
+
+def seed_table(
+    title: str,
+    keys: Sequence[str],
+    values: Mapping[Any, ArrayLike],
+    quantity: str = "mean",
+    caption: str = "",
+    more: Mapping[str, Sequence[Any]] | None = None,
+) -> Table:
+    """Return a table with one row for each setting: mean, lowest and highest seed.
+
+    Args:
+        title: of the table.
+        keys: columns that name a setting.
+        values: one value a seed, by setting; a setting of several keys is a tuple.
+        quantity: column of the mean.
+        caption: below the table.
+        more: further columns, one entry a row.
+    """
+    more = more or {}
+    rows: list[list[Any]] = []
+    for i, (setting, own) in enumerate(values.items()):
+        of_seeds = np.asarray(own, dtype=float)
+        parts = setting if isinstance(setting, tuple) else (setting,)
+        statistics = [of_seeds.mean(), of_seeds.min(), of_seeds.max()]
+        rows.append([*parts, *statistics, *(column[i] for column in more.values())])
+    return Table(title, [*keys, quantity, "lowest seed", "highest seed", *more], rows, caption)
+
+
+def seed_chart(
+    title: str, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], x_title: str, y_title: str, **options: Any
+) -> Figure:
+    """Return curves of means over seeds, each in a band from the lowest to the highest seed.
+
+    Args:
+        title: of the figure.
+        curves: by name, the positions and the values, of shape (seeds, positions).
+        x_title: of the horizontal axis.
+        y_title: of the vertical axis.
+        **options: of ``poise.report.line_chart``.
+    """
+    arrays = {name: (np.asarray(x), np.asarray(y, dtype=float)) for name, (x, y) in curves.items()}
+    means = {name: (x, y.mean(0)) for name, (x, y) in arrays.items()}
+    bands = {name: (x, y.min(0), y.max(0)) for name, (x, y) in arrays.items()}
+    return line_chart(title, means, x_title, y_title, bands=bands, **options)

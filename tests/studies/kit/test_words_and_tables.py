@@ -1,0 +1,33 @@
+import math
+
+import numpy as np
+
+from poise.evidence import compare_paired
+from poise.studies.kit.tables import seed_chart, seed_table
+from poise.studies.kit.words import difference, interval, listed, mean_and_span, span
+
+
+def test_numbers_over_seeds_in_words():
+    assert listed([1, 0.25], "+.2f") == "+1.00, +0.25"
+    assert listed([math.inf, 0.5], ".1f", "never reached") == "never reached, 0.5"
+    assert interval(-0.1, 0.2, "+.1f") == "95 % interval -0.1 to +0.2"
+    assert span([0.5, 0.25, 1.0], ".2f") == "0.25 to 1.00"
+    assert mean_and_span(np.array([1.0, 3.0]), "+.1f") == "+2.0 (+1.0 to +3.0)"
+    paired = compare_paired([1.0, 2.0, 3.0], [0.5, 1.6, 2.4])
+    low, high = paired.interval
+    assert difference(paired, "+.2f", "points") == f"-0.50 points (95 % interval {low:+.2f} to {high:+.2f})"
+
+
+def test_a_table_has_mean_and_range_of_every_setting():
+    values = {("A", 1): [1.0, 3.0], ("B", 2): np.array([5.0, 4.0])}
+    table = seed_table("T", ["arm", "size"], values, "loss", "c", {"note": ["x", None]})
+    assert list(table.columns) == ["arm", "size", "loss", "lowest seed", "highest seed", "note"]
+    assert [list(row) for row in table.rows] == [["A", 1, 2.0, 1.0, 3.0, "x"], ["B", 2, 4.5, 4.0, 5.0, None]]
+
+
+def test_a_chart_has_the_mean_in_a_band_of_all_seeds():
+    figure = seed_chart("T", {"A": ([1, 2], [[1.0, 2.0], [3.0, 6.0]])}, "x", "y").figure
+    drawn = [list(trace.y) for trace in figure.data]
+    assert [2.0, 4.0] in drawn
+    assert [1.0, 2.0] in drawn
+    assert [3.0, 6.0] in drawn

@@ -290,7 +290,7 @@ def control(results: Results) -> Measured:
         [results.control[Setting("sgd", lr, wd)].plateau for lr in GRID_LRS] for wd in (GRID_DECAYS[0], GRID_DECAYS[-1])
     )
     # A run that diverged has a loss that is not a number: it does not count as raised by decay.
-    raised = np.mean(np.array(large) > np.array(small))
+    raised = float(np.mean(np.array(large) > np.array(small)))
     words = (
         f"without batch norm a decay of {GRID_DECAYS[-1]:g} ends at a higher training loss than {GRID_DECAYS[0]:g} in "
         f"{raised:.0%} of learning rates and seeds"

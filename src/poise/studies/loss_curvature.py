@@ -455,7 +455,7 @@ def _counter_table(multiples: Sequence[float], counter: PlainNetworks) -> Table:
     lower = np.less(counter.warmed, counter.plain)
     medians = np.median(counter.plain, 1), np.median(counter.warmed, 1)
     rows = [list(row) for row in zip(multiples, *medians, lower.sum(1), strict=True)]
-    useless = [f"{multiple:g}" for multiple, any_lower in zip(multiples, lower.any(1), strict=True) if not any_lower]
+    useless = [f"{multiples[i]:g}" for i in np.flatnonzero(~lower.any(1)).tolist()]
     caption = (
         "Four layers without branches, He's weights, gradient descent on a full batch from a loss of "
         f"{counter.start:.2f}. A learning rate at which a network finds a flatter place by itself needs no warm-up, "

@@ -111,12 +111,8 @@ def logistic(logits: Tensor, y: Tensor) -> Tensor:
 
 def decoupled(coef: float) -> Loss:
     """Cross entropy with a penalty on the logits."""
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        penalties = vmap(lambda own: spectral_decoupling(own, coef))(logits)
-        return logistic(logits, y) + penalties[:, None]
-
-    return loss
+    penalty = vmap(lambda own: spectral_decoupling(own, coef))
+    return lambda logits, y: logistic(logits, y) + penalty(logits)[:, None]
 
 
 def smoothed(logits: Tensor, y: Tensor, smoothing: float = 0.1) -> Tensor:
@@ -251,18 +247,12 @@ AGREEMENTS = (0.98, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
+    """Responses of the toy by method, a row for each strength; runs on moons by arm."""
 
-    Args:
-        ridge: responses of the toy with the penalty on weights, by method, one row for each strength.
-        decoupled: the same with the penalty on logits.
-        moons: runs by arm.
-        digits: accuracies by agreement and arm, then by what the bit says.
-    """
-
-    ridge: Mapping[str, NDArray[np.float64]]
-    decoupled: Mapping[str, NDArray[np.float64]]
+    ridge: Mapping[str, NDArray[np.float64]]  # with the penalty on weights
+    decoupled: Mapping[str, NDArray[np.float64]]  # with that on logits
     moons: Mapping[str, MoonRuns]
+    # Accuracies by agreement and arm, then by what the bit says.
     digits: Mapping[tuple[float, str], Mapping[str, NDArray[np.float64]]]
 
 

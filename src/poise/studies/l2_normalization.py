@@ -74,19 +74,12 @@ PLANS: dict[Budget, Plan] = {"tiny": Plan(150, 30, 10), "default": Plan(), "full
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Networks of one setting, a value per seed.
+    """Networks of one setting, a value per seed; means are over the last fifth of the steps."""
 
-    Args:
-        norm: norm of each hidden layer's weights, averaged over the last fifth of the steps.
-        grad_power: mean of |gradient|^2 |weight|^2 of each over the same steps.
-        accuracy: on the test digits, at the end.
-        plateau: mean training loss over the last fifth.
-    """
-
-    norm: Float[np.ndarray, "layers seeds"]
-    grad_power: Float[np.ndarray, "layers seeds"]
-    accuracy: Float[np.ndarray, " seeds"]
-    plateau: Float[np.ndarray, " seeds"]
+    norm: Float[np.ndarray, "layers seeds"]  # mean norm of each hidden layer's weights
+    grad_power: Float[np.ndarray, "layers seeds"]  # mean of |gradient|^2 |weight|^2 of each
+    accuracy: Float[np.ndarray, " seeds"]  # on the test digits, at the end
+    plateau: Float[np.ndarray, " seeds"]  # mean training loss
 
 
 def train(setting: Setting, steps: int, seeds: Sequence[int], normed: bool = True) -> Runs:

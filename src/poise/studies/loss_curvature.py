@@ -168,25 +168,15 @@ Grid = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """All runs of one strategy.
-
-    Args:
-        lrs: the learning rates.
-        start: loss of the fresh network on all digits, per seed.
-        fresh: its sharpness, per seed.
-        loss: mean of the last 20 training losses; infinite if one is not finite.
-        early: sharpness at the probe step.
-        ratio: that times the learning rate of that step, over the limit 2 (1 + beta).
-        late: sharpness at the end.
-    """
+    """All runs of one strategy: a value per seed, or per learning rate and seed."""
 
     lrs: tuple[float, ...]
-    start: NDArray[np.float64]
-    fresh: NDArray[np.float64]
-    loss: Grid
-    early: Grid
-    ratio: Grid
-    late: Grid
+    start: NDArray[np.float64]  # loss of the fresh network on all digits
+    fresh: NDArray[np.float64]  # its sharpness
+    loss: Grid  # mean of the last 20 training losses; infinite if one is not finite
+    early: Grid  # sharpness at the probe step
+    ratio: Grid  # that times the learning rate of that step, over the limit 2 (1 + beta)
+    late: Grid  # sharpness at the end
 
     @property
     def trained(self) -> NDArray[np.bool_]:

@@ -65,23 +65,14 @@ PLANS: dict[Budget, Plan] = {
 
 @dataclass(frozen=True, slots=True)
 class OverTraining:
-    """Networks of one learning rate and decay, a value per seed.
+    """Networks of one learning rate and decay, a value per seed; at the end, where nothing else is said."""
 
-    Args:
-        plateau: mean training loss over the last quarter of the first phase.
-        accuracy: on the digits that were not trained on, at the end.
-        jacobian: mean squared Frobenius norm of d outputs / d weights over the training digits, at the end.
-        norm: of all weights, at the end.
-        loss: on the training digits, at the end.
-        curve: training loss of the first phase, in 50 blocks, mean over seeds.
-    """
-
-    plateau: Float[np.ndarray, " seeds"]
-    accuracy: Float[np.ndarray, " seeds"]
-    jacobian: Float[np.ndarray, " seeds"]
-    norm: Float[np.ndarray, " seeds"]
-    loss: Float[np.ndarray, " seeds"]
-    curve: Float[np.ndarray, " blocks"]
+    plateau: Float[np.ndarray, " seeds"]  # mean training loss over the last quarter of the first phase
+    accuracy: Float[np.ndarray, " seeds"]  # on the digits that were not trained on
+    jacobian: Float[np.ndarray, " seeds"]  # mean squared Frobenius norm of d outputs / d weights, training digits
+    norm: Float[np.ndarray, " seeds"]  # of all weights
+    loss: Float[np.ndarray, " seeds"]  # on the training digits
+    curve: Float[np.ndarray, " blocks"]  # training loss of the first phase, mean over seeds
 
 
 def over_train(lr: float, weight_decay: float, plan: Plan, seeds: Sequence[int]) -> OverTraining:
@@ -214,21 +205,13 @@ Curves = Mapping[str, Float[np.ndarray, "seeds steps"]]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
-
-    Args:
-        plan: what was run.
-        cells: over-trained networks by learning rate and decay.
-        curves: losses on characters by arm.
-        exact: largest relative difference of losses between decay and the equivalent learning rate.
-        lost: fraction of lost updates of each seed, by decay.
-    """
+    """Networks by learning rate and decay, losses by arm, and numbers of the parts without networks."""
 
     plan: Plan
     cells: Mapping[tuple[float, float], OverTraining]
     curves: Curves
-    exact: float
-    lost: Mapping[float, np.ndarray]
+    exact: float  # largest relative difference of losses between decay and the equivalent learning rate
+    lost: Mapping[float, np.ndarray]  # fraction of lost updates of each seed, by decay
 
 
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:

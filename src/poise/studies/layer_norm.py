@@ -21,8 +21,7 @@ from torch.optim import Adam
 
 from poise.evidence import compare_paired
 from poise.nn import LayerNormLSTM
-from poise.nn.layer_norm_cells import LayerNormLSTMCell
-from poise.report import Figure, Text, line_chart
+from poise.report import Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import batch_indices, cross_entropies
 from poise.studies.kit.character_gpt import corpus
@@ -55,11 +54,7 @@ class Plan:
     n_jobs: int = -1
 
 
-PLANS: dict[Budget, Plan] = {
-    "tiny": Plan(text_steps=25, small_steps=30, large_steps=10, n_jobs=1),
-    "default": Plan(),
-    "full": Plan(text_steps=1000, small_steps=3000, large_steps=600),
-}
+PLANS: dict[Budget, Plan] = {"tiny": Plan(25, 30, 10, n_jobs=1), "default": Plan(), "full": Plan(1000, 3000, 600)}
 
 # --- characters --------------------------------------------------------------------------------------------------
 
@@ -78,22 +73,14 @@ class CharacterLSTM(nn.Module):
         lstm = nn.LSTM(EMBEDDING, HIDDEN, batch_first=True)
         self.recurrent = lstm if arm == PLAIN else LayerNormLSTM.from_torch(lstm)
         if arm == SMALL_GAIN:
-            set_gains(self.recurrent, 0.1)
+            for name, parameter in self.recurrent.named_parameters():
+                if "gain" in name:
+                    nn.init.constant_(parameter, 0.1)
 
     def forward(self, ids: Int64[Tensor, "batch time"]) -> Float[Tensor, "batch time classes"]:
         """Return the logits of the next character; the state starts at zero."""
         logits: Tensor = self.head(self.recurrent(self.embedding(ids))[0])
         return logits
-
-
-@torch.no_grad()
-def set_gains(model: nn.Module, gain: float) -> None:
-    """Set all gains of layer-normalised LSTM cells."""
-    for cell in model.modules():
-        if isinstance(cell, LayerNormLSTMCell):
-            for parameter in (cell.gain_ih, cell.gain_hh, cell.gain_c):
-                if parameter is not None:
-                    parameter.fill_(gain)
 
 
 def train_characters(arm: str, lr: float, steps: int, seed: int) -> Float[np.ndarray, " steps"]:
@@ -121,7 +108,7 @@ def trailing(losses: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " later"]
 
 
 def steps_ratio(losses: Float[np.ndarray, " steps"], baseline: Float[np.ndarray, " steps"]) -> float:
-    """Return the share of the baseline's steps that a run needs to its final loss; infinite if it never gets there.
+    """Return the fraction of the baseline's steps that a run needs to its final loss; infinite if it never gets there.
 
     Both losses are means over the last ``LAST`` steps.
     """
@@ -135,11 +122,9 @@ def steps_ratio(losses: Float[np.ndarray, " steps"], baseline: Float[np.ndarray,
 def perceptron(norm: str, seed: int) -> nn.Sequential:
     """Return a ReLU network whose hidden layers, but not the output, are normalised before the nonlinearity."""
     first, _, second, _, last = seeded_mlp(WIDTHS, seed, nn.ReLU)
-    layers: list[nn.Module] = []
-    for linear, width in zip((first, second), WIDTHS[1:], strict=False):
-        kinds = {"batch norm": nn.BatchNorm1d, "layer norm": nn.LayerNorm}
-        layers += [linear, *([kinds[norm](width)] if norm in kinds else []), nn.ReLU()]
-    return nn.Sequential(*layers, last)
+    kinds = {"batch norm": nn.BatchNorm1d, "layer norm": nn.LayerNorm}
+    norms = [[kinds[norm](width)] if norm in kinds else [] for width in WIDTHS[1:-1]]
+    return nn.Sequential(first, *norms[0], nn.ReLU(), second, *norms[1], nn.ReLU(), last)
 
 
 def train_digits(norm: str, batch: int, steps: int, seeds: Sequence[int]) -> NDArray[np.float64]:
@@ -186,21 +171,22 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     """Train everything, the longest runs first."""
     plan = PLANS[budget]
     corpus()  # once, before processes start
-    text = run_grid(
-        lambda cell, seed: train_characters(*cell, plan.text_steps, seed),
+    cells, steps = (
         [*product((NORMED, PLAIN), LRS), (SMALL_GAIN, LR)],
-        seeds,
-        part_of(progress, 0, 0.9),
-        plan.n_jobs,
-        "{0[0]} at learning rate {0[1]}".format,
+        {SMALL: plan.small_steps, LARGE: plan.large_steps},
     )
-    steps = {SMALL: plan.small_steps, LARGE: plan.large_steps}
-    digits = run_each(
-        lambda cell: train_digits(*cell, steps[cell[1]], seeds),
-        list(product(NORMS, steps)),
-        part_of(progress, 0.9, 1),
-        name="digits, {0[0]}, batches of {0[1]}".format,
+
+    def on_text(cell: tuple[str, float], seed: int) -> Losses:
+        return train_characters(*cell, plan.text_steps, seed)
+
+    def on_digits(cell: tuple[str, int]) -> NDArray[np.float64]:
+        return train_digits(*cell, steps[cell[1]], seeds)
+
+    text = run_grid(
+        on_text, cells, seeds, part_of(progress, 0, 0.9), plan.n_jobs, "{0[0]}, learning rate {0[1]}".format
     )
+    name = "digits, {0[0]}, batches of {0[1]}".format
+    digits = run_each(on_digits, list(product(NORMS, steps)), part_of(progress, 0.9, 1), name=name)
     return Results(plan, {cell: np.stack(runs) for cell, runs in text.items()}, digits)
 
 
@@ -222,10 +208,8 @@ def speed(results: Results) -> Measured:
         f"LN-LSTM needs {_steps(ratios)} of the LSTM's steps and ends at {results.final(NORMED, LR).mean():.3f} "
         f"instead of {results.final(PLAIN, LR).mean():.3f} (lead by seed {listed(lead, '+.3f')})"
     )
-    return Measured(
-        words,
-        {"largest_ratio": ratios.max(), "smallest_lead": lead.min(), "share_slow": (ratios > 0.95).mean()},
-    )
+    numbers = {"largest_ratio": ratios.max(), "smallest_lead": lead.min(), "share_slow": (ratios > 0.95).mean()}
+    return Measured(words, numbers)
 
 
 @claim(
@@ -294,41 +278,27 @@ def _steps(ratios: NDArray[np.float64]) -> str:
 
 def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
     """Put figure, tables and summary together."""
-    finals = {cell: results.final(*cell) for cell in results.text}
-    shares = [_steps(results.ratios(lr)) if arm == NORMED else None for arm, lr in results.text]
-    caption = f"Training loss in nats per character, mean of the last {LAST} steps; the share for each seed."
-    picture = _figure(results)
-    also = "also" if claims["tuned"].numbers["lead"] > 0 else "no longer"
-    summary = (
-        f"At learning rate {LR:g} {claims['speed'].text}. Where the LSTM's learning rate is tuned, layer normalisation "
-        f"{also} helps: {claims['tuned'].text}."
-    )
-    return Presentation(
-        summary,
-        [
-            picture,
-            seed_table(
-                "Learning rates",
-                ["model", "learning rate"],
-                finals,
-                "final loss",
-                caption,
-                {"share of the LSTM's steps": shares},
-            ),
-            seed_table("Test loss on digits", ["norm", "batch"], results.digits),
-            _notes(results),
-        ],
-        picture.figure,
-    )
-
-
-def _figure(results: Results) -> Figure:
     lines = {}
     for arm in (PLAIN, NORMED, SMALL_GAIN):
         losses = trailing(results.text[arm, LR].mean(0))
         lines[arm] = (np.arange(LAST, LAST + len(losses)), losses)
-    return line_chart(
-        f"Characters, learning rate {LR:g}", lines, "step", f"training loss in nats, mean of {LAST} steps and all seeds"
+    axes = "step", f"training loss in nats, mean of {LAST} steps and all seeds"
+    picture = line_chart(f"Characters, learning rate {LR:g}", lines, *axes)
+    finals = {cell: results.final(*cell) for cell in results.text}
+    shares = [_steps(results.ratios(lr)) if arm == NORMED else None for arm, lr in results.text]
+    caption = f"Training loss in nats per character, mean of the last {LAST} steps; the share for each seed."
+    keys, more = ["model", "learning rate"], {"share of the LSTM's steps": shares}
+    also = "also" if claims["tuned"].numbers["lead"] > 0 else "no longer"
+    return Presentation(
+        f"At learning rate {LR:g} {claims['speed'].text}. Where the LSTM's learning rate is tuned, layer normalisation "
+        f"{also} helps: {claims['tuned'].text}.",
+        [
+            picture,
+            seed_table("Learning rates", keys, finals, "final loss", caption, more),
+            seed_table("Test loss on digits", ["norm", "batch"], results.digits),
+            _notes(results),
+        ],
+        picture.figure,
     )
 
 

@@ -3,8 +3,9 @@ import math
 import numpy as np
 
 from poise.evidence import compare_paired
-from poise.studies.kit.tables import seed_chart, seed_table
-from poise.studies.kit.words import difference, interval, listed, mean_and_span, span
+from poise.report import line_chart
+from poise.studies.kit.tables import log_x, mean_table, seed_chart, seed_table
+from poise.studies.kit.words import difference, interval, listed
 
 
 def test_numbers_over_seeds_in_words():
@@ -31,3 +32,16 @@ def test_a_chart_has_the_mean_in_a_band_of_all_seeds():
     assert [2.0, 4.0] in drawn
     assert [1.0, 2.0] in drawn
     assert [3.0, 6.0] in drawn
+
+
+def test_a_table_of_means_keeps_single_entries_as_they_are():
+    rows = {("A", 1): [np.array([1.0, 2.0]), 7, "yes"], ("B", 2): [[5.0, 6.0], None, ""]}
+    table = mean_table("T", ["arm", "size"], ["loss", "steps", "chosen"], rows, "c")
+    assert list(table.columns) == ["arm", "size", "loss", "steps", "chosen"]
+    assert [list(row) for row in table.rows] == [["A", 1, 1.5, 7, "yes"], ["B", 2, 5.5, None, ""]]
+
+
+def test_a_chart_gets_a_logarithmic_axis():
+    figure = line_chart("T", {"A": ([1, 10], [1.0, 2.0])}, "x", "y")
+    assert log_x(figure) is figure
+    assert figure.figure.layout.xaxis.type == "log"

@@ -39,6 +39,35 @@ def seed_table(
     return Table(title, [*keys, quantity, "lowest seed", "highest seed", *more], rows, caption)
 
 
+def mean_table(
+    title: str, keys: Sequence[str], columns: Sequence[str], rows: Mapping[Any, Sequence[Any]], caption: str = ""
+) -> Table:
+    """Return a table with one row for each setting, of means over seeds.
+
+    Args:
+        title: of the table.
+        keys: columns that name a setting.
+        columns: the others.
+        rows: by setting (a tuple where there are several keys), an entry for each of ``columns``: an array of one value
+            a seed, of which the mean is shown, or a single number or word, which is shown as it is.
+        caption: below the table.
+    """
+    shown = [
+        [
+            *(setting if isinstance(setting, tuple) else (setting,)),
+            *(float(np.mean(entry)) if np.ndim(entry) else entry for entry in entries),
+        ]
+        for setting, entries in rows.items()
+    ]
+    return Table(title, [*keys, *columns], shown, caption)
+
+
+def log_x(figure: Figure) -> Figure:
+    """Give a chart a logarithmic horizontal axis, with powers of ten; return the chart."""
+    figure.figure.update_xaxes(type="log", exponentformat="power")
+    return figure
+
+
 def seed_chart(
     title: str, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], x_title: str, y_title: str, **options: Any
 ) -> Figure:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def batch_indices(seeds: Sequence[int], examples: int, steps: int, batch: int) -> Int64[Tensor, "steps nets batch"]:
@@ -24,3 +24,9 @@ def cross_entropies(
     """Return the mean cross entropy of each network; their sum gives each its own gradient."""
     targets = targets.expand(logits.shape[:2])
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(logits.shape[:2]).mean(1)
+
+
+def half_squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """Return half the squared distance of outputs and targets, summed over outputs and averaged over examples."""
+    x, y = batch
+    return 0.5 * (model(x) - y).square().sum(1).mean()

@@ -158,23 +158,14 @@ def one_random_perturbation(case: Case, seed: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
+    """What came out."""
 
-    Args:
-        opened: pores with throughflow, the coarsest grid first.
-        shut: closed pores, on the same grids.
-        balances: of each seed's random detailed balance, the energy condition and the spectrum.
-        fates: of autocatalysis of every strength.
-        singles: by seed, the error of the rate from one random perturbation.
-        abscissae: strengths in even steps, and the spectral abscissa of the empty pore at each.
-    """
-
-    opened: list[Case]
-    shut: list[Case]
-    balances: list[tuple[float, StabilityReport]]
-    fates: list[Fate]
-    singles: Mapping[int, float]
-    abscissae: Mapping[float, float]
+    opened: list[Case]  # pores with throughflow, the coarsest grid first
+    shut: list[Case]  # closed pores, on the same grids
+    balances: list[tuple[float, StabilityReport]]  # energy condition and spectrum of random detailed balances
+    fates: list[Fate]  # of autocatalysis of every strength
+    singles: Mapping[int, float]  # by seed, the error of the rate from one random perturbation
+    abscissae: Mapping[float, float]  # strengths in even steps, and the spectral abscissa of the empty pore at each
 
 
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:

@@ -46,19 +46,12 @@ OPTIMIZERS: Mapping[str, Callable[[Any], Optimizer]] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a budget buys.
+    """What a budget buys."""
 
-    Args:
-        starts: eigenvalue problems of each kind, over all seeds.
-        gd_steps: of gradient descent.
-        adam_steps: of Adam.
-        measure_every: steps between two measurements of the sharpness.
-    """
-
-    starts: int = 200
-    gd_steps: int = 1200
-    adam_steps: int = 1500
-    measure_every: int = 20
+    starts: int = 200  # eigenvalue problems of each kind, over all seeds
+    gd_steps: int = 1200  # of gradient descent
+    adam_steps: int = 1500  # of Adam
+    measure_every: int = 20  # steps between two measurements of the sharpness
 
 
 PLANS: dict[Budget, Plan] = {
@@ -123,17 +116,11 @@ def _case(values: Tensor, bounds: Tensor, truth: Tensor, products: int) -> Case:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedNet:
-    """A network after 150 steps of gradient descent on 500 digits, and the top of its Hessian's spectrum.
+    """A network after 150 steps of gradient descent on 500 digits, and the top of its Hessian's spectrum."""
 
-    Args:
-        model: float32.
-        data: inputs and targets.
-        truth: the ten largest eigenvalues, by ARPACK in float64.
-    """
-
-    model: nn.Module
-    data: tuple[Tensor, Tensor]
-    truth: Float[Tensor, " 10"]
+    model: nn.Module  # float32
+    data: tuple[Tensor, Tensor]  # inputs and targets
+    truth: Float[Tensor, " 10"]  # the ten largest eigenvalues, by ARPACK in float64
 
     def hessian(self) -> Hessian:
         """Return a fresh operator."""
@@ -171,21 +158,13 @@ def solve_cases(kind: Kind, starts: int, seeds: Sequence[int]) -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run.
+    """One training run."""
 
-    Args:
-        steps: at which the sharpness was measured.
-        ratio: sharpness over threshold there.
-        bound: error bound of the ratio.
-        loss: at the same steps.
-        products: Hessian products per measurement, on average.
-    """
-
-    steps: np.ndarray
-    ratio: np.ndarray
-    bound: np.ndarray
-    loss: np.ndarray
-    products: float
+    steps: np.ndarray  # at which the sharpness was measured
+    ratio: np.ndarray  # sharpness over threshold there
+    bound: np.ndarray  # error bound of the ratio
+    loss: np.ndarray  # at the same steps
+    products: float  # Hessian products per measurement, on average
 
     @property
     def late(self) -> float:
@@ -219,17 +198,11 @@ def train(name: str, steps: int, measure_every: int, seed: int) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
+    """What came out."""
 
-    Args:
-        cases: eigenvalue problems by kind.
-        runs: by optimizer, one a seed.
-        products: of each seed, Hessian products per step where every step of gradient descent is measured.
-    """
-
-    cases: Mapping[Kind, list[Case]]
-    runs: Mapping[str, list[Run]]
-    products: list[float]
+    cases: Mapping[Kind, list[Case]]  # eigenvalue problems by kind
+    runs: Mapping[str, list[Run]]  # by optimizer, one a seed
+    products: list[float]  # of each seed, Hessian products per step where every step of gradient descent is measured
 
 
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:

@@ -57,38 +57,22 @@ PLANS: dict[Budget, Plan] = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of gradient descent.
+    """One run of gradient descent."""
 
-    Args:
-        edge: learning rate times sharpness of the gradient-flow solution at the start.
-        lr: learning rate.
-        steps: steps at which the sharpness was measured.
-        gfs: sharpness of the gradient-flow solution there.
-        plain: sharpness of the weights themselves there.
-        loss: at every step.
-        evals: gradients that the flows took, on average; 0 where no flow was integrated.
-        euler: gradients that Euler's method with a tenth of the learning rate would take, on average.
-        at_rest: whether every flow came to rest.
-        exploded: whether the loss grew by a factor of 1000, where the run was stopped.
-    """
-
-    edge: float
+    edge: float  # learning rate times sharpness of the gradient-flow solution at the start
     lr: float
-    steps: np.ndarray
-    gfs: np.ndarray
-    plain: np.ndarray
-    loss: np.ndarray
-    evals: float = 0.0
-    euler: float = 0.0
-    at_rest: bool = True
-    exploded: bool = False
+    steps: np.ndarray  # steps at which the sharpness was measured
+    gfs: np.ndarray  # sharpness of the gradient-flow solution there
+    plain: np.ndarray  # sharpness of the weights themselves there
+    loss: np.ndarray  # at every step
+    evals: float = 0.0  # gradients that the flows took, on average; 0 where no flow was integrated
+    euler: float = 0.0  # gradients that Euler's method with a tenth of the learning rate would take, on average
+    at_rest: bool = True  # whether every flow came to rest
+    exploded: bool = False  # whether the loss grew by a factor of 1000, where the run was stopped
 
     @property
     def largest_rise(self) -> float:
-        """Largest relative rise between two measurements of the sharpness of the gradient-flow solution.
-
-        Infinite for a run that exploded.
-        """
+        """Largest relative rise of :attr:`gfs` between two measurements; infinite for a run that exploded."""
         return math.inf if self.exploded else rise(self.gfs)
 
     @property
@@ -112,21 +96,13 @@ def rise(values: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ScalarRuns:
-    """Many scalar networks.
+    """Many scalar networks."""
 
-    Args:
-        largest_rise: largest relative rise of the GFS sharpness over all steps at which weights keep their signs.
-        left: networks that a step took to another sign, where the closed form and the theorem end.
-        edges: learning rate times GFS sharpness at the start, shape (networks,).
-        ends: the same at the end, NaN where the loss is not below 1e-10.
-        loss_rises: whether the loss rose in a step.
-    """
-
-    largest_rise: float
-    left: int
-    edges: np.ndarray
-    ends: np.ndarray
-    loss_rises: np.ndarray
+    largest_rise: float  # largest relative rise of the GFS sharpness over all steps at which weights keep their signs
+    left: int  # networks that a step took to another sign, where the closed form and the theorem end
+    edges: np.ndarray  # learning rate times GFS sharpness at the start, shape (networks,)
+    ends: np.ndarray  # the same at the end, NaN where the loss is not below 1e-10
+    loss_rises: np.ndarray  # whether the loss rose in a step
 
 
 def run_scalar(depth: int, count: int, steps: int, seed: int) -> ScalarRuns:

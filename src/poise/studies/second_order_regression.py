@@ -62,23 +62,14 @@ PLANS: dict[Budget, Plan] = {
 
 @dataclass(frozen=True, slots=True)
 class TwoParameters:
-    """Where the models of one epsilon came to rest; arrays are of shape (runs,).
+    """Where the models of one epsilon came to rest; arrays are of shape (runs,)."""
 
-    Args:
-        eps: size of the negative eigenvalue.
-        gap: the constant k of ``T_min = 2 - k eps``.
-        end: kernel at the end.
-        formula: ``T_min + (1 + eps) a^2`` with the last ``a``.
-        highest: largest kernel of each run.
-        converged: whether each run came to rest.
-    """
-
-    eps: float
-    gap: np.ndarray
-    end: np.ndarray
-    formula: np.ndarray
-    highest: np.ndarray
-    converged: np.ndarray
+    eps: float  # size of the negative eigenvalue
+    gap: np.ndarray  # the constant k of ``T_min = 2 - k eps``
+    end: np.ndarray  # kernel at the end
+    formula: np.ndarray  # ``T_min + (1 + eps) a^2`` with the last ``a``
+    highest: np.ndarray  # largest kernel of each run
+    converged: np.ndarray  # whether each run came to rest
 
 
 def run_two_parameters(eps: float, gaps: Sequence[float]) -> TwoParameters:
@@ -107,21 +98,13 @@ def run_random(plan: Plan, residuals: float | Tensor, seed: int) -> Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRun:
-    """A network under gradient descent.
+    """A network under gradient descent."""
 
-    Args:
-        steps: at which the sharpness was measured.
-        ratio: learning rate times sharpness / 2 there; 1 is the edge.
-        loss: there.
-        products: Hessian-vector products of one measurement, on average.
-        diverged: whether the loss was no longer finite at some step; nothing is recorded from there on.
-    """
-
-    steps: np.ndarray
-    ratio: np.ndarray
-    loss: np.ndarray
-    products: float
-    diverged: bool
+    steps: np.ndarray  # at which the sharpness was measured
+    ratio: np.ndarray  # learning rate times sharpness / 2 there; 1 is the edge
+    loss: np.ndarray  # there
+    products: float  # Hessian-vector products of one measurement, on average
+    diverged: bool  # whether the loss was no longer finite at some step; nothing is recorded from there on
 
     @property
     def late(self) -> float:
@@ -190,25 +173,15 @@ def kernel_derivatives(Q: Tensor, J: Tensor, z: Tensor) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
+    """What came out."""
 
-    Args:
-        plan: what was run.
-        two: models of two parameters, by epsilon.
-        edge: the random model of each seed, with residuals that bring it to the edge.
-        scan: of a few seeds, runs over all sizes of the residuals.
-        linear_drift: largest change of the kernel of a random model without second derivatives.
-        network: by learning rate, one run a seed.
-        derivatives: of a few seeds, both errors of :func:`derivative_error`.
-    """
-
-    plan: Plan
-    two: Mapping[float, TwoParameters]
-    edge: Mapping[int, Trajectory]
-    scan: Mapping[int, Trajectory]
-    linear_drift: float
-    network: Mapping[float, list[NetworkRun]]
-    derivatives: Mapping[int, tuple[float, float]]
+    plan: Plan  # what was run
+    two: Mapping[float, TwoParameters]  # models of two parameters, by epsilon
+    edge: Mapping[int, Trajectory]  # the random model of each seed, with residuals that bring it to the edge
+    scan: Mapping[int, Trajectory]  # of a few seeds, runs over all sizes of the residuals
+    linear_drift: float  # largest change of the kernel of a random model without second derivatives
+    network: Mapping[float, list[NetworkRun]]  # by learning rate, one run a seed
+    derivatives: Mapping[int, tuple[float, float]]  # of a few seeds, both errors of :func:`derivative_error`
 
 
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:

@@ -172,25 +172,15 @@ def _two_layer_start(rng: np.random.Generator, d: int, width: int) -> tuple[ndar
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a problem of the study is made and trained.
+    """How a problem of the study is made and trained."""
 
-    Args:
-        name: of the problem.
-        task: makes it from a seed.
-        lrs: learning rates of SGD.
-        gd_lrs: learning rates of gradient descent.
-        warm_up: steps over which the learning rate rises.
-        steps: at most.
-        fits_below: loss below which a run fits every example, and stops.
-    """
-
-    name: str
-    task: Callable[[int], Task]
-    lrs: tuple[float, ...]
-    gd_lrs: tuple[float, ...]
-    warm_up: int
-    steps: int
-    fits_below: float
+    name: str  # of the problem
+    task: Callable[[int], Task]  # makes it from a seed
+    lrs: tuple[float, ...]  # learning rates of SGD
+    gd_lrs: tuple[float, ...]  # learning rates of gradient descent
+    warm_up: int  # steps over which the learning rate rises
+    steps: int  # at most
+    fits_below: float  # loss below which a run fits every example, and stops
 
 
 _DIAGONAL_LRS, _TEACHER_LRS = (0.01, 0.02, 0.04, 0.08, 0.16), (0.0005, 0.001, 0.002, 0.004, 0.008)

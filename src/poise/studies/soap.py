@@ -29,7 +29,7 @@ from poise.report import Figure, Table, Text
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
-from poise.studies.kit.networks import mlp
+from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.one_thread import one_thread
 from poise.studies.kit.rules import above, all_or_none, at_least, at_most, below
 from poise.studies.kit.tables import seed_chart
@@ -110,17 +110,11 @@ def _inverse_root(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An optimizer with everything but its learning rate.
+    """An optimizer with everything but its learning rate."""
 
-    Args:
-        name: ``"AdamW"``, ``"SOAP"`` or ``"Shampoo"``.
-        frequency: steps between two refreshes of the preconditioner.
-        variant: ``"one-sided"``, SOAP that rotates one side only, or ``"factored"``, with a factored second moment.
-    """
-
-    name: str
-    frequency: int = 10
-    variant: str = ""
+    name: str  # ``"AdamW"``, ``"SOAP"`` or ``"Shampoo"``
+    frequency: int = 10  # steps between two refreshes of the preconditioner
+    variant: str = ""  # of SOAP: ``"one-sided"``, or ``"factored"`` (second moment)
 
     @property
     def label(self) -> str:
@@ -142,18 +136,19 @@ class Method:
 ADAMW, SOAP_10 = Method("AdamW"), Method("SOAP")
 ONE_SIDED, FACTORED = Method("SOAP", variant="one-sided"), Method("SOAP", variant="factored")
 TUNED = (ADAMW, *(Method(name, f) for name in ("SOAP", "Shampoo") for f in FREQUENCIES))
+# By batch size, the methods that are tuned and those that take SOAP's learning rate.
+METHODS = {LARGE: (TUNED, (ONE_SIDED, FACTORED)), SMALL: ((ADAMW, SOAP_10), ())}
 
 
 # --- one run -----------------------------------------------------------------------------------------------------
 
 
 class Training:
-    """A run, one step at a time; uses torch's global generator only while it is made."""
+    """A run, one step at a time."""
 
     def __init__(self, method: Method, batch: int, steps: int, lr: float, seed: int) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model = nn.Sequential(mlp((64, 64, 32, 8)), mlp((8, 32, 64, 64)))  # the code between them is linear
+        self.model = seeded_mlp((64, 64, 32, 8, 32, 64, 64), seed)
+        self.model[5] = nn.Identity()  # the code is linear
         self.optimizer = method.optimizer(self.model.parameters(), lr)
         self.schedule = LambdaLR(self.optimizer, partial(_shape, steps=steps))
         generator = torch.Generator().manual_seed(seed)
@@ -177,11 +172,9 @@ class Training:
 def _shape(step: int, steps: int) -> float:
     """The schedule as a share of the peak: linear warm-up, then cosine to 0."""
     warm_up = max(1, steps // 10)
-    return (
-        (step + 1) / warm_up
-        if step < warm_up
-        else 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / (steps - warm_up))))
-    )
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / (steps - warm_up))))
 
 
 def train(method: Method, batch: int, steps: int, lr: float, seed: int) -> dict[str, float]:
@@ -223,19 +216,12 @@ Losses = Float[np.ndarray, " seeds"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What came out for one batch size.
+    """What came out for one batch size."""
 
-    Args:
-        batch: batch size.
-        tuned: every tuned method's sweep over learning rates.
-        runs: losses at SOAP's learning rate, by method and fraction of the steps: SOAP with fewer, its variants.
-        time_ratio: CPU time of a step with SOAP over that with AdamW.
-    """
-
-    batch: int
-    tuned: Mapping[Method, SweepResult]
-    runs: Mapping[tuple[Method, float], Losses]
-    time_ratio: float
+    batch: int  # batch size
+    tuned: Mapping[Method, SweepResult]  # every tuned method's sweep over learning rates
+    runs: Mapping[tuple[Method, float], Losses]  # by method and fraction of the steps, at SOAP's rate
+    time_ratio: float  # CPU time of a step with SOAP over that with AdamW
 
     def best(self, method: Method) -> Losses:
         """Return a method's losses at its best learning rate."""
@@ -268,19 +254,13 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run both batch sizes."""
     plan = PLANS[budget]
-    large = solve(LARGE, TUNED, (ONE_SIDED, FACTORED), plan, seeds, part_of(progress, 0, 0.75))
-    return Results(plan, large, solve(SMALL, (ADAMW, SOAP_10), (), plan, seeds, part_of(progress, 0.75, 1)))
+    large = solve(LARGE, plan, seeds, part_of(progress, 0, 0.75))
+    return Results(plan, large, solve(SMALL, plan, seeds, part_of(progress, 0.75, 1)))
 
 
-def solve(
-    batch: int,
-    tuned: Sequence[Method],
-    variants: Sequence[Method],
-    plan: Plan,
-    seeds: Sequence[int],
-    progress: Progress,
-) -> Problem:
+def solve(batch: int, plan: Plan, seeds: Sequence[int], progress: Progress) -> Problem:
     """Run everything for one batch size."""
+    tuned, variants = METHODS[batch]
 
     def run(method: Method, share: float, lrs: Sequence[float]) -> SweepResult:
         job = partial(train, method, batch, round(share * plan.steps))

@@ -39,7 +39,7 @@ def test_scalar_networks_start_in_the_stable_set_at_the_edges_asked_for():
 
 
 def test_scalar_runs_are_those_of_single_networks():
-    runs = study.run_scalar(3, 4, 50, seed=1)
+    runs = study.run_scalar(1, 3, study.Plan(nets_per_depth=4, scalar_steps=50))
     w, lr = study.draw_scalar(3, 4, torch.Generator().manual_seed(3001))
     for i in range(4):
         net, phi = ScalarNetwork(w[i]), [ScalarNetwork(w[i]).gfs_sharpness().item()]
@@ -53,7 +53,7 @@ def test_scalar_runs_are_those_of_single_networks():
 
 
 def test_a_run_that_explodes_is_no_progress():
-    run = study.run_network(0, 30.0, 20, 10)
+    run = study.run_network(0, 30.0, study.Plan(network_steps=20))
     assert run.exploded
     assert run.largest_rise == math.inf
     assert len(run.loss) < 21

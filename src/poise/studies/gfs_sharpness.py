@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -22,7 +23,7 @@ from poise.dynamics import ScalarNetwork, SquaredRegression, gradient_flow_limit
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
-from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.grid import run_each, stage
 from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
 from poise.studies.kit.tables import record_table
 
@@ -105,11 +106,11 @@ class ScalarRuns:
     loss_rises: np.ndarray  # whether the loss rose in a step
 
 
-def run_scalar(depth: int, count: int, steps: int, seed: int) -> ScalarRuns:
+def run_scalar(seed: int, depth: int, plan: Plan) -> ScalarRuns:
     """Run gradient descent on random scalar networks that start in the stable set."""
-    w, lr = draw_scalar(depth, count, torch.Generator().manual_seed(1000 * depth + seed))
+    w, lr = draw_scalar(depth, plan.nets_per_depth, torch.Generator().manual_seed(1000 * depth + seed))
     path = [w]
-    for _ in range(steps):
+    for _ in range(plan.scalar_steps):
         w = w - lr[:, None] * ScalarNetwork(w).gradient()
         path.append(w)
     whole = torch.stack(path)
@@ -156,12 +157,12 @@ def draw_regression(seed: int) -> SquaredRegression:
     return SquaredRegression(u, v, x, y)
 
 
-def run_regression(seed: int, edge: float, steps: int) -> Run:
+def run_regression(seed: int, edge: float, plan: Plan) -> Run:
     """Run gradient descent, with the sharpness at every step, until the loss is at rounding."""
     model = draw_regression(seed)
     lr = edge / float(model.gfs_sharpness())
     rows: list[tuple[float, float, float]] = []
-    for _ in range(steps + 1):
+    for _ in range(plan.regression_steps + 1):
         rows.append((float(model.gfs_sharpness()), float(model.sharpness()), float(model.loss())))
         if rows[-1][-1] < 1e-24:
             break
@@ -223,15 +224,15 @@ def draw_network(seed: int) -> tuple[TanhNetwork, Float[Tensor, " parameters"]]:
     return network, torch.from_numpy(np.random.default_rng(seed).normal(0.0, 0.5, network.size))
 
 
-def run_network(seed: int, edge: float, steps: int, every: int) -> Run:
+def run_network(seed: int, edge: float, plan: Plan) -> Run:
     """Run gradient descent, and now and then the flow to its end; stop where the loss has exploded."""
     network, w = draw_network(seed)
     lr, rows, loss, flows = 0.0, [], [], []
-    for step in range(steps + 1):
+    for step in range(plan.network_steps + 1):
         loss.append(float(network.loss(w)))
         if not loss[-1] < EXPLODED * loss[0]:
             break
-        if step % every == 0:
+        if step % plan.measure_every == 0:
             flow = gradient_flow_limit(network.gradient, w, hess=network.hessian)
             top, own = (float(torch.linalg.eigvalsh(network.hessian(at))[-1]) for at in (flow.x, w))
             lr = lr or edge / top
@@ -244,7 +245,7 @@ def run_network(seed: int, edge: float, steps: int, every: int) -> Run:
         evals=float(np.mean([flow.n_evals for flow in flows])),
         euler=float(np.mean([flow.t / (0.1 * lr) for flow in flows])),
         at_rest=all(flow.converged for flow in flows),
-        exploded=len(loss) <= steps,
+        exploded=len(loss) <= plan.network_steps,
     )
 
 
@@ -268,24 +269,11 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run the three parts."""
     plan = PLANS[budget]
-    scalar = run_each(
-        lambda cell: run_scalar(cell[1], plan.nets_per_depth, plan.scalar_steps, cell[0]),
-        list(product(seeds, plan.depths)),
-        part_of(progress, 0, 0.1),
-        name="scalar networks, seed {0[0]}, depth {0[1]}".format,
-    )
-    regression = run_each(
-        lambda cell: run_regression(*cell, plan.regression_steps),
-        list(product(seeds, plan.regression_edges)),
-        part_of(progress, 0.1, 0.2),
-        name="squared regression, seed {0[0]}, {0[1]} / lr".format,
-    )
-    network = run_each(
-        lambda cell: run_network(*cell, plan.network_steps, plan.measure_every),
-        list(product(seeds, plan.network_edges)),
-        part_of(progress, 0.2, 1),
-        name="network, seed {0[0]}, {0[1]} / lr".format,
-    )
+    at = partial(stage, progress)
+    scalar = run_each(lambda c: run_scalar(*c, plan), [*product(seeds, plan.depths)], at("scalar networks", 0, 0.1))
+    starts = [*product(seeds, plan.regression_edges)], [*product(seeds, plan.network_edges)]
+    regression = run_each(lambda c: run_regression(*c, plan), starts[0], at("squared regression", 0.1, 0.2))
+    network = run_each(lambda c: run_network(*c, plan), starts[1], at("network", 0.2, 1))
     return Results(list(scalar.values()), regression, network)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -23,7 +24,7 @@ from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import half_squared_error
 from poise.studies.kit.digits import digits
-from poise.studies.kit.grid import part_of, run_each, run_grid
+from poise.studies.kit.grid import run_each, run_grid, stage
 from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import above, all_or_none, at_least, at_most, below, equal_to
 from poise.studies.kit.tables import record_table
@@ -188,41 +189,18 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     """Run the four parts."""
     plan = PLANS[budget]
     few, residuals = seeds[: plan.few_seeds], torch.tensor(plan.residuals, dtype=F64)
-    return Results(
-        plan,
-        run_each(
-            lambda eps: run_two_parameters(eps, plan.gaps),
-            plan.epsilons,
-            part_of(progress, 0, 0.15),
-            name="two parameters, eps {}".format,
-        ),
-        run_each(
-            lambda seed: run_random(plan, plan.edge_residual, seed),
-            seeds,
-            part_of(progress, 0.15, 0.6),
-            name="random models at the edge, seed {}".format,
-        ),
-        run_each(
-            lambda seed: run_random(plan, residuals, seed),
-            few,
-            part_of(progress, 0.6, 0.75),
-            name="random models, sizes of the residuals, seed {}".format,
-        ),
-        linear_drift(plan, seeds[0]),
-        run_grid(
-            lambda lr, seed: run_network(lr, plan.network_steps, plan.network_every, seed),
-            (EDGE_LR, CALM_LR),
-            few,
-            part_of(progress, 0.75, 0.95),
-            name="network, learning rate {}".format,
-        ),
-        run_each(
-            lambda seed: derivative_error(plan.draws, seed),
-            few,
-            part_of(progress, 0.95, 1),
-            name="second derivative of the kernel, seed {}".format,
-        ),
+    at = partial(stage, progress)
+    two = run_each(lambda eps: run_two_parameters(eps, plan.gaps), plan.epsilons, at("two parameters, eps", 0, 0.15))
+    edge = run_each(lambda seed: run_random(plan, plan.edge_residual, seed), seeds, at("edge, seed", 0.15, 0.6))
+    scan = run_each(lambda seed: run_random(plan, residuals, seed), few, at("all residuals, seed", 0.6, 0.75))
+    network = run_grid(
+        lambda lr, seed: run_network(lr, plan.network_steps, plan.network_every, seed),
+        (EDGE_LR, CALM_LR),
+        few,
+        at("network, learning rate", 0.75, 0.95),
     )
+    derivatives = run_each(lambda seed: derivative_error(plan.draws, seed), few, at("kernel, seed", 0.95, 1))
+    return Results(plan, two, edge, scan, linear_drift(plan, seeds[0]), network, derivatives)
 
 
 def linear_drift(plan: Plan, seed: int) -> float:
@@ -278,12 +256,9 @@ def random_edge(results: Results) -> Measured:
     near = any(abs(float(value) - 2.0) <= 0.2 for value in chain.from_iterable(finite))
     low, high = clopper_pearson(settled, len(finite)) if finite else (0.0, 1.0)
     rest = float(np.mean(ends)) if ends else math.inf
-    words = (
-        f"{settled} of {len(finite)} runs that do not diverge [{low:.0%}, {high:.0%}], mean end {rest:.3f}; "
-        f"{diverged} diverge"
-    )
+    words = f"{settled} of {len(finite)} runs that do not diverge [{low:.0%}, {high:.0%}], mean end {rest:.3f}"
     counts = {"settled": settled, "finite": len(finite), "runs": len(results.edge), "came_near": near}
-    return Measured(words, {**counts, "rest": rest})
+    return Measured(f"{words}; {diverged} diverge", {**counts, "rest": rest})
 
 
 @claim(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -19,11 +20,11 @@ from numpy import ndarray
 from poise.data import load_digits
 from poise.dynamics import SecondMomentOperator
 from poise.evidence import PairedComparison, compare_paired
-from poise.report import Figure, Table, Text, line_chart
+from poise.report import Figure, Table, Text
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.grid import run_each
 from poise.studies.kit.rules import above, at_least, at_most, below
-from poise.studies.kit.tables import record_table
+from poise.studies.kit.tables import record_table, seed_chart
 
 CHECK_EVERY = 500
 SGD, GD = "SGD", "gradient descent"
@@ -32,17 +33,14 @@ SGD, GD = "SGD", "gradient descent"
 # --- the problems ------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
 class Diagonal:
     """Many copies of the network ``<a * b, x>``, each with data and weights of its own."""
 
-    def __init__(
-        self,
-        x: Float[ndarray, "runs n d"],
-        y: Float[ndarray, "runs n"],
-        a: Float[ndarray, "runs d"],
-        b: Float[ndarray, "runs d"],
-    ) -> None:
-        self.x, self.y, self.a, self.b = x, y, a, b
+    x: Float[ndarray, "runs n d"]
+    y: Float[ndarray, "runs n"]
+    a: Float[ndarray, "runs d"]
+    b: Float[ndarray, "runs d"]
 
     def sgd_step(self, i: Int64[ndarray, " runs"], lr: Float[ndarray, "runs 1"]) -> None:
         """Move each copy by the gradient on one example of its own."""
@@ -72,17 +70,14 @@ class Diagonal:
         self.a, self.b = self.a - step * self.b, self.b - step * self.a
 
 
+@dataclass(slots=True)
 class TwoLayer:
     """Many copies of the network ``sum_j a_j relu(w_j . x)``, each with data and weights of its own."""
 
-    def __init__(
-        self,
-        x: Float[ndarray, "runs n d"],
-        y: Float[ndarray, "runs n"],
-        a: Float[ndarray, "runs width"],
-        w: Float[ndarray, "runs width d"],
-    ) -> None:
-        self.x, self.y, self.a, self.w = x, y, a, w
+    x: Float[ndarray, "runs n d"]
+    y: Float[ndarray, "runs n"]
+    a: Float[ndarray, "runs width"]
+    w: Float[ndarray, "runs width d"]
 
     def sgd_step(self, i: Int64[ndarray, " runs"], lr: Float[ndarray, "runs 1"]) -> None:
         """Move each copy by the gradient on one example of its own."""
@@ -170,49 +165,37 @@ def _two_layer_start(rng: np.random.Generator, d: int, width: int) -> tuple[ndar
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Setting:
     """How a problem of the study is made and trained."""
 
-    name: str  # of the problem
+    name: str
     task: Callable[[int], Task]  # makes it from a seed
-    lrs: tuple[float, ...]  # learning rates of SGD
-    gd_lrs: tuple[float, ...]  # learning rates of gradient descent
+    lrs: Mapping[str, tuple[float, ...]]  # by method; the last is the same
     warm_up: int  # steps over which the learning rate rises
     steps: int  # at most
     fits_below: float  # loss below which a run fits every example, and stops
 
 
-_DIAGONAL_LRS, _TEACHER_LRS = (0.01, 0.02, 0.04, 0.08, 0.16), (0.0005, 0.001, 0.002, 0.004, 0.008)
-_DIGITS_LRS, _TINY_LRS = (0.0002, 0.0005, 0.001, 0.002, 0.004), (0.1, 0.2, 0.4)
+def _same(*lrs: float) -> dict[str, tuple[float, ...]]:
+    return {SGD: lrs, GD: lrs}
+
+
+_DIGITS_LRS = {SGD: (0.0002, 0.0005, 0.001, 0.002, 0.004), GD: (0.001, 0.002, 0.004)}
 _LARGE = (
-    Setting("diagonal network", diagonal_task, _DIAGONAL_LRS, _DIAGONAL_LRS, 3000, 60_000, 1e-10),
-    Setting("ReLU network, teacher", teacher_task, _TEACHER_LRS, _TEACHER_LRS, 8000, 60_000, 1e-8),
-    Setting("ReLU network, digits", digits_task, _DIGITS_LRS, (0.001, 0.002, 0.004), 8000, 60_000, 1e-8),
+    Setting("diagonal network", diagonal_task, _same(0.01, 0.02, 0.04, 0.08, 0.16), 3000, 60_000, 1e-10),
+    Setting("ReLU network, teacher", teacher_task, _same(0.0005, 0.001, 0.002, 0.004, 0.008), 8000, 60_000, 1e-8),
+    Setting("ReLU network, digits", digits_task, _DIGITS_LRS, 8000, 60_000, 1e-8),
 )
-SETTINGS: Mapping[Budget, tuple[Setting, ...]] = {
-    "tiny": (
-        Setting(
-            "small diagonal network",
-            lambda seed: diagonal_task(seed, 40, 15, 500),
-            _TINY_LRS,
-            _TINY_LRS,
-            1000,
-            6000,
-            1e-8,
-        ),
-    ),
-    "default": _LARGE,
-    "full": _LARGE,
-}
+_SMALL_TASK = partial(diagonal_task, d=40, n=15, held_out=500)
+_TINY = Setting("small diagonal network", _SMALL_TASK, _same(0.1, 0.2, 0.4), 1000, 6000, 1e-8)
+SETTINGS: dict[Budget, tuple[Setting, ...]] = {"tiny": (_TINY,), "default": _LARGE, "full": _LARGE}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run after training."""
 
-    seed: int
-    method: str
     lr: float
     fits: bool
     trace: float
@@ -235,15 +218,10 @@ class Run:
 
 def train(setting: Setting, method: str, seeds: Sequence[int]) -> list[Run]:
     """Train one run per seed and learning rate, all at once."""
-    lrs = setting.lrs if method == SGD else setting.gd_lrs
     tasks = [setting.task(seed) for seed in seeds]
-    of = [(task, seed, lr) for task, seed in zip(tasks, seeds, strict=True) for lr in lrs]
-    problem = tasks[0].make(
-        np.stack([task.x for task, _, _ in of]),
-        np.stack([task.y for task, _, _ in of]),
-        *(np.stack([task.start[k] for task, _, _ in of]) for k in (0, 1)),
-    )
-    peak = np.array([lr for _, _, lr in of])[:, None]
+    of = list(product(tasks, setting.lrs[method]))
+    problem = tasks[0].make(*(np.stack(part) for part in zip(*((t.x, t.y, *t.start) for t, _ in of), strict=True)))
+    peak = np.array([lr for _, lr in of])[:, None]
     rng = np.random.default_rng([*seeds, 4])
     going = np.ones((len(of), 1))
     n = problem.x.shape[1]
@@ -260,7 +238,7 @@ def train(setting: Setting, method: str, seeds: Sequence[int]) -> list[Run]:
             going[_losses(problem) < setting.fits_below] = 0.0
         if not going.any():
             break
-    return _summaries(setting, method, problem, of)
+    return _summaries(setting, problem, of)
 
 
 def _losses(problem: Problem) -> Float[ndarray, " runs"]:
@@ -268,16 +246,14 @@ def _losses(problem: Problem) -> Float[ndarray, " runs"]:
     return 0.5 * np.square(problem.outputs(problem.x) - problem.y).mean(1)
 
 
-def _summaries(setting: Setting, method: str, problem: Problem, of: Sequence[tuple[Task, int, float]]) -> list[Run]:
+def _summaries(setting: Setting, problem: Problem, of: Sequence[tuple[Task, float]]) -> list[Run]:
     losses, norms, gradients = _losses(problem), problem.norm(), problem.gradients()
-    predicted = problem.outputs(np.stack([task.x_test for task, _, _ in of]))
+    predicted = problem.outputs(np.stack([task.x_test for task, _ in of]))
     runs = []
-    for i, (task, seed, lr) in enumerate(of):
+    for i, (task, lr) in enumerate(of):
         squares = np.square(gradients[i]).sum(1)
         operator = SecondMomentOperator(torch.from_numpy(gradients[i][:, None]), lr, 1)
         run = Run(
-            seed,
-            method,
             lr,
             fits=bool(losses[i] < setting.fits_below),
             trace=float(squares.mean()),
@@ -301,21 +277,22 @@ class Results:
     settings: tuple[Setting, ...]
     runs: Mapping[tuple[Setting, str], list[Run]]
 
-    def at(self, setting: Setting, method: str, lr: float) -> list[Run]:
-        """Return the runs at one learning rate, in the order of the seeds."""
-        return [run for run in self.runs[setting, method] if run.lr == lr]
-
     def fitted(self) -> list[Run]:
         """Return the runs of SGD that fit every example."""
         return [run for setting in self.settings for run in self.runs[setting, SGD] if run.fits]
 
-    def pairs(self, setting: Setting) -> list[tuple[Run, Run]]:
-        """Return SGD and gradient descent at the largest learning rate, for each seed."""
-        return list(zip(*(self.at(setting, method, setting.lrs[-1]) for method in (SGD, GD)), strict=True))
+    def values(self, setting: Setting, method: str, name: str) -> Float[ndarray, "seeds lrs"]:
+        """Return a number of all runs of one problem and method."""
+        numbers = [float(getattr(run, name)) for run in self.runs[setting, method]]
+        return np.array(numbers).reshape(-1, len(setting.lrs[method]))
+
+    def errors(self, setting: Setting) -> list[Float[ndarray, " seeds"]]:
+        """Return the held-out errors at the largest learning rate, of SGD and of gradient descent."""
+        return [self.values(setting, method, "test_mse")[:, -1] for method in (SGD, GD)]
 
     def compare(self, setting: Setting) -> PairedComparison:
         """Compare the held-out errors of SGD with those of gradient descent at the largest learning rate."""
-        sgd, gd = ([run.test_mse for run in runs] for runs in zip(*self.pairs(setting), strict=True))
+        sgd, gd = self.errors(setting)
         return compare_paired(gd, sgd, diverged_as=1e6)
 
 
@@ -357,8 +334,8 @@ def bound(results: Results) -> Measured:
     refuted=below("least_share", 0.3),
 )
 def edge(results: Results) -> Measured:
-    shares = [run.trace_share for s in results.settings for run in results.runs[s, SGD] if run.lr in s.lrs[-2:]]
-    return Measured(f"from {min(shares):.2f} to {max(shares):.2f} of 2/lr", {"least_share": min(shares)})
+    shares = np.concatenate([results.values(s, SGD, "trace_share")[:, -2:] for s in results.settings])
+    return Measured(f"from {shares.min():.2f} to {shares.max():.2f} of 2/lr", {"least_share": shares.min()})
 
 
 @claim(
@@ -371,13 +348,11 @@ def edge(results: Results) -> Measured:
     refuted=at_least("failed_seeds", 2),
 )
 def held_out_error(results: Results) -> Measured:
-    ratios = {s.name: [sgd.test_mse / gd.test_mse for sgd, gd in results.pairs(s)] for s in results.settings}
-    numbers = {
-        "worst_ratio": max(max(values) for values in ratios.values()),
-        "failed_seeds": max(sum(ratio > 0.35 for ratio in values) for values in ratios.values()),
-        "p_better": min(results.compare(setting).p_better for setting in results.settings),
-    }
-    return Measured(", ".join(f"{np.mean(values):.2f} ({name})" for name, values in ratios.items()), numbers)
+    ratios = np.array([sgd / gd for sgd, gd in map(results.errors, results.settings)])
+    p_better = min(results.compare(setting).p_better for setting in results.settings)
+    words = [f"{own.mean():.2f} ({setting.name})" for own, setting in zip(ratios, results.settings, strict=True)]
+    failed = (ratios > 0.35).sum(1).max()
+    return Measured(", ".join(words), {"worst_ratio": ratios.max(), "failed_seeds": failed, "p_better": p_better})
 
 
 @claim(
@@ -389,11 +364,9 @@ def held_out_error(results: Results) -> Measured:
     refuted=at_least("spread", 0.2),
 )
 def gradient_descent(results: Results) -> Measured:
-    spreads = []
-    for setting in results.settings:
-        traces = np.array([[run.trace for run in results.at(setting, GD, lr)] for lr in setting.gd_lrs])
-        spreads.append(float((traces.max(0) / traces.min(0) - 1).max()))
-    return Measured(f"varies by {max(spreads):.1%} over learning rates at most", {"spread": max(spreads)})
+    traces = [results.values(setting, GD, "trace") for setting in results.settings]
+    spread = max(float((own.max(1) / own.min(1) - 1).max()) for own in traces)
+    return Measured(f"varies by {spread:.1%} over learning rates at most", {"spread": spread})
 
 
 @claim(
@@ -434,32 +407,25 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
 
 
 def _figure(results: Results, setting: Setting) -> Figure:
-    curves, bands = {}, {}
-    for method, lrs in ((SGD, setting.lrs), (GD, setting.gd_lrs)):
-        traces = np.array([[run.trace for run in results.at(setting, method, lr)] for lr in lrs])
-        curves[method] = (np.array(lrs), traces.mean(1))
-        bands[method] = (lrs, traces.min(1), traces.max(1))
-    curves["2 / learning rate"] = (np.array(setting.lrs), 2 / np.array(setting.lrs))
+    curves = {method: (lrs, results.values(setting, method, "trace")) for method, lrs in setting.lrs.items()}
+    curves["2 / learning rate"] = (setting.lrs[SGD], 2 / np.array([setting.lrs[SGD]]))
     title = f"Trace of the minimum found: {setting.name}"
-    figure = line_chart(title, curves, "learning rate", "trace", log_y=True, bands=bands)
+    figure = seed_chart(title, curves, "learning rate", "trace", log_y=True)
     figure.figure.update_xaxes(type="log", exponentformat="power")
     return figure
 
 
 def _table(results: Results, setting: Setting) -> Table:
+    names = {"Trace": "trace", "Sharpness": "sharpness", "Norm": "norm", "Held-out MSE": "test_mse"}
+    names["Limit at batch size 1, exact"] = "lr_exact"
     rows = []
-    for method, lr in [*product([SGD], setting.lrs), *product([GD], setting.gd_lrs)]:
-        runs = results.at(setting, method, lr)
-        names = {
-            "Trace": "trace",
-            "Sharpness": "sharpness",
-            "Norm": "norm",
-            "Held-out MSE": "test_mse",
-            "Limit at batch size 1, exact": "lr_exact",
-        }
-        means = {title: float(np.mean([getattr(run, name) for run in runs])) for title, name in names.items()}
-        fit = f"{sum(run.fits for run in runs)} of {len(runs)}"
-        rows.append({"Method": method, "Learning rate": lr, "2 / lr": 2 / lr, **means, "Fit every example": fit})
+    for method, lrs in setting.lrs.items():
+        fits = results.values(setting, method, "fits")
+        means = {title: results.values(setting, method, name).mean(0) for title, name in names.items()}
+        for i, lr in enumerate(lrs):
+            own = {title: float(values[i]) for title, values in means.items()}
+            fit = f"{fits[:, i].sum():.0f} of {len(fits)}"
+            rows.append({"Method": method, "Learning rate": lr, "2 / lr": 2 / lr, **own, "Fit every example": fit})
     found = results.compare(setting)
     low, high = found.interval
     caption = (

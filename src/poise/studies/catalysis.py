@@ -25,7 +25,7 @@ from poise.dynamics import (
 )
 from poise.report import Figure, Table, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
-from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.grid import run_each, stage
 from poise.studies.kit.rules import above, at_most, equal_to
 from poise.studies.kit.tables import record_table
 
@@ -171,8 +171,8 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run all parts."""
     grids, gammas = GRIDS[budget], GAMMAS[budget]
-    opened = [*run_each(throughflow, grids, part_of(progress, 0, 0.2), name="throughflow, grid {}".format).values()]
-    shut = [*run_each(closed, grids, part_of(progress, 0.2, 0.4), name="closed, grid {}".format).values()]
+    opened = [*run_each(throughflow, grids, stage(progress, "throughflow, grid", 0, 0.2)).values()]
+    shut = [*run_each(closed, grids, stage(progress, "closed, grid", 0.2, 0.4)).values()]
     singles = {seed: one_random_perturbation(opened[0], seed) for seed in seeds}
     progress(0.5, "single random perturbations")
     balances = [detailed_balance(seed) for seed in seeds]

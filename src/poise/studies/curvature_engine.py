@@ -29,7 +29,7 @@ from poise.report import Table, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import half_squared_error
 from poise.studies.kit.digits import digits
-from poise.studies.kit.grid import part_of, run_each, run_grid
+from poise.studies.kit.grid import run_each, run_grid, stage
 from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
 from poise.studies.kit.tables import record_table
@@ -208,14 +208,11 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run both parts."""
     plan = PLANS[budget]
-    cases = run_each(lambda kind: solve_cases(kind, plan.starts, seeds), KINDS, part_of(progress, 0, 0.3))
+    part = stage(progress, "eigenvalues:", 0, 0.3)
+    cases = run_each(lambda kind: solve_cases(kind, plan.starts, seeds), KINDS, part)
     steps = {GD: plan.gd_steps, ADAM: plan.adam_steps}
-    runs = run_grid(
-        lambda name, seed: train(name, steps[name], plan.measure_every, seed),
-        list(steps),
-        seeds,
-        part_of(progress, 0.3, 0.9),
-    )
+    part = stage(progress, "edge of stability:", 0.3, 0.9)
+    runs = run_grid(lambda name, seed: train(name, steps[name], plan.measure_every, seed), list(steps), seeds, part)
     return Results(cases, runs, [train(GD, max(plan.gd_steps // 10, 10), 1, seed).products for seed in seeds])
 
 

@@ -24,7 +24,7 @@ from poise.dynamics.per_example_factors import PerExampleGram
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
-from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.grid import run_each, stage
 from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
 from poise.studies.kit.tables import record_table
 
@@ -266,12 +266,8 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run all three parts."""
     plan, each = PLANS[budget], PLANS[budget].ensembles // len(seeds)
-    random = run_each(
-        lambda seed: divergence_violations(each, seed), seeds, part_of(progress, 0, 0.2), name="Hessians {}".format
-    )
-    networks = run_each(
-        lambda seed: _measure_net(seed, plan), seeds, part_of(progress, 0.2, 1), name="digits, seed {}".format
-    )
+    random = run_each(lambda seed: divergence_violations(each, seed), seeds, stage(progress, "Hessians, seed", 0, 0.2))
+    networks = run_each(lambda seed: _measure_net(seed, plan), seeds, stage(progress, "digits, seed", 0.2, 1))
     violations, ratios = sum(found for found, _ in random.values()), chain(*(ratios for _, ratios in random.values()))
     return Results(plan, tight_family_error(), violations, list(ratios), list(chain(*networks.values())))
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class Method:
 
     name: str  # ``"AdamW"``, ``"SOAP"`` or ``"Shampoo"``
     frequency: int = 10  # steps between two refreshes of the preconditioner
-    variant: str = ""  # of SOAP: ``"one-sided"``, or ``"factored"`` (second moment)
+    variant: str = ""  # of SOAP: ``"one-sided"``, rotates one side only; ``"factored"``, of the second moment
 
     @property
     def label(self) -> str:
@@ -170,7 +171,7 @@ class Training:
 
 
 def _shape(step: int, steps: int) -> float:
-    """The schedule as a share of the peak: linear warm-up, then cosine to 0."""
+    """The schedule as a fraction of the peak: linear warm-up, then cosine to 0."""
     warm_up = max(1, steps // 10)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -266,10 +267,17 @@ def solve(batch: int, plan: Plan, seeds: Sequence[int], progress: Progress) -> P
         job = partial(train, method, batch, round(share * plan.steps))
         return sweep(job, lrs, None, seeds, plan.n_jobs, progress=False)
 
-    sweeps = run_each(lambda method: run(method, 1.0, plan.lrs), tuned, part_of(progress, 0, 0.8))
+    sweeps = run_each(
+        lambda method: run(method, 1.0, plan.lrs), tuned, part_of(progress, 0, 0.8), name=attrgetter("label")
+    )
     lr = [sweeps[SOAP_10].curve().best_lr]
     cells = [(method, 1.0) for method in variants] + [(SOAP_10, share) for share in SHARES]
-    runs = run_each(lambda cell: _best(run(*cell, lr)), cells, part_of(progress, 0.8, 1.0))
+    runs = run_each(
+        lambda cell: _best(run(*cell, lr)),
+        cells,
+        part_of(progress, 0.8, 1),
+        name="{0[0].label}, {0[1]} of the steps".format,
+    )
     return Problem(batch, sweeps, runs, step_time_ratio(batch, plan.rounds))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from poise.dynamics.sgd_noise.per_example_factors import PerExampleGram
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
-from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.grid import run_each, stage
 from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
+from poise.studies.kit.tables import record_table
 
 FACTORS = (0.7, 0.95, 1.3, 2.0)
 WIDTH, PUSH, ESCAPED = 30, 1e-6, 1e-6
@@ -118,12 +120,8 @@ class TanhNet:
     def initial(self, generator: torch.Generator) -> Float[Tensor, " P"]:
         """Return random weights, output weights large enough that gradient descent comes to rest soon."""
         scales = [self.x.shape[1] ** -0.5, 0.0, 0.4, 0.0]
-        return torch.cat(
-            [
-                scale * torch.randn(size, generator=generator, dtype=torch.float64)
-                for scale, size in zip(scales, self.sizes, strict=True)
-            ]
-        )
+        drawn = [torch.randn(size, generator=generator, dtype=torch.float64) for size in self.sizes]
+        return torch.cat([scale * part for scale, part in zip(scales, drawn, strict=True)])
 
     def residual_and_jacobian(
         self, theta: Float[Tensor, "runs P"]
@@ -219,6 +217,11 @@ class Limits:
     escaped: dict[float, int]
     lyapunov: dict[float, float]
 
+    @property
+    def off(self) -> float:
+        """Factor between the coherence estimate and the exact limit, at least 1."""
+        return max(self.coherence / self.exact, self.exact / self.coherence)
+
 
 def _measure_net(seed: int, plan: Plan) -> list[Limits]:
     generator = torch.Generator().manual_seed(seed)
@@ -231,28 +234,13 @@ def _measure_net(seed: int, plan: Plan) -> list[Limits]:
     out = []
     for batch_size in plan.batch_sizes:
         exact = operator.at(batch_size=batch_size).critical_lr()
+        estimates = found.lr_coherence(batch_size), moments.lr_bound(batch_size, "without"), 2 / moments.trace
         lrs = [factor * exact for factor in FACTORS]
         counts = escapes(net, at, lrs, batch_size, plan.runs, plan.steps, generator)
-        exponents = [
-            sgd_lyapunov_exponent(
-                operator.at(lr=lr, batch_size=batch_size), steps=plan.lyapunov_steps, generator=generator
-            ).value
-            for lr in lrs
-        ]
-        out.append(
-            Limits(
-                seed,
-                batch_size,
-                exact,
-                found.lr_coherence(batch_size),
-                moments.lr_bound(batch_size, "without"),
-                2 / moments.trace,
-                found.lr_gd,
-                found.sigma,
-                dict(zip(FACTORS, counts, strict=True)),
-                dict(zip(FACTORS, exponents, strict=True)),
-            )
-        )
+        noisy = [operator.at(lr=lr, batch_size=batch_size) for lr in lrs]
+        exponents = [sgd_lyapunov_exponent(of, steps=plan.lyapunov_steps, generator=generator).value for of in noisy]
+        escaped, lyapunov = dict(zip(FACTORS, counts, strict=True)), dict(zip(FACTORS, exponents, strict=True))
+        out.append(Limits(seed, batch_size, exact, *estimates, found.lr_gd, found.sigma, escaped, lyapunov))
     return out
 
 
@@ -261,21 +249,13 @@ def _measure_net(seed: int, plan: Plan) -> list[Limits]:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What came out.
+    """What came out."""
 
-    Args:
-        plan: what was run.
-        tight_error: largest error of the tight family.
-        violations: random ensembles that are stable above the paper's bound.
-        ratios: exact over estimated limits of all random ensembles.
-        limits: of every network and batch size, in the order of the seeds.
-    """
-
-    plan: Plan
-    tight_error: float
-    violations: int
-    ratios: list[float]
-    limits: list[Limits]
+    plan: Plan  # what was run
+    tight_error: float  # largest error of the tight family
+    violations: int  # random ensembles that are stable above the paper's bound
+    ratios: list[float]  # exact over estimated limits of all random ensembles
+    limits: list[Limits]  # of every network and batch size, in the order of the seeds
 
     @property
     def single(self) -> list[Limits]:
@@ -286,25 +266,10 @@ class Results:
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run all three parts."""
     plan, each = PLANS[budget], PLANS[budget].ensembles // len(seeds)
-    random = run_each(
-        lambda seed: divergence_violations(each, seed),
-        seeds,
-        part_of(progress, 0.05, 0.2),
-        name=lambda seed: f"random Hessians, seed {seed}",
-    )
-    networks = run_each(
-        lambda seed: _measure_net(seed, plan),
-        seeds,
-        part_of(progress, 0.2, 1.0),
-        name=lambda seed: f"digits, seed {seed}",
-    )
-    return Results(
-        plan,
-        tight_family_error(),
-        violations=sum(found for found, _ in random.values()),
-        ratios=[ratio for _, ratios in random.values() for ratio in ratios],
-        limits=[limit for limits in networks.values() for limit in limits],
-    )
+    random = run_each(lambda seed: divergence_violations(each, seed), seeds, stage(progress, "Hessians, seed", 0, 0.2))
+    networks = run_each(lambda seed: _measure_net(seed, plan), seeds, stage(progress, "digits, seed", 0.2, 1))
+    violations, ratios = sum(found for found, _ in random.values()), chain(*(ratios for _, ratios in random.values()))
+    return Results(plan, tight_family_error(), violations, list(ratios), list(chain(*networks.values())))
 
 
 # --- the claims --------------------------------------------------------------------------------------------------
@@ -367,7 +332,7 @@ def mean_square(results: Results) -> Measured:
     refuted=above("worst_factor", 3),
 )
 def coherence(results: Results) -> Measured:
-    worst = max(_off(limit) for limit in results.limits)
+    worst = max(limit.off for limit in results.limits)
     return Measured(f"within a factor of {worst:.2f} over {len(results.limits)} cases", {"worst_factor": worst})
 
 
@@ -381,19 +346,11 @@ def coherence(results: Results) -> Measured:
     refuted=at_most("gd", "coherence"),
 )
 def gradient_descent_rule(results: Results) -> Measured:
-    numbers = {
-        "gd": float(np.mean([limit.gd / limit.exact for limit in results.single])),
-        "trace": float(np.mean([limit.trace / limit.exact for limit in results.single])),
-        "coherence": float(np.mean([_off(limit) for limit in results.single])),
-    }
+    gd, trace, off = np.mean([[x.gd / x.exact, x.trace / x.exact, x.off] for x in results.single], axis=0)
     words = (
-        f"2/sharpness {numbers['gd']:.1f} times too large, 2/trace {numbers['trace']:.2f} times, coherence estimate "
+        f"2/sharpness {gd:.1f} times too large, 2/trace {trace:.2f} times, coherence estimate off by {off:.2f} times"
     )
-    return Measured(f"{words}off by {numbers['coherence']:.2f} times, at batch size 1", numbers)
-
-
-def _off(limit: Limits) -> float:
-    return max(limit.coherence / limit.exact, limit.exact / limit.coherence)
+    return Measured(f"{words}, at batch size 1", {"gd": gd, "trace": trace, "coherence": off})
 
 
 # --- the report --------------------------------------------------------------------------------------------------
@@ -407,17 +364,11 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
     summary = (
         f"At single-example batches 2 / sharpness overstates the learning rate that is stable in mean square "
         f"{overstated:.1f} times; the coherence estimate is off by a factor of at most "
-        f"{max(_off(limit) for limit in limits):.2f} over all batch sizes. {claims['mean-square'].text}."
+        f"{max(limit.off for limit in limits):.2f} over all batch sizes. {claims['mean-square'].text}."
     )
     return Presentation(
         summary,
-        [
-            _lesson(limits, plan),
-            figure,
-            _limit_table(limits),
-            _escape_table(limits, plan),
-            _ratio_text(results.ratios),
-        ],
+        [_lesson(limits, plan), figure, _limit_table(limits), _escape_table(limits, plan), _ratio_text(results.ratios)],
         figure.figure,
     )
 
@@ -439,12 +390,7 @@ def _lesson(limits: Sequence[Limits], plan: Plan) -> Text:
 def _figure(limits: Sequence[Limits]) -> Figure:
     of = [limit for limit in limits if limit.seed == limits[0].seed]
     sizes = np.array([limit.batch_size for limit in of], dtype=float)
-    names = {
-        "exact": "exact",
-        "coherence": "coherence estimate",
-        "moment": "moment bound",
-        "gd": "2 / sharpness",
-    }
+    names = {"exact": "exact", "coherence": "coherence estimate", "moment": "moment bound", "gd": "2 / sharpness"}
     curves = {label: (sizes, np.array([getattr(limit, name) for limit in of])) for name, label in names.items()}
     figure = line_chart("Limit of the learning rate over batch size", curves, "batch size", "learning rate", log_y=True)
     figure.figure.update_xaxes(type="log")
@@ -452,39 +398,25 @@ def _figure(limits: Sequence[Limits]) -> Figure:
 
 
 def _limit_table(limits: Sequence[Limits]) -> Table:
-    columns = [
-        "Network",
-        "Batch size",
-        "Exact",
-        "Coherence estimate",
-        "Moment bound",
-        "2/trace",
-        "2/sharpness",
-        "Sigma",
-    ]
     rows = [
-        [
-            x.seed,
-            x.batch_size,
-            x.exact,
-            x.coherence,
-            x.moment,
-            x.trace if x.batch_size == 1 else None,
-            x.gd,
-            x.sigma,
-        ]
+        {
+            "Network": x.seed,
+            "Batch size": x.batch_size,
+            "Exact": x.exact,
+            "Coherence estimate": x.coherence,
+            "Moment bound": x.moment,
+            "2/trace": x.trace if x.batch_size == 1 else None,
+            "2/sharpness": x.gd,
+            "Sigma": x.sigma,
+        }
         for x in limits
     ]
     caption = "Batches without replacement; the coherence estimate is of batches by independent coins."
-    return Table("Limits of the learning rate", columns, rows, caption)
+    return record_table("Limits of the learning rate", rows, caption)
 
 
 def _escape_table(limits: Sequence[Limits], plan: Plan) -> Table:
-    rows = [
-        [limit.seed, limit.batch_size, factor, limit.escaped[factor], limit.lyapunov[factor]]
-        for limit in limits
-        for factor in FACTORS
-    ]
+    rows = [[x.seed, x.batch_size, factor, x.escaped[factor], x.lyapunov[factor]] for x in limits for factor in FACTORS]
     columns = ["Network", "Batch size", "lr over exact limit", f"Left, of {plan.runs}", "Lyapunov exponent"]
     caption = (
         f"Pushed by {PUSH:g}, {plan.steps} steps; left: loss above {ESCAPED:g} at one of the checks, every 50 steps."

@@ -1,4 +1,4 @@
-from poise.studies.kit.grid import part_of, run_each, run_grid
+from poise.studies.kit.grid import part_of, run_each, run_grid, stage
 
 
 def test_a_grid_gives_one_result_a_seed_and_reports_every_run():
@@ -17,3 +17,9 @@ def test_a_part_of_the_work():
     seen = []
     run_each(abs, [-1, -2], part_of(lambda f, words: seen.append(f), 0.5, 0.9))
     assert seen == [0.7, 0.9]
+
+
+def test_a_stage_names_the_part_that_it_is():
+    told = []
+    stage(lambda fraction, words: told.append((fraction, words)), "network, seed", 0.5, 1.0)(0.5, "3")
+    assert told == [(0.75, "network, seed 3")]

@@ -67,3 +67,9 @@ def part_of(progress: Progress, start: float, end: float) -> Progress:
         progress(start + (end - start) * fraction, words)
 
     return part
+
+
+def stage(progress: Progress, words: str, start: float, end: float) -> Progress:
+    """Return :func:`part_of` whose words begin with the name of the part."""
+    part = part_of(progress, start, end)
+    return lambda fraction, setting: part(fraction, f"{words} {setting}")

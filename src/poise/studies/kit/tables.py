@@ -11,6 +11,26 @@ from numpy.typing import ArrayLike
 from poise.report import Figure, Table, line_chart
 
 
+def record_table(title: str, rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> Table:
+    """Return a table of rows that name their columns.
+
+    Args:
+        title: of the table.
+        rows: cells by column, at least one row, all with the columns of the first.
+        caption: below the table.
+
+    Raises:
+        ValueError: if there is no row, or a row has other columns than the first.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one row, got none")
+    columns = list(rows[0])
+    other = next((row for row in rows if list(row) != columns), None)
+    if other is not None:
+        raise ValueError(f"rows must all have the columns {columns}, got one with {list(other)}")
+    return Table(title, columns, [list(row.values()) for row in rows], caption)
+
+
 def seed_table(
     title: str,
     keys: Sequence[str],

@@ -162,7 +162,7 @@ class Results:
 
     opened: list[Case]  # pores with throughflow, the coarsest grid first
     shut: list[Case]  # closed pores, on the same grids
-    balances: list[tuple[float, StabilityReport]]  # energy condition and spectrum of random detailed balances
+    balances: list[tuple[float, Stability]]  # energy condition and spectrum of random detailed balances
     fates: list[Fate]  # of autocatalysis of every strength
     singles: Mapping[int, float]  # by seed, the error of the rate from one random perturbation
     abscissae: Mapping[float, float]  # strengths in even steps, and the spectral abscissa of the empty pore at each

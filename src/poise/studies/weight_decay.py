@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from poise.curvature import jacobian_frobenius
 from poise.data import load_breast_cancer, standardize
 from poise.evidence import PairedComparison, compare_paired
-from poise.optim import MatchEffectiveLR, TwoPhaseLR, decay_groups
+from poise.optim import MatchEffectiveLR, TwoPhaseLR, decay_groups, group_effective_lr
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import batch_indices, cross_entropies

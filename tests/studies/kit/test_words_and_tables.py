@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from poise.evidence import compare_paired
-from poise.studies.kit.tables import record_table, seed_chart, seed_table
-from poise.studies.kit.words import difference, interval, listed
+from poise.report import line_chart
+from poise.studies.kit.tables import log_x, mean_table, record_table, seed_chart, seed_table
+from poise.studies.kit.words import difference, interval, listed, mean_and_span, span
 
 
 def test_numbers_over_seeds_in_words():
@@ -24,16 +25,6 @@ def test_a_table_has_mean_and_range_of_every_setting():
     table = seed_table("T", ["arm", "size"], values, "loss", "c", {"note": ["x", None]})
     assert list(table.columns) == ["arm", "size", "loss", "lowest seed", "highest seed", "note"]
     assert [list(row) for row in table.rows] == [["A", 1, 2.0, 1.0, 3.0, "x"], ["B", 2, 4.5, 4.0, 5.0, None]]
-
-
-def test_a_table_of_records_has_the_columns_that_they_name():
-    table = record_table("T", [{"arm": "A", "loss": 1.0}, {"arm": "B", "loss": None}], "c")
-    assert list(table.columns) == ["arm", "loss"]
-    assert [list(row) for row in table.rows] == [["A", 1.0], ["B", None]]
-    with pytest.raises(ValueError, match="at least one row"):
-        record_table("T", [])
-    with pytest.raises(ValueError, match=r"columns \['arm'\], got one with \['loss'\]"):
-        record_table("T", [{"arm": "A"}, {"loss": 1.0}])
 
 
 def test_a_chart_has_the_mean_in_a_band_of_all_seeds():
@@ -55,3 +46,13 @@ def test_a_chart_gets_a_logarithmic_axis():
     figure = line_chart("T", {"A": ([1, 10], [1.0, 2.0])}, "x", "y")
     assert log_x(figure) is figure
     assert figure.figure.layout.xaxis.type == "log"
+
+
+def test_a_table_of_records_has_the_columns_that_they_name():
+    table = record_table("T", [{"arm": "A", "loss": 1.0}, {"arm": "B", "loss": None}], "c")
+    assert list(table.columns) == ["arm", "loss"]
+    assert [list(row) for row in table.rows] == [["A", 1.0], ["B", None]]
+    with pytest.raises(ValueError, match="at least one row"):
+        record_table("T", [])
+    with pytest.raises(ValueError, match=r"columns \['arm'\], got one with \['loss'\]"):
+        record_table("T", [{"arm": "A"}, {"loss": 1.0}])

@@ -117,13 +117,17 @@ SCENARIOS = (EQUAL, VARIED, _Scenario("B wins 60 %", 0.6, 0.2), _Scenario("B win
 
 @dataclass(frozen=True, slots=True)
 class _Alarms:
-    """How often each method called for an effect in a scenario, of ``total`` comparisons."""
+    """How often each method called for an effect, of ``total`` comparisons."""
 
-    scenario: _Scenario
     total: int
     hierarchical: int
     pooled: int
     binomial: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the fraction of calls of the hierarchical method."""
+        return clopper_pearson(self.hierarchical, self.total)
 
 
 def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _Alarms:
@@ -132,7 +136,6 @@ def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _A
     trials = DATA_SETS * PAIRS
     pooled = [pooled_bf(int(w.sum()), trials, BetaPrior(5, 5)).bf.log for w in wins]
     return _Alarms(
-        scenario,
         len(wins),
         hierarchical=sum(_effect_log_bf(tuple(sorted(w.tolist()))) > math.log(STRONG) for w in wins),
         pooled=sum(log > math.log(STRONG) for log in pooled),
@@ -142,9 +145,8 @@ def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _A
 
 def _draw(scenario: _Scenario, seed: int, repetitions: int) -> np.ndarray:
     rng = np.random.default_rng([seed, round(1000 * scenario.win), round(1000 * scenario.spread)])
-    logit = math.log(scenario.win / (1 - scenario.win)) + scenario.spread * rng.standard_normal(
-        (repetitions, DATA_SETS)
-    )
+    around = scenario.spread * rng.standard_normal((repetitions, DATA_SETS))
+    logit = math.log(scenario.win / (1 - scenario.win)) + around
     return rng.binomial(PAIRS, 1.0 / (1.0 + np.exp(-logit)))
 
 
@@ -160,7 +162,7 @@ def _effect_log_bf(wins: tuple[int, ...]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Both parts; alarms by the name of the scenario."""
+    """Both parts."""
 
     coins: _Coins
     alarms: Mapping[_Scenario, _Alarms]
@@ -245,8 +247,7 @@ def people(results: Results) -> Measured:
     refuted=at_most("low", 0.5) & at_least("high", 0.5),
 )
 def estimate(results: Results) -> Measured:
-    found = results.coins.estimates.estimate_
-    theta, heterogeneity = found["effect"], found["heterogeneity"]
+    theta, heterogeneity = (results.coins.estimates.estimate_[name] for name in ("effect", "heterogeneity"))
     numbers = {"mean": theta.mean, "low": theta.low, "high": theta.high, "heterogeneity": heterogeneity.mean}
     words = f"{theta.mean:.4f} [{theta.low:.4f}, {theta.high:.4f}], between people {heterogeneity.mean:.4f}"
     return Measured(words, numbers)
@@ -286,22 +287,18 @@ def coins_differ(results: Results) -> Measured:
     refuted=above("lower_end", 0.1),
 )
 def recipes(results: Results) -> Measured:
-    parts, shares, ends = [], [], []
-    for words, a in (("equal", results.alarms[EQUAL]), ("varied", results.alarms[VARIED])):
-        low, high = clopper_pearson(a.hierarchical, a.total)
-        shares.append(a.hierarchical / a.total)
-        ends.append((low, high))
-        parts.append(f"{shares[-1]:.1%} [{low:.1%}, {high:.1%}] with {words} data sets")
+    alarms = {"equal": results.alarms[EQUAL], "varied": results.alarms[VARIED]}
+    parts = [
+        f"{a.hierarchical / a.total:.1%} [{a.interval[0]:.1%}, {a.interval[1]:.1%}] with {words} data sets"
+        for words, a in alarms.items()
+    ]
     numbers = {
-        "worst_share": max(shares),
-        "lower_end": max(low for low, _ in ends),
-        "upper_end": max(high for _, high in ends),
-        "comparisons": float(results.alarms[EQUAL].total),
+        "worst_share": max(a.hierarchical / a.total for a in alarms.values()),
+        "lower_end": max(a.interval[0] for a in alarms.values()),
+        "upper_end": max(a.interval[1] for a in alarms.values()),
+        "comparisons": alarms["equal"].total,
     }
-    return Measured(f"false alarms {' and '.join(parts)}, {numbers['comparisons']:.0f} comparisons each", numbers)
-
-
-CLAIMS = (pooled, same_side, heads, people, estimate, outliers, coins_differ, recipes)
+    return Measured(f"false alarms {' and '.join(parts)}, {numbers['comparisons']} comparisons each", numbers)
 
 
 # --- the report --------------------------------------------------------------------------------------------------
@@ -309,26 +306,18 @@ CLAIMS = (pooled, same_side, heads, people, estimate, outliers, coins_differ, re
 
 def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
     """Put figures, tables and summary together."""
-    coins, alarms = results.coins, list(results.alarms.values())
+    coins = results.coins
     summary = (
         f"48 people, 350,757 flips: with people allowed to differ, the Bayes factor for a same-side bias is "
         f"{coins.tests.inclusion_bf_['effect'].value:,.0f} and the probability of the same side "
         f"{coins.estimates.estimate_['effect']}. Pooling all flips as if they came from one person overstates the "
         f"evidence by {results.gap:.0f} orders of magnitude: the trap of pooling seeds of different data sets."
     )
-    return Presentation(
-        summary,
-        [
-            _lesson_text(coins, results.gap),
-            _factor_figure(coins),
-            shrinkage_figure(coins.estimates),
-            _model_table(coins),
-            _companions(coins),
-            _alarm_figure(alarms),
-            _alarm_table(alarms),
-        ],
-        _picture(coins),
-    )
+    figure = _factor_figure(coins)
+    figures = [figure, shrinkage_figure(coins.estimates)]
+    tables = [_model_table(coins), _companions(coins)]
+    alarms = _alarm_figure(results.alarms), _alarm_table(results.alarms)
+    return Presentation(summary, [_lesson_text(coins, results.gap), *figures, *tables, *alarms], figure.figure)
 
 
 def _lesson_text(coins: _Coins, gap: float) -> Text:
@@ -345,35 +334,20 @@ def _lesson_text(coins: _Coins, gap: float) -> Text:
 
 
 def _factor_figure(coins: _Coins) -> Figure:
-    figure = _picture(coins)
-    alt = "Bars of log10 Bayes factors: " + ", ".join(f"{name} {value:.1f}" for name, value in _factors(coins).items())
-    caption = "Above 0 speaks for the effect, below 0 against it. Pooled: all flips from one source."
-    return Figure("Evidence, in powers of ten", figure, alt, caption)
-
-
-def _factors(coins: _Coins) -> dict[str, float]:
     bf, without = coins.tests.inclusion_bf_, coins.without_four.inclusion_bf_
-    return {
+    factors = {
         "same side, pooled": coins.pooled.bf.log10,
         "same side": bf["effect"].log10,
         "same side, 44 people": without["effect"].log10,
         "heads": bf["bias"].log10,
         "people differ": bf["spread"].log10,
     }
-
-
-def _picture(coins: _Coins) -> go.Figure:
-    factors = _factors(coins)
-    figure = go.Figure(
-        go.Bar(
-            x=list(factors.values()),
-            y=list(factors),
-            orientation="h",
-            text=[f"{v:.1f}" for v in factors.values()],
-            marker_color=["#d55e00", *["#0072b2"] * 4],
-        )
-    )
-    return figure.update_layout(xaxis_title="log10 Bayes factor", yaxis_autorange="reversed")
+    words, colours = [f"{value:.1f}" for value in factors.values()], ["#d55e00", *["#0072b2"] * 4]
+    bar = go.Bar(x=list(factors.values()), y=list(factors), orientation="h", text=words, marker_color=colours)
+    figure = go.Figure(bar).update_layout(xaxis_title="log10 Bayes factor", yaxis_autorange="reversed")
+    alt = "Bars of log10 Bayes factors: " + ", ".join(f"{name} {value:.1f}" for name, value in factors.items())
+    caption = "Above 0 speaks for the effect, below 0 against it. Pooled: all flips from one source."
+    return Figure("Evidence, in powers of ten", figure, alt, caption)
 
 
 def _model_table(coins: _Coins) -> Table:
@@ -384,9 +358,8 @@ def _model_table(coins: _Coins) -> Table:
         for model, log in sorted(tests.log_marginal_.items(), key=lambda item: -item[1])
     ]
     columns = ["model", "log marginal likelihood", "posterior probability"]
-    return Table(
-        "Eight models", columns, rows, "Binomial coefficients are left out. Each model had probability 1/8 before."
-    )
+    caption = "Binomial coefficients are left out. Each model had probability 1/8 before."
+    return Table("Eight models", columns, rows, caption)
 
 
 def _companions(coins: _Coins) -> Table:
@@ -406,31 +379,29 @@ def _companions(coins: _Coins) -> Table:
     return Table("Companions", ["quantity", "value"], rows, "Frequentist answers to the same questions.")
 
 
-def _alarm_figure(alarms: Sequence[_Alarms]) -> Figure:
-    names = [a.scenario.name for a in alarms]
+def _alarm_figure(alarms: Mapping[_Scenario, _Alarms]) -> Figure:
+    names = [scenario.name for scenario in alarms]
     methods = {
-        "binomial test, p < 0.05": [a.binomial / a.total for a in alarms],
-        "pooled BF > 10": [a.pooled / a.total for a in alarms],
-        "hierarchical BF > 10": [a.hierarchical / a.total for a in alarms],
+        "binomial test, p < 0.05": ("#e69f00", [a.binomial / a.total for a in alarms.values()]),
+        "pooled BF > 10": ("#d55e00", [a.pooled / a.total for a in alarms.values()]),
+        "hierarchical BF > 10": ("#0072b2", [a.hierarchical / a.total for a in alarms.values()]),
     }
-    colours = ("#e69f00", "#d55e00", "#0072b2")
-    figure = go.Figure(
-        [go.Bar(name=n, x=names, y=s, marker_color=c) for (n, s), c in zip(methods.items(), colours, strict=True)]
-    )
+    bars = [go.Bar(name=m, x=names, y=shares, marker_color=colour) for m, (colour, shares) in methods.items()]
+    figure = go.Figure(bars)
     figure.update_layout(barmode="group", yaxis_title="share that calls for an effect", yaxis_range=[0, 1])
     alt = "; ".join(
-        f"{m}: " + ", ".join(f"{n} {v:.0%}" for n, v in zip(names, s, strict=True)) for m, s in methods.items()
+        f"{m}: " + ", ".join(f"{n} {v:.0%}" for n, v in zip(names, shares, strict=True))
+        for m, (_, shares) in methods.items()
     )
     caption = "The first two scenarios have no effect on average: every call is a false alarm."
     return Figure("Two recipes, five data sets, twenty pairs each", figure, alt, caption)
 
 
-def _alarm_table(alarms: Sequence[_Alarms]) -> Table:
-    rows = []
-    for a in alarms:
-        low, high = clopper_pearson(a.hierarchical, a.total)
-        shares = [a.hierarchical / a.total, low, high, a.pooled / a.total, a.binomial / a.total]
-        rows.append([a.scenario.name, a.total, *shares])
+def _alarm_table(alarms: Mapping[_Scenario, _Alarms]) -> Table:
+    rows = [
+        [scenario.name, a.total, a.hierarchical / a.total, *a.interval, a.pooled / a.total, a.binomial / a.total]
+        for scenario, a in alarms.items()
+    ]
     columns = ["truth", "comparisons", "hierarchical BF > 10", "low", "high", "pooled BF > 10", "binomial p < 0.05"]
     return Table("How often an effect is called", columns, rows, "Shares, with Clopper-Pearson intervals of the first.")
 
@@ -452,6 +423,6 @@ STUDY = Study(
     ),
     seeds={"tiny": 1, "default": 5, "full": 10},
     experiment=experiment,
-    claims=CLAIMS,
+    claims=(pooled, same_side, heads, people, estimate, outliers, coins_differ, recipes),
     present=present,
 )

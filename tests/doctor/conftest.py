@@ -38,7 +38,7 @@ def watching(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[
     @contextlib.contextmanager
     def watch(overhead: float = 1.0, probes=PROBES, **options) -> Iterator[Watched]:
         path = tmp_path / f"run{next(count)}.db"
-        tap = Tap(Recorder(RunWriter(path)), [p() for p in probes], Budget(overhead, loan=100.0), **options)
+        tap = Tap(Recorder(RunWriter(path)), [p() for p in probes], Budget(overhead, credit=100.0), **options)
         watched = Watched(tap, path)
         with tap.installed():
             yield watched

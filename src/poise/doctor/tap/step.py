@@ -247,7 +247,7 @@ class StepHooks:
         for timeline in state.timelines.values():
             for step, names, values in timeline.take_rows():
                 recorder.add(step, names, values)
-            timeline.norm_every = state.budget.every(timeline.norm_seconds, timeline.step_seconds)
+            timeline.norm_every = state.budget.interval(timeline.norm_seconds, timeline.step_seconds)
         self._backward.loss_alarm = min(timeline.loss_alarm() for timeline in state.timelines.values())
         recorder.drain()
 

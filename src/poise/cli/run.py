@@ -52,7 +52,7 @@ def run(
     plain = now() - before_torch
     from poise.doctor import Script, Settings, launch, parse_remedy
     from poise.doctor.masking import Masking
-    from poise.doctor.say import say
+    from poise.doctor.stderr import print_line
 
     program = Script(script, context.args, module)
     remedies = [parse_remedy(spec) for spec in remedy or ()]
@@ -62,7 +62,7 @@ def run(
     session = _open(out, program, settings)
     hint = launch_hint(program)
     if hint and not quiet:
-        say(f"poise: {hint}")
+        print_line(f"poise: {hint}")
     stderr = sys.stderr  # the script may put something else there
     session.count_since(STARTED, plain)
     ending = launch(

@@ -17,10 +17,10 @@ _FIXED = 0.5  # fraction of the allowance that goes to the fixed cost until that
 class Budget:
     """Keeps the cost of watching under a fraction of the run's own time.
 
-    The watch reports every second that it spends (:attr:`spent`). What it may have spent after ``t`` seconds of the
-    run is ``overhead * t`` plus a small credit, so that the first steps of a run, which are often decisive, and the
-    steps after a trigger are sampled densely. The credit is repaid: what is left of it falls exponentially, and a run of
-    a minute keeps to its fraction. What a run costs once, however long it is (:attr:`fixed` and :attr:`setup`), is paid
+    The watch reports every second that it spends (:attr:`spent`). What it may have spent after ``t`` seconds of the run
+    is ``overhead * t`` plus a small credit, so that the first steps of a run, which are often decisive, and the steps
+    after a trigger are sampled densely. The credit is repaid: what is left of it falls exponentially, and a run of a
+    minute keeps to its fraction. What a run costs once, however long it is (:attr:`fixed` and :attr:`setup`), is paid
     from the same allowance: up to half of it goes there until that is done.
 
     Seconds are those in which the process ran: the smaller one of wall time and CPU time. On a busy machine the run and
@@ -114,7 +114,7 @@ class Budget:
         return earned - min(self.fixed + self.setup, _FIXED * earned)
 
     def _allowance(self, own: float) -> float:
-        """Seconds earned and not spent; sampled steps keep their part even if the cost of every step uses up the rest."""
+        """Seconds earned and not spent; sampled steps keep their part whatever every step costs."""
         return max(self._earned(own) - self.spent, _SAMPLED * self.overhead * own - self.spent_sampling)
 
     def interval(self, cost: float, step_seconds: float, fraction: float = 0.25) -> int:

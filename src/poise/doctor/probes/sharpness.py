@@ -26,15 +26,16 @@ _FIRST = 3.0  # steps that the first measurement is expected to take
 class SharpnessProbe(Probe):
     """``sharpness`` of the sampled batch, the optimizer's ``edge``, and ``edge_ratio``, the first over the second.
 
-    The sharpness is the largest eigenvalue of the Hessian of the very loss that is about to be differentiated, with
-    its dropout masks; for adaptive optimizers that of the preconditioned Hessian. It is found on the graph that the script has
-    just built, by one to three Hessian products, and is a lower bound. The edge is that of :func:`poise.dynamics.edge`
-    at the learning rate of the step, raised where the script clips the gradients of the step. If the ratio is above
-    1, the optimizer would oscillate with growing amplitude on a quadratic of this curvature.
+    The sharpness is the largest eigenvalue of the Hessian of the very loss that is about to be differentiated, with its
+    dropout masks; for adaptive optimizers that of the preconditioned Hessian. It is found on the graph that the script
+    has just built, by one to three Hessian products, and is a lower bound. The edge is that of
+    :func:`poise.dynamics.edge` at the learning rate of the step, raised where the script clips the gradients of the
+    step. If the ratio is above 1, the optimizer would oscillate with growing amplitude on a quadratic of this
+    curvature.
 
-    It measures when the budget allows it, at growing intervals. It is switched off for the rest of the run, with an event
-    ``sharpness_off`` that gives the reason, where the loss cannot be differentiated twice or a hook of the script would
-    be called once more.
+    It measures when the budget allows it, at growing intervals. It is switched off for the rest of the run, with an
+    event ``sharpness_off`` that gives the reason, where the loss cannot be differentiated twice or a hook of the script
+    would be called once more.
 
     References:
         Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, 2021.
@@ -96,7 +97,9 @@ class SharpnessProbe(Probe):
         if self._measured is None:
             return
         (sharpness, edge, lr), self._measured = self._measured, None
-        sharpness *= sink.interval.backwards  # only one of several losses was seen: the optimizer gets the gradient of their sum
+        sharpness *= (
+            sink.interval.backwards
+        )  # only one of several losses was seen: the optimizer gets the gradient of their sum
         edge *= lr / max(float(timeline.lr), 1e-30)
         if sink.interval.clip is not None:
             norm, limit = sink.interval.clip

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-# What torch.compile and FSDP put into the names the user knows. (DDP's "module" goes by unwrapping its root: a user
-# may well have a module of that name.)
+# What torch.compile and FSDP put into the names the user knows. (DDP's "module" is removed by unwrapping its root: a
+# user may have a module of that name.)
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -38,7 +38,8 @@ def plain_name(name: str) -> str:
 def live_modules() -> list[nn.Module]:
     """Return every module alive in this process.
 
-    Only types are compared: ``isinstance`` on strangers would wake lazy proxies, which may import half the world.
+    Only types are compared: ``isinstance`` on unknown objects would resolve lazy proxies, which may import large
+    packages.
     """
     objects = gc.get_objects()
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
@@ -81,7 +82,7 @@ def _is_parallel_wrapper(module: nn.Module) -> bool:
 
 
 def name_model(roots: list[nn.Module]) -> Names:
-    """Name the parameters and modules of ``roots``; several roots are told apart by their class names."""
+    """Name the parameters and modules of ``roots``; several roots are distinguished by their class names."""
     names = Names()
     unwrapped = [unwrap(root) for root in roots]
     for i, root in enumerate(unwrapped):

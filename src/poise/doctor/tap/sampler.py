@@ -9,8 +9,8 @@ from poise.doctor.budget import Budget
 
 _BURST = 32  # steps sampled densely after a trigger
 _MOST_CREDITS = 3  # how many triggers are granted a credit
-# A credit, for the first steps or after a trigger, pays for this many sampled steps, within bounds in seconds: on a busy
-# machine a sampled step takes longer, and so do the other steps.
+# A credit, for the first steps or after a trigger, pays for this many sampled steps, within bounds in seconds: on a
+# busy machine a sampled step takes longer, and so do the other steps.
 _FIRST_SAMPLES, _FIRST_CREDIT = 20, 0.5
 _TRIGGER_SAMPLES, _TRIGGER_CREDIT = 8, (0.06, 0.25)
 _MEASURED = 3  # sampled steps whose median cost is taken: the first one does more, and one may be interrupted

@@ -51,8 +51,8 @@ def find(record: Record) -> list[Finding]:
             "info",
             0.8,
             f"At the edge of stability (curvature {number(ratio)} times what is stable at the learning rate), "
-            f"{event.phrase}, and came back in a flatter region: the sharpness fell from {number(high)} to {number(low)}. Nothing has "
-            "to be done.",
+            f"{event.phrase}, and came back in a flatter region: the sharpness fell from {number(high)} to "
+            f"{number(low)}. Nothing has to be done.",
             onset=_crossed(record, event),
             detected=detected,
             event=event.step,

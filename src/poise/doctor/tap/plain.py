@@ -11,8 +11,7 @@ is_compiling = torch.compiler.is_compiling
 
 
 def is_transforming() -> bool:
-    """Return whether the running code is traced, mapped or differentiated by torch.func, or intercepted by a dispatch
-    mode.
+    """Return whether the running code is traced, transformed by torch.func, or intercepted by a dispatch mode.
 
     Tensors hold no numbers of their own there, or whatever is computed from them would be recorded.
     """

@@ -2,7 +2,7 @@
 
 from poise.tools.clock import now
 
-STARTED = now()  # before anything else is loaded: what a run costs its user begins here
+STARTED = now()  # before anything else is loaded: the cost of a run is counted from here
 
 from poise.cli.app import main  # noqa: E402
 

@@ -26,8 +26,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from poise.optim import IndependentAdamW
 from poise.preflight import lr_sensitivity, sweep
-from poise.studies.character_gpt import CONTEXT, CharacterGPT, corpus
-from poise.studies.proxy_runs import Setting, train
+from poise.studies.kit.character_gpt import CONTEXT, CharacterGPT, corpus
+from poise.studies.small_scale_proxies import Setting, train
 
 CARD = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 STEPS, WARM_UP, WIDTH, BATCH = 200, 20, 32, 8

@@ -16,7 +16,9 @@ def test_the_headline_says_what_was_paid_in_seconds():
     cost = Cost(Seconds(0.25, 0.25), Seconds(0.05, 0.05), Seconds(0.2, 0.2), Seconds(2.5, 2.5))
     tap = SimpleNamespace(timelines={1: None}, counts={"step": 30})
     out = io.StringIO()
-    session = SimpleNamespace(tap=tap, findings=[], cost=cost, out=Path("run"))
+    session = SimpleNamespace(
+        tap=tap, findings=[], cost=cost, out=Path("run"), record=object(), has_report=True, shown=str
+    )
     print_summary(session, Console(file=out, width=200))
     assert (
         "nothing wrong found  in 30 steps; watching added 0.50 s to 2.0 s (25.0%): "

@@ -300,3 +300,60 @@ def test_scalar_products_of_long_float32_vectors_do_not_look_like_asymmetry():
     _, found, _ = orthogonalize(w, basis)
     exact = float(basis[0].double() @ w.double())
     assert abs(found[0] - exact) < 1e-6 * exact
+
+
+class Counting:
+    """An operator, and how often it and its transpose were applied to a vector."""
+
+    def __init__(self, matrix):
+        self.count = 0
+
+        def times(m):
+            def product(v):
+                self.count += 1 if v.ndim == 1 else v.shape[1]
+                return m @ v
+
+            return product
+
+        self.op = FunctionOperator(
+            times(matrix),
+            len(matrix),
+            rmatvec=times(matrix.T),
+            symmetric=bool((matrix == matrix.T).all()),
+            dtype=torch.float64,
+        )
+
+
+@pytest.mark.parametrize("n", [12, 40, 60, 300])
+@pytest.mark.parametrize("most", [1, 2, 7, 15, 39, 61])
+@pytest.mark.parametrize("method", ["lanczos", "block", "arnoldi"])
+def test_no_product_is_taken_beyond_the_limit(n, most, method):
+    counting = Counting(with_spectrum(torch.linspace(-1, 1, n)))
+    for start in (None, torch.ones(n).double()):
+        counting.count = 0
+        found = eigs(counting.op, 3, "LA", 1e-9, start, method, generator(), max_matvecs=most)
+        assert found.n_matvec == counting.count <= most
+        assert len(found.values) <= 3
+        assert found.values.real.max() <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("most", [2, 3, 10, 41])
+@pytest.mark.parametrize("measure", [spectral_norm, numerical_abscissa])
+def test_products_with_the_transpose_count_too(measure, most):
+    for n in (12, 60):
+        counting = Counting(torch.randn(n, n, generator=generator(), dtype=torch.float64))
+        found = measure(counting.op, generator=generator(), max_matvecs=most)
+        assert found.n_matvec == counting.count <= most
+    with pytest.raises(ValueError, match="at least 2"):
+        measure(counting.op, max_matvecs=1)
+
+
+@pytest.mark.parametrize(
+    ("method", "which"), [("lanczos", "SA"), ("lanczos", "BE"), ("block", "SA"), ("arnoldi", "SA")]
+)
+def test_a_small_operator_needs_no_more_products_than_columns(method, which):
+    matrix = with_spectrum(torch.linspace(-1, 1, 90) ** 3)  # the values in the middle are dense
+    counting = Counting(matrix)
+    found = eigs(counting.op, 4, which, 1e-12, None, method, generator())
+    assert found.n_matvec == counting.count <= 90
+    assert found.converged.all()

@@ -15,7 +15,7 @@ from poise.curvature import (
     sharpening_rate,
     unflatten,
 )
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 
 
 def problem(n=9, widths=(4, 6, 2), seed=0):

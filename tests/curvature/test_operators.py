@@ -1,4 +1,5 @@
 import copy
+import functools
 import gc
 import math
 import weakref
@@ -21,7 +22,7 @@ from poise.curvature import (
     flatten,
     unflatten,
 )
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 
 EXACT = ["retained", "linearize", "rebuild", "forward_over_reverse"]
 MODES = [*EXACT, "finite_difference"]
@@ -523,3 +524,56 @@ def test_a_loss_that_a_child_of_supervised_adds_to_is_differentiated_as_it_is():
     plain = Hessian(model, nn.CrossEntropyLoss(), batch).to_dense()
     penalty = torch.diag(12 * theta_of(model).square())
     torch.testing.assert_close(Hessian(model, Penalized(nn.CrossEntropyLoss()), batch).to_dense(), plain + penalty)
+
+
+def on_indicators(criterion):
+    return Supervised(criterion, inputs=lambda b: b[0], targets=lambda b: F.one_hot(b[1], 3).double())
+
+
+SUMS = {
+    "cross entropy": (nn.CrossEntropyLoss(reduction="sum"), lambda o, y: F.cross_entropy(o, y, reduction="sum")),
+    "weighted, some ignored": (
+        nn.CrossEntropyLoss(
+            torch.tensor([1.0, 2.0, 0.5]).double(), ignore_index=1, label_smoothing=0.1, reduction="sum"
+        ),
+        lambda o, y: F.cross_entropy(
+            o, y, torch.tensor([1.0, 2.0, 0.5]).double(), ignore_index=1, label_smoothing=0.1, reduction="sum"
+        ),
+    ),
+    "functional": (
+        functools.partial(F.cross_entropy, reduction="sum"), lambda o, y: F.cross_entropy(o, y, reduction="sum")
+    ),
+    "squared error": (
+        on_indicators(nn.MSELoss(reduction="sum")),
+        lambda o, y: (o - F.one_hot(y, 3)).square().sum(),
+    ),
+    "another": (
+        on_indicators(nn.SmoothL1Loss(reduction="sum")),
+        lambda o, y: F.smooth_l1_loss(o, F.one_hot(y, 3).double(), reduction="sum"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("sizes", [(8,), (5, 3)])
+def test_a_sum_over_the_batch_has_the_curvature_of_the_sum(name, sizes):
+    loss_fn, plain = SUMS[name]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 3
+    batches = list(zip(x.split(list(sizes)), y.split(list(sizes)), strict=True))
+    names, values = zip(*net.named_parameters(), strict=True)
+    flat = torch.cat([v.detach().ravel() for v in values])
+
+    def outputs(w, inputs):
+        parts = [p.view_as(v) for p, v in zip(w.split([v.numel() for v in values]), values, strict=True)]
+        return torch.func.functional_call(net, dict(zip(names, parts, strict=True)), (inputs,))
+
+    hessians = [torch.func.hessian(lambda w, b=b: plain(outputs(w, b[0]), b[1]))(flat) for b in batches]
+    torch.testing.assert_close(Hessian(net, loss_fn, batches).to_dense(), torch.stack(hessians).mean(0))
+    ggns = []
+    for inputs, targets in batches:
+        jacobian = torch.func.jacrev(outputs)(flat, inputs).flatten(0, 1)
+        inner = torch.func.hessian(lambda o, t=targets: plain(o, t))(outputs(flat, inputs)).reshape(len(jacobian), -1)
+        ggns.append(jacobian.T @ inner @ jacobian)
+    torch.testing.assert_close(GGN(net, loss_fn, batches).to_dense(), torch.stack(ggns).mean(0))

@@ -258,6 +258,19 @@ def test_a_disk_that_fills_up_costs_the_record_and_not_the_run(poise, tmp_path):
     assert "nothing wrong found" not in done.stderr
 
 
+def test_a_script_and_arguments_named_like_markup(poise, tmp_path):
+    name = "<script>alert(1)<script>.py"
+    (tmp_path / name).write_text(TRAIN + "train(3)\nraise ValueError('<script>alert(2)')\n")
+    done = poise("run", "--out", "run", name, "<script>alert(3)", "[red]", cwd=tmp_path)
+    assert done.returncode == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<script>alert(" not in page
+    assert "alert(1)" in page
+    again = poise("report", "run", cwd=tmp_path)
+    assert again.returncode == 0
+    assert name in again.stdout
+
+
 # ---- ends ----------------------------------------------------------------------------------------------------------
 
 

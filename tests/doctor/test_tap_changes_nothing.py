@@ -185,7 +185,7 @@ def test_training_is_bit_identical(train, overhead, watching):
 
 HOOKED = (
     F.cross_entropy, F.mse_loss, nn.Module._call_impl, nn.Module.zero_grad, torch.autograd.backward, torch.load,
-    torch.compile, torch.amp.GradScaler.step, torch.jit.script, inspect.unwrap(nn.utils.clip_grad_norm_),
+    torch.compile, torch.amp.GradScaler.step, torch.jit.trace, inspect.unwrap(nn.utils.clip_grad_norm_),
 )  # fmt: skip
 REPLACED = (
     (F, "scaled_dot_product_attention"), (torch, "softmax"), (torch, "relu"), (torch, "relu_"),

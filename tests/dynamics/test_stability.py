@@ -253,3 +253,11 @@ def test_bad_input():
         stability(Map(lambda x: x / 2), torch.zeros(2, dtype=torch.complex128))
     with pytest.raises(ValueError, match="flat vector"):
         stability(Map(lambda x: x / 2), torch.zeros(2, 2))
+
+
+def test_a_rate_whose_exponential_is_no_float_has_an_infinite_factor():
+    found = stability(Flow(lambda x: torch.stack([1000 * x[0], -x[1]])), torch.zeros(2, dtype=torch.float64))
+    assert found.abscissa == pytest.approx(1000)
+    assert found.radius == math.inf
+    assert found.verdict == "unstable"
+    found.report().to_dict()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from poise.data import load_digits, standardize
-from poise.studies.networks import mlp
+from poise.studies.kit.networks import mlp
 
 
 def deep(scale, seed):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from poise.nn import DiagonalLinear, balance_ratio, path_norm
+from poise.nn import DiagonalLinear, balance_ratio, log_path_norm, path_norm
 
 
 def two_layers(seed=0, bias=False):
@@ -55,6 +55,39 @@ def test_path_norm_counts_every_path_and_biases_as_weights():
     for p, v in zip(net.parameters(), values, strict=True):
         p.data = torch.tensor(v)
     assert path_norm(net) == (5 + 1 + 1) + 3 * 2 + 0.5
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_products_over_depth_do_not_leave_the_range_of_floats(factor):
+    depth = 200
+    layers = [nn.Linear(3, 3, bias=False).double() for _ in range(depth)]
+    for layer in layers:
+        layer.weight.data.fill_(factor)
+    net = nn.Sequential(*layers)
+    expected = math.log(3 * math.sqrt(3)) + depth * math.log(factor) + (depth - 1) * math.log(3)
+    assert log_path_norm(net) == pytest.approx(expected, rel=1e-12)
+    diagonal = DiagonalLinear(2, depth)
+    diagonal.weight.data = torch.full_like(diagonal.weight, factor)
+    expected = math.log(2) + depth * math.log(diagonal.weight[0, 0].item())
+    assert log_path_norm(diagonal) == pytest.approx(expected, rel=1e-12)
+    if factor > 1:
+        with pytest.raises(OverflowError, match="use log_path_norm"):
+            path_norm(net)
+    else:
+        layers[-1].bias = nn.Parameter(torch.tensor([1.0, 0.0, 2.0]))  # all that is left of the sum
+        assert path_norm(net) == 3.0
+        assert log_path_norm(net) == pytest.approx(math.log(3))
+
+
+def test_large_and_small_factors_of_one_product_cancel():
+    net = DiagonalLinear(1, 6, dtype=torch.float64)
+    net.weight.data = torch.tensor(
+        [[2.0**600], [2.0**600], [2.0**600], [2.0**-600], [2.0**-600], [2.0**-600]], dtype=torch.float64
+    )
+    assert path_norm(net) == 1.0
+    net.weight.data[0] = 0
+    assert path_norm(net) == 0.0
+    assert log_path_norm(net) == -math.inf
 
 
 @given(scales=st.lists(st.floats(0.1, 10), min_size=6, max_size=6), bias=st.booleans())

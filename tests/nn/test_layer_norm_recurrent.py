@@ -13,6 +13,7 @@ from poise.nn import (
     LayerNormRNN,
     LayerNormRNNCell,
 )
+from poise.nn.layer_norm_cells import RecurrentCell
 
 STACKS = [LayerNormLSTM, LayerNormGRU, LayerNormRNN]
 PAIRS = [(LayerNormLSTM, nn.LSTM), (LayerNormGRU, nn.GRU), (LayerNormRNN, nn.RNN)]
@@ -67,7 +68,7 @@ def test_gru_cell_is_the_published_one():
     wx, wh = x @ cell.weight_ih.T, h @ cell.weight_hh.T
     rz = norm(wx[:, :8], gi[:8], b[:8]) + norm(wh[:, :8], gh[:8], 0)
     r, z = rz[:, :4].sigmoid(), rz[:, 4:].sigmoid()
-    n = (norm(wx[:, 8:], gi[8:], b[8:]) + r * norm(wh[:, 8:], gh[8:], 0)).tanh()
+    n = (norm(wx[:, 8:], gi[8:], b[8:]) + r * norm(wh[:, 8:], gh[8:], cell.bias_hn)).tanh()
     torch.testing.assert_close(cell(x, h), (1 - z) * h + z * n)
 
 
@@ -153,19 +154,17 @@ def test_weights_of_torch_are_taken_over(ours, theirs):
     torch.testing.assert_close(round_trip.eval()(torch.ones(1, 5, 3))[0], made(torch.ones(1, 5, 3))[0])
 
 
-def test_gru_without_norms_would_be_torchs():
-    # With the norms replaced by the identity, converted weights must compute what torch computes.
-    source = nn.GRU(3, 4).double()
-    made = LayerNormGRU.from_torch(source)
-    cell = made.cells[0]
-    x, h = randn(5, 3), randn(5, 4, seed=1)
-    wx, wh = x @ cell.weight_ih.T, h @ cell.weight_hh.T
-    b_i, b_h = source.bias_ih_l0, source.bias_hh_l0
-    flip = torch.cat([torch.ones(4), -torch.ones(4), torch.ones(4)]).double()
-    gi, gh = wx + b_i * flip, wh + b_h * flip
-    r, z = (gi[:, :4] + gh[:, :4]).sigmoid(), (gi[:, 4:8] + gh[:, 4:8]).sigmoid()
-    n = (gi[:, 8:] + r * gh[:, 8:]).tanh()
-    torch.testing.assert_close((1 - z) * h + z * n, source(x[None], h[None])[1][0])
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_without_norms_converted_weights_compute_what_torch_computes(ours, theirs, monkeypatch):
+    def identity(cell, x, gain, bias=None):
+        return x if bias is None else x + bias
+
+    monkeypatch.setattr(RecurrentCell, "_norm", identity)
+    for options in ({}, {"bias": False}, {"num_layers": 2, "bidirectional": True}):
+        source = theirs(3, 4, **options).double()
+        made = ours.from_torch(source)
+        x = randn(6, 2, 3)
+        torch.testing.assert_close(made(x)[0], source(x)[0], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -228,8 +227,11 @@ def test_bad_input_is_named():
         LayerNormLSTM(3, 4, num_layers=0)
     with pytest.raises(ValueError, match="dropout must lie"):
         LayerNormGRU(3, 4, dropout=2)
-    with pytest.raises(ValueError, match="input_size and hidden_size"):
+    with pytest.raises(ValueError, match="input_size must be at least 1, got 0"):
         LayerNormRNN(0, 4)
+    for stack in STACKS:
+        with pytest.raises(ValueError, match="hidden_size must be at least 2"):
+            stack(3, 1)
     with pytest.raises(ValueError, match="eps must be positive"):
         LayerNormRNNCell(3, 4, eps=0)
     with pytest.raises(ValueError, match="nonlinearity must be"):

@@ -67,6 +67,17 @@ def test_no_layer_is_left_out():
 
 
 @every_layer
+def test_on_the_meta_device_it_has_shapes_and_gets_its_state_later(name):
+    real, x = make(name), example(name)
+    with torch.device("meta"):
+        layer = make(name)
+        assert call(layer, x.to("meta")).shape == call(copy.deepcopy(real), x).shape
+    layer = layer.to_empty(device="cpu")
+    layer.load_state_dict(real.state_dict())
+    torch.testing.assert_close(call(layer, x), call(real, x))
+
+
+@every_layer
 def test_autocast_is_near_and_leaves_gradients_as_parameters_are(name):
     layer, x = make(name), example(name)
     expected = call(copy.deepcopy(layer), x)

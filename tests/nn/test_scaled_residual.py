@@ -61,6 +61,21 @@ def test_half_compile_empty_autocast(dtype):
     assert block.to(dtype)(x.to(dtype)).dtype == dtype
 
 
+def test_a_factor_survives_the_meta_device():
+    with torch.device("meta"):
+        block = ScaledResidual(nn.Linear(4, 4), 0.25)
+        net = StableResNetMLP(3, 4, 16, 2)
+    assert block.scale.is_meta
+    assert net.blocks[0].scale.is_meta
+    for module in (block, net):
+        module.to_empty(device="cpu")
+        for part in module.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+    assert block.scale == 0.25
+    assert all(part.scale == 0.25 for part in net.blocks)
+
+
 def test_derivatives():
     net = StableResNetMLP(3, 4, 2, 2, activation=torch.tanh).double()
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
@@ -77,13 +92,41 @@ def test_known_limits():
     assert (relu_resnet([1.0] * 50, c0=-0.9).c.diff() >= 0).all()
 
 
-def test_inputs_become_alike_as_the_square_of_depth():
+def test_inputs_become_alike_as_the_square_of_depth_beyond_the_range_of_floats():
     depth = 20_000
-    scaled = relu_resnet([0.3] * depth, sigma_w2=2.0, q0=1e-300)  # 1.09^L would leave the range of floats
-    assert scaled.c.isfinite().all()
-    field = relu_resnet([1.0] * 1000)
-    rate = (1 - field.c[-1].item()) * 1000**2
-    assert 100 < rate < 177.7  # the limit is approached from below
+    field, c = relu_resnet([1.0] * depth, c0=0.1), 0.1
+    for _ in range(depth):
+        c = min(1.0, (c + arc_cosine(c)) / 2)  # q doubles with each branch, which leaves c alone
+    assert (1 - field.c[-1].item()) * depth**2 == pytest.approx((1 - c) * depth**2, rel=1e-6)
+    assert (1 - field.c[-1].item()) * depth**2 == pytest.approx(9 * math.pi**2 * 2, rel=5e-3)
+    assert (field.c.diff() >= 0).all()
+    assert field.log_q[-1].item() == pytest.approx(depth * math.log(2), rel=1e-12)
+    assert field.log_gradient[0].item() == pytest.approx(depth * math.log(2), rel=1e-12)
+    assert field.q[-1].isposinf()
+    for values in field:
+        assert not values.isnan().any()
+
+
+def test_the_range_of_floats_does_not_enter():
+    # Without biases the variance at the start is only a unit: a network that overflows is one that does not.
+    small, large = (relu_resnet([0.7] * 3000, q0=q0, c0=0.3) for q0 in (1e-300, 1e300))
+    assert small.log_q[-1] - small.log_q[0] == pytest.approx((large.log_q[-1] - large.log_q[0]).item(), rel=1e-12)
+    torch.testing.assert_close(small.c, large.c, rtol=0, atol=0)
+    torch.testing.assert_close(small.ntk_over_q, large.ntk_over_q, rtol=0, atol=0)
+    finite = large.q.isfinite()
+    torch.testing.assert_close(large.log_q[finite].exp(), large.q[finite], rtol=1e-11, atol=0)  # exp(700) magnifies
+
+
+def test_biases_enter_relative_to_the_variance():
+    field = relu_resnet([0.5, 1.0, 2.0], sigma_w2=1.4, sigma_b2=0.3, q0=0.2, c0=-0.4)
+    q, covariance, ntk = 0.2, -0.4 * 0.2, -0.4 * 0.2
+    for square in (0.25, 1.0, 4.0):
+        c = covariance / q
+        psi = 0.7 * q * arc_cosine(c) + 0.3
+        ntk += square * (psi + 0.7 * (0.5 + math.asin(c) / math.pi) * ntk)
+        covariance, q = covariance + square * psi, q + square * (0.7 * q + 0.3)
+    assert (field.q[-1].item(), field.c[-1].item(), field.ntk[-1].item()) == pytest.approx((q, covariance / q, ntk))
+    assert field.ntk_over_q[-1].item() == pytest.approx(ntk / q)
 
 
 def test_uniform_scales_keep_inputs_apart():

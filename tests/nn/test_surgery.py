@@ -236,6 +236,23 @@ def test_multihead_attention_is_torchs_but_for_the_norm(batch_first, sizes):
             torch.testing.assert_close(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_a_causal_hint_without_a_mask_is_refused_as_torch_refuses_it(need_weights):
+    plain = nn.MultiheadAttention(8, 2, batch_first=True)
+    model, x = nn.Sequential(copy.deepcopy(plain)), torch.randn(3, 5, 8)
+    model.forward = lambda x: model[0](x, x, x)[0]
+    add_qk_norm(model, x)
+    for attention in (plain, model[0]):
+        with pytest.raises(RuntimeError, match="attn_mask"):
+            attention(x, x, x, is_causal=True, need_weights=need_weights)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    changed = torch.cat([x[:, :-1], x[:, -1:] + 10], 1)  # the last token only
+    before, after = (
+        model[0](y, y, y, attn_mask=mask, is_causal=True, need_weights=need_weights)[0] for y in (x, changed)
+    )
+    torch.testing.assert_close(before[:, :-1], after[:, :-1])
+
+
 def test_attention_that_multiplies_by_itself_is_named(make):
     model, x = make("llama")
     model.config._attn_implementation = "eager"

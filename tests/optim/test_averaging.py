@@ -211,6 +211,19 @@ def test_ema_has_the_closed_form_of_a_constant_target():
     assert not ema.module.weight.requires_grad
 
 
+def test_ema_of_a_training_model_evaluates():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    ema, x = EMA(model, decay=0.5), torch.randn(8, 3)
+    for _ in range(3):
+        model(x)
+        ema.update()
+    assert model.training
+    before = copy.deepcopy(ema.module.state_dict())
+    assert torch.equal(ema.module(x), ema.module(x))  # no dropout, no batch statistics
+    assert torch.equal(ema.module(x)[:1], ema.module(x[:1]))
+    equal(ema.module.state_dict(), before, atol=0, rtol=0)
+
+
 def test_ema_treats_buffers_by_their_kind():
     model = nn.BatchNorm1d(3)
     ema = EMA(model, decay=0.5)

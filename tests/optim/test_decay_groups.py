@@ -33,11 +33,30 @@ def test_matrices_are_decayed_and_biases_and_norms_are_not():
     assert found[0.0] == {
         "layer.self_attn.in_proj_bias", "layer.self_attn.out_proj.bias", "layer.linear1.bias", "layer.linear2.bias",
         "layer.norm1.weight", "layer.norm1.bias", "layer.norm2.weight", "layer.norm2.bias",
-        "lstm.bias_ih_l0", "lstm.bias_hh_l0", "norm.gain", "head.bias",
+        "lstm.bias_ih_l0", "lstm.bias_hh_l0", "norm.gain", "head.bias", "alpha",
     }  # fmt: skip
     assert "embed.weight" in found[0.1]
     assert "head.weight" not in found[0.1] | found[0.0]
     assert found[0.1] | found[0.0] == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("gamma", (4,)), ("scale", ()), ("cls_token", (1, 1, 4)), ("class_token", (1, 1, 4)), ("reg_token", (1, 2, 4)),
+        ("class_embedding", (1, 4)), ("register_tokens", (2, 4)), ("registers", (2, 4)), ("mask_token", (1, 4)),
+        ("pos_embed", (1, 9, 4)), ("pos_embedding", (1, 9, 4)), ("positional_embedding", (9, 4)),
+        ("position_embeddings", (1, 9, 4)), ("absolute_pos_embed", (1, 9, 4)),
+        ("relative_position_bias_table", (49, 3)), ("v_bias", (2, 4)),
+    ],
+)  # fmt: skip
+def test_gains_tokens_and_positions_of_their_own_are_not_decayed(name, shape):
+    model = nn.Module()
+    model.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    model.layer = nn.Linear(4, 4, bias=False)
+    model.tokens_to_heads = nn.Parameter(torch.ones(4, 4))  # a matrix like any other
+    found = names(decay_groups(model, 0.1))
+    assert found == {0.1: {"layer.weight", "tokens_to_heads"}, 0.0: {name}}
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group_and_the_optimizer_takes_them():

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
+from poise.nn import UnifiedNorm
 from poise.optim import SAM, choose_rho
 
 
@@ -136,18 +138,40 @@ def test_adaptive_radius_follows_the_scale_of_a_tensor_and_leaves_the_others():
     torch.testing.assert_close(v7, v1, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("given_model", [True, False])
-def test_running_statistics_count_a_batch_once_if_the_model_is_known(given_model):
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
-    optimizer = SAM(SGD(model.parameters(), 0.1), 0.5, model=model if given_model else None)
-    x = torch.randn(8, 3)
-    with torch.no_grad():
-        mean = model[0](x).mean(0)
-    step_on(optimizer, lambda: model(x).square().sum())
-    assert int(model[1].num_batches_tracked) == (1 if given_model else 2)
-    assert model[1].track_running_stats
-    if given_model:
-        torch.testing.assert_close(model[1].running_mean, 0.1 * mean)
+NORMS = {
+    "batch": lambda: nn.BatchNorm1d(4),
+    "instance": lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+    "unified": lambda: nn.Sequential(Transposed(), UnifiedNorm(4, warmup_iters=0), Transposed()),
+    "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 4, 1)),
+}
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.mT
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+def test_buffers_take_a_batch_in_once_if_the_model_is_known(norm, by_hand):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), NORMS[norm](), nn.Dropout(0.5), nn.Conv1d(4, 2, 1))
+    once, unknown, x = copy.deepcopy(model), copy.deepcopy(model), torch.randn(8, 3, 5)
+    once(x).square().sum().backward()
+    for each, known in ((model, True), (unknown, False)):
+        optimizer = SAM(SGD(each.parameters(), 0.1), 0.5, model=each if known else None)
+        if by_hand:
+            each(x).square().sum().backward()
+            optimizer.first_step()
+            optimizer.zero_grad()
+            each(x).square().sum().backward()
+            optimizer.second_step()
+        else:
+            step_on(optimizer, lambda each=each: each(x).square().sum())
+    for (name, mine), expected in zip(model.named_buffers(), once.buffers(), strict=True):
+        if "gradient" not in name:  # dropout draws other units
+            torch.testing.assert_close(mine, expected, rtol=0, atol=0, msg=name)
+    assert any(not torch.equal(a, b) for a, b in zip(once.buffers(), unknown.buffers(), strict=True))
 
 
 def test_both_passes_drop_the_same_units_and_the_random_numbers_go_on():

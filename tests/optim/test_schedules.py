@@ -14,6 +14,7 @@ from poise.optim import (
     OneCycleAsRun,
     TwoPhaseLR,
     WarmupCosineLR,
+    group_effective_lr,
     weight_norm,
 )
 
@@ -94,7 +95,7 @@ def test_one_cycle_moves_the_first_beta_and_every_group_has_its_own_peak():
         lambda o: TwoPhaseLR(o, 40, final_lr=1e-3, wd_factor=0.5),
         lambda o: WarmupCosineLR(o, 10, 40),
         lambda o: CurvatureWarmup(o, lambda: 0.05, 20),
-        lambda o: MatchEffectiveLR(o, [0.1 / (t + 1) for t in range(60)]),
+        lambda o: MatchEffectiveLR(o, [0.1 / (t + 1) for t in range(60)], "sgd"),
     ],
 )
 def test_a_resumed_schedule_goes_on_as_if_never_stopped(make):
@@ -160,27 +161,49 @@ def test_curvature_warmup_holds_below_the_limit_and_goes_on_when_it_lifts():
     assert all(b >= a for a, b in itertools.pairwise(lrs))
 
 
-def test_matched_run_keeps_the_recorded_ratio():
-    def grad(w):
-        unit = w / w.norm()
-        return (torch.tensor([1.0, -2.0, 0.5]) - unit * (unit @ torch.tensor([1.0, -2.0, 0.5]))) / w.norm()
+@pytest.mark.parametrize("power_of", [("sgd", 2), ("adamw", 1), ("independent_adamw", 1), ("adam", 1)])
+def test_effective_learning_rate_of_a_group(power_of):
+    rule, power = power_of
+    weights = [nn.Parameter(torch.full((2, 2), 3.0)), nn.Parameter(torch.tensor([8.0]))]  # joint norm 10
+    optimizer = torch.optim.SGD(weights, lr=0.5)
+    assert weight_norm(optimizer) == pytest.approx(10)
+    assert group_effective_lr(optimizer, rule) == pytest.approx(0.5 / 10**power)
+    schedule = MatchEffectiveLR(optimizer, [0.1, 0.2, 0.3], rule)
+    optimizer.step()
+    schedule.step()
+    assert group_effective_lr(optimizer, rule) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="rule must be one of"):
+        MatchEffectiveLR(optimizer, [0.1], "sgdm")
 
-    first = sgd(lr=0.2, momentum=0, weight_decay=0.1)
-    recorded = []
+
+def test_sgd_without_decay_has_the_directions_of_sgd_with_decay():
+    target = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def direction_after(optimizer):
+        (w,) = optimizer.param_groups[0]["params"]
+        optimizer.zero_grad()
+        (-torch.nn.functional.cosine_similarity(w, target, dim=0)).backward()
+        optimizer.step()
+        return (w / w.norm()).detach()
+
+    def fresh(**group):
+        w = nn.Parameter(torch.tensor([2.0, 1.0, -1.0], dtype=torch.float64))
+        return torch.optim.SGD([w], lr=1.0, **group)
+
+    decayed, plain = fresh(weight_decay=0.2), fresh()
+    recorded, directions, other_norms = [], [], []
     for _ in range(20):
-        recorded.append(first.param_groups[0]["lr"] / weight_norm(first))
-        w = first.param_groups[0]["params"][0]
-        w.grad = grad(w.detach())
-        first.step()
-    second = sgd(lr=0.2, momentum=0)
-    schedule = MatchEffectiveLR(second, recorded)
-    for t in range(20):
-        assert second.param_groups[0]["lr"] / weight_norm(second) == pytest.approx(recorded[t])
-        w = second.param_groups[0]["params"][0]
-        w.grad = grad(w.detach())
-        second.step()
+        recorded.append(group_effective_lr(decayed, "sgd") / (1 - 1.0 * 0.2))
+        directions.append(direction_after(decayed))
+    schedule = MatchEffectiveLR(plain, recorded, "sgd")
+    for t, expected in enumerate(directions):
+        torch.testing.assert_close(
+            direction_after(plain), expected, rtol=0, atol=1e-10
+        )  # rounding grows by a factor at each step
+        other_norms.append(weight_norm(plain))
         if t < 19:
             schedule.step()
+    assert weight_norm(decayed) < 0.5 * other_norms[-1]  # although the weights themselves went apart
     with pytest.raises(IndexError, match="trace has 20 steps"):
         schedule.step()
 

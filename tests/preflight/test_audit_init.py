@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from poise.curvature import as_objective
-from poise.nn import StableResNetMLP
+from poise.nn import LayerNormGRU, LayerNormLSTM, LayerNormRNN, StableResNetMLP
 from poise.preflight.curvature_limit.usable_lr import few_products, usable_lr, warm_up
 from poise.preflight.init_audit import audit_init
 from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
@@ -379,6 +379,25 @@ def test_hidden_state_gain_is_the_norm_of_the_jacobian():
     (found,) = hidden_state_gain(rnn, lambda: rnn(x))
     h0 = torch.zeros(2, 1, 5, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda h: rnn(x, h)[1], h0).reshape(10, 10)
+    assert math.exp(found.log_gain) == pytest.approx(torch.linalg.matrix_norm(jacobian, 2).item(), rel=0.05)
+
+
+@pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormGRU, LayerNormRNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_hidden_state_gain_of_our_own_recurrent_layers_is_the_norm_of_the_jacobian(kind, batch_first):
+    torch.manual_seed(0)
+    rnn = kind(3, 5, num_layers=2, batch_first=batch_first).double()
+    x = torch.randn(1, 7, 3, dtype=torch.float64)
+    x = x if batch_first else x.transpose(0, 1)
+    (found,) = hidden_state_gain(nn.ModuleDict({"memory": rnn}), lambda: rnn(x))
+    h0 = torch.zeros(2, 1, 5, dtype=torch.float64)
+
+    def last(h):
+        end = rnn(x, (h, h0) if kind is LayerNormLSTM else h)[1]
+        return end[0] if isinstance(end, tuple) else end
+
+    jacobian = torch.autograd.functional.jacobian(last, h0).reshape(10, 10)
+    assert (found.name, found.steps) == ("memory", 7)
     assert math.exp(found.log_gain) == pytest.approx(torch.linalg.matrix_norm(jacobian, 2).item(), rel=0.05)
 
 

@@ -95,6 +95,64 @@ def test_divergence_on_a_quadratic_is_found_within_one_step_of_the_grid(curvatur
     assert test.suggest("divergence/3").lr_min == pytest.approx(found / 30)
 
 
+@pytest.mark.parametrize("momentum", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("curvature", [5.0, 50.0, 200.0])
+def test_divergence_with_momentum_is_found_although_the_loss_swings(momentum, curvature):
+    model = Quadratic()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=momentum)
+    test = lr_range_test(
+        model, lambda m, _: 0.5 * curvature * m.w.square().sum(), [0], optimizer, 1e-4, 10.0, num_steps=120
+    )
+    edge, ratio = 2 * (1 + momentum) / curvature, (10 / 1e-4) ** (1 / 119)
+    # A swing may still fall after the edge or rise before it: three steps of the grid, which rises all the while.
+    assert ratio**-3.01 <= divergence_lr(test.curves[0]) / edge <= ratio**3.01
+
+
+@pytest.mark.parametrize("constant", [-100.0, -2.3, -0.5, 0.3, 0.6, 1000.0])
+def test_a_constant_added_to_the_loss_changes_no_answer(constant):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 3, generator=generator, dtype=torch.float64)
+    y = F.normalize(x + torch.tensor([0.0, 0.5, 0.0]), dim=1)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    batches = list(zip(x.split(16), y.split(16), strict=True))
+
+    def tested(added):
+        def loss(m, batch):
+            return added - F.cosine_similarity(m(batch[0]), batch[1]).mean()
+
+        return lr_range_test(model, loss, batches, lo=1e-4, hi=1e3, num_steps=80, weight_decays=(0.0, 0.01))
+
+    plain, moved = tested(0.0), tested(constant)
+    for ours, other in zip(plain.curves, moved.curves, strict=True):
+        assert (len(ours.lrs), ours.stopped_at, ours.zones) == (len(other.lrs), other.stopped_at, other.zones)
+        np.testing.assert_allclose(other.smoothed - constant, ours.smoothed, atol=1e-9)
+        for rule in RULES:
+            found = []
+            for each in (ours, other):
+                try:
+                    found.append(suggest_lr(each, rule).lr_max)
+                except NoSuggestion as reason:
+                    found.append(str(reason))
+            assert found[0] == found[1] or found[0] == pytest.approx(found[1], rel=1e-9)
+    assert plain.best_curve().weight_decay == moved.best_curve().weight_decay
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_run_ends_when_the_loss_has_lost_what_it_had_won(sign):
+    # The loss is w^2 - 1 or w^2 + 1: positive, negative and across zero it is the same run.
+    model = Quadratic()
+    tests = [
+        lr_range_test(
+            model, lambda m, _: m.w.square().sum() + sign, [0], torch.optim.SGD(model.parameters(), 1.0), stop_factor=f
+        )
+        for f in (1, 100)
+    ]
+    short, long = (test.curves[0] for test in tests)
+    assert short.smoothed[:-1].max() <= sign + 1 + 1e-9 < short.smoothed[-1] < long.smoothed[-1]
+    assert short.stopped_at < long.stopped_at
+
+
 def test_the_recorded_losses_are_those_of_gradient_descent():
     test, w, losses = quadratic_test(3.0, lo=1e-2, hi=1.0, num_steps=20, mode="linear"), 1.0, []
     for lr in np.linspace(1e-2, 1.0, 20):
@@ -128,7 +186,7 @@ def test_a_curve_with_a_valley_gives_a_learning_rate_inside_it(rule):
     assert LRS[20] < found.lr_max < LRS[80]
     assert found.lr_min == pytest.approx(found.lr_max / 10)
     assert found.reason
-    assert (suggest_lr(curve(losses, stopped_at=LRS[90], smoothing=0.5)) == found) is (rule == "valley")
+    assert (suggest_lr(curve(losses, stopped_at=LRS[90], smoothing=0.5)) == found) is (rule == "minimum/10")
 
 
 def test_the_steepest_rule_finds_the_steepest_point():
@@ -273,7 +331,7 @@ BAD = [
     ({"lo": 1.0, "hi": 1.0}, "hi must be finite and greater"),
     ({"num_steps": 9}, "num_steps must be at least 10"),
     ({"mode": "log"}, "mode must be"),
-    ({"stop_factor": 1}, "stop_factor must be more"),
+    ({"stop_factor": 0}, "stop_factor must be positive"),
     ({"smoothing": 1.0}, "smoothing must lie"),
     ({"weight_decays": (-1.0,)}, "weight_decays must be"),
     ({"momentums": (1.0,)}, "momentums must lie"),

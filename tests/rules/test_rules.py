@@ -93,7 +93,7 @@ def test_unknown_names_get_the_nearest_of_rules_and_remedies():
 def test_the_listing_fits_eighty_columns(capsys, monkeypatch):
     from poise.cli.explain import explain as command
 
-    monkeypatch.setattr("poise.cli.explain.Console", lambda: Console(width=80, color_system=None))
+    monkeypatch.setattr("rich.console.Console", lambda: Console(width=80, color_system=None))
     command(None)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80

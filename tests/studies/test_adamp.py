@@ -4,6 +4,7 @@ from torch.optim import SGD
 
 from poise.optim import SGDP, scale_invariant_parameters
 from poise.studies import adamp as study
+from poise.studies.kit.digits import digits
 
 
 @pytest.mark.parametrize("kind", [SGD, SGDP])
@@ -25,9 +26,7 @@ def test_the_toy_loss_is_scale_invariant_and_zero_at_its_minimum():
 
 
 def test_the_hidden_layers_of_the_network_are_scale_invariant_and_the_head_is_not():
-    x, y = study.digits()
-    assert (len(x), len(y)) == (1797, 1797)
-    found = scale_invariant_parameters(study.network(0), x[:64])
+    found = scale_invariant_parameters(study.network(0), digits(train=1000, scale="unit").x[:64])
     assert {found[name] for name in study.HIDDEN} == {"channel"}
     assert "6.weight" not in found
 
@@ -36,36 +35,6 @@ def test_same_seed_same_run_and_the_callers_state_is_untouched():
     state = torch.get_rng_state()
     make, lr, _ = study.ARMS["SGDP"]
     first, second = (study.train(make, lr, True, 5, seed=3) for _ in range(2))
-    assert first == second != study.train(make, lr, True, 5, seed=4)
+    assert (first.norms == second.norms).all()
+    assert (first.norms != study.train(make, lr, True, 5, seed=4).norms).any()
     assert torch.equal(state, torch.get_rng_state())
-
-
-CASES = [
-    ("norm-law", {"error": 1e-9}, "reproduced"),
-    ("norm-law", {"error": 1e-6}, "partly"),
-    ("norm-law", {"error": 1e-3}, "refuted"),
-    ("limit", {"factor": 18.9}, "reproduced"),
-    ("limit", {"factor": 18.0}, "partly"),
-    ("limit", {"factor": 10.0}, "refuted"),
-    ("toy", {"rates_won": 2}, "reproduced"),
-    ("toy", {"rates_won": 1}, "partly"),
-    ("toy", {"rates_won": 0}, "refuted"),
-    ("norm-growth", {"ratio": 5.0}, "reproduced"),
-    ("norm-growth", {"ratio": 3.0}, "partly"),
-    ("norm-growth", {"ratio": 1.5}, "refuted"),
-    ("sgdp-accuracy", {"difference": -0.4, "low": -2.0, "high": 1.0}, "reproduced"),
-    ("sgdp-accuracy", {"difference": -0.8, "low": -2.0, "high": 0.4}, "partly"),
-    ("adamp-accuracy", {"difference": -1.8, "low": -2.0, "high": -0.6}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    assert {c.id: c.judge for c in study.CLAIMS}[claim](numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports(run_tiny):
-    outcome = run_tiny("adamp")
-    assert all(result.verdict != "not tested" for result in outcome.results)
-    assert "Norm of the first layer" in outcome.report().to_html()

@@ -30,18 +30,10 @@ def test_schedules_are_what_they_are_called():
     assert set(rates("constant", 0.3, 10)[0]) == {0.3}
 
 
-def test_a_fifth_of_the_labels_is_random_and_the_rest_is_kept():
-    x, y, noisy = study.digits()
-    assert len(x) == 1797
-    assert 0.12 * 800 < (noisy != y[:800]).sum() <= 160
-
-
-def test_a_run_learns_or_is_unstable_and_repeats():
-    setting = study.Setting("constant", 0.1, 150, normed=False)
-    first, second = (study.train(setting, (0, 1)) for _ in range(2))
-    np.testing.assert_array_equal(first.test, second.test)
-    assert first.stable.all()
-    assert first.test.min() > 30
+def test_a_run_learns_or_is_unstable():
+    steady = study.train(study.Setting("constant", 0.1, 150, normed=False), (0, 1))
+    assert steady.stable.all()
+    assert steady.test.min() > 30
     wild = study.train(study.Setting("constant", 30.0, 60, normed=False), (0, 1))
     assert not wild.stable.any()
 
@@ -52,31 +44,3 @@ def test_range_test_of_a_seed_repeats_and_leaves_random_numbers_alone():
     np.testing.assert_array_equal(first.train, second.train)
     assert torch.equal(torch.get_rng_state(), state)
     assert first.val.shape == first.train.shape
-
-
-CASES = [
-    ("range-test", {"suggested": 1, "stable_at_suggestion": 1, "unstable_above": 1}, "reproduced"),
-    ("range-test", {"suggested": 0.75, "stable_at_suggestion": 0.75, "unstable_above": 1}, "partly"),
-    ("range-test", {"suggested": 1, "stable_at_suggestion": 0.5, "unstable_above": 1}, "refuted"),
-    ("coupling", {"shift": -1}, "reproduced"),
-    ("coupling", {"shift": 0}, "partly"),
-    ("coupling", {"shift": 2}, "refuted"),
-    ("cyclic-momentum", {"difference": -0.4, "largest_lr_cyclic": 1, "largest_lr_constant": 1}, "reproduced"),
-    ("cyclic-momentum", {"difference": -0.6, "largest_lr_cyclic": 1, "largest_lr_constant": 1}, "partly"),
-    ("cyclic-momentum", {"difference": -0.6, "largest_lr_cyclic": 0.5, "largest_lr_constant": 1}, "refuted"),
-    ("super-convergence", {"difference": -0.1}, "reproduced"),
-    ("super-convergence", {"difference": -0.3}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports(run_tiny):
-    outcome = run_tiny("disciplined-hyperparameters")
-    assert {r.claim.id for r in outcome.results if r.verdict == "not tested"} <= {"coupling"}
-    assert "Learning rate and weight decay" in outcome.report().to_html()

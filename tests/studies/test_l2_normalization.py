@@ -34,38 +34,6 @@ def test_weights_with_fixed_norms_go_the_same_way_with_and_without_decay():
     assert not torch.allclose(plain[0], plain[-1])
 
 
-def test_decay_pulls_the_norm_down_and_the_same_seeds_give_the_same_numbers():
-    weak, strong, again = (study.train(study.Setting("sgd", 0.5, wd), 60, (0, 1)) for wd in (0.0, 0.08, 0.08))
+def test_decay_pulls_the_norm_down():
+    weak, strong = (study.train(study.Setting("sgd", 0.5, wd), 60, (0, 1)) for wd in (0.0, 0.08))
     assert (strong.norm < weak.norm).all()
-    for name in ("norm", "grad_power", "accuracy", "plateau"):
-        np.testing.assert_array_equal(getattr(strong, name), getattr(again, name))
-
-
-CASES = [
-    ("equilibrium", {"sgd_error": 0.04, "adamw_error": 0.09, "sgd_error_relaxed": 0.04}, "reproduced"),
-    ("equilibrium", {"sgd_error": 0.06, "adamw_error": 0.09, "sgd_error_relaxed": 0.06}, "partly"),
-    ("equilibrium", {"sgd_error": 0.04, "adamw_error": 0.2, "sgd_error_relaxed": 0.04}, "partly"),
-    ("equilibrium", {"sgd_error": 0.2, "adamw_error": 0.05, "sgd_error_relaxed": 0.2}, "refuted"),
-    ("no-regularization", {"difference": 1e-11, "accuracy_spread": 0.0}, "reproduced"),
-    ("no-regularization", {"difference": 1e-6, "accuracy_spread": 0.0}, "refuted"),
-    ("no-regularization", {"difference": 1e-11, "accuracy_spread": 0.01}, "refuted"),
-    ("collapse", {"ratio": 0.4}, "reproduced"),
-    ("collapse", {"ratio": 0.7}, "partly"),
-    ("collapse", {"ratio": 1.2}, "refuted"),
-    ("control", {"raised": 1.0}, "reproduced"),
-    ("control", {"raised": 0.8}, "partly"),
-    ("control", {"raised": 0.5}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports(run_tiny):
-    outcome = run_tiny("l2-normalization")
-    assert not any(r.verdict == "not tested" for r in outcome.results)
-    assert "Accuracy on one axis" in outcome.report().to_html()

@@ -73,35 +73,3 @@ def test_digits_are_learned_and_evaluated_by_running_statistics():
     assert (losses < 1.0).all()
     alone = study.train_digits("batch norm", 16, 60, (1,))
     assert alone[0] == pytest.approx(losses[1], rel=0.05)
-
-
-CASES = [
-    ("speed", {"largest_ratio": 0.65, "smallest_lead": 0.2, "share_slow": 0}, "reproduced"),
-    ("speed", {"largest_ratio": 0.8, "smallest_lead": 0.2, "share_slow": 0}, "partly"),
-    ("speed", {"largest_ratio": 0.65, "smallest_lead": 0.05, "share_slow": 0}, "partly"),
-    ("speed", {"largest_ratio": math.inf, "smallest_lead": -0.1, "share_slow": 2 / 3}, "refuted"),
-    ("tuned", {"lead": 0.1, "smallest_lead": 0.05}, "reproduced"),
-    ("tuned", {"lead": 0.1, "smallest_lead": -0.05}, "partly"),
-    ("tuned", {"lead": -0.1, "smallest_lead": -0.2}, "refuted"),
-    ("batch-size", {"ratio_small": 1.8, "difference_large": 0.01}, "reproduced"),
-    ("batch-size", {"ratio_small": 1.8, "difference_large": 0.05}, "partly"),
-    ("batch-size", {"ratio_small": 1.2, "difference_large": 0.01}, "partly"),
-    ("batch-size", {"ratio_small": 0.9, "difference_large": 0.01}, "refuted"),
-    ("gain", {"lead": 0.1, "smallest_lead": 0.05}, "reproduced"),
-    ("gain", {"lead": 0.1, "smallest_lead": -0.05}, "partly"),
-    ("gain", {"lead": -0.1, "smallest_lead": -0.2}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports(run_tiny):
-    outcome = run_tiny("layer-norm")
-    assert not any(r.verdict == "not tested" for r in outcome.results)
-    assert all(not math.isnan(v) for r in outcome.results for v in r.numbers.values())
-    assert "How to read it" in outcome.report().to_html()

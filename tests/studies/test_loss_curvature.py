@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from poise.studies import load_study
 from poise.studies import loss_curvature as study
+from poise.studies.kit.batches import batch_indices
 
 SHORT = study.Plan((1e-3, 1e-2), 6, 4, 3, 1, 1, (0.5, 8), 48, 1)
 
@@ -17,7 +17,7 @@ def test_networks_of_a_seed_share_their_weights_and_norms_begin_branches():
     assert torch.equal(plain.branches[4].weight, normed.branches[4].weight)
     weights = torch.stack([branch.weight for branch in plain.branches])
     assert weights.std().item() == pytest.approx(math.sqrt(2 / study.WIDTH), rel=0.02)
-    x = study.digits()[0][:7]
+    x = study.examples()[0][:7]
     h = plain.first(x)
     for branch in plain.branches:
         h = h + branch(h.clamp(min=0))
@@ -44,7 +44,7 @@ def test_initialisers_change_lengths_only():
 def test_sharpness_of_softmax_regression_at_zero():
     model = nn.Linear(64, 10, bias=False)
     nn.init.zeros_(model.weight)
-    x = study.digits()[0][:100].double()
+    x = study.examples()[0][:100].double()
     closed = torch.linalg.eigvalsh(x.T @ x / 100)[-1].item() / 10
     assert study.sharpness(model, 100) == pytest.approx(closed, rel=0.02)
     assert model.weight.dtype == torch.float32
@@ -54,9 +54,9 @@ def test_sharpness_of_softmax_regression_at_zero():
 
 @pytest.mark.slow
 def test_runs_side_by_side_are_those_of_torch():
-    runs = study.train((study.PLAIN, study.WARM_UP, study.CLIPPED), SHORT, [0, 1])
-    x, y = study.digits()
-    picks = study.batch_indices([0, 1], len(y), SHORT.steps, study.BATCH)
+    runs = study.train((study.PLAIN, study.WARM_UP, study.CLIPPED), SHORT, [0, 1], lambda *_: None)
+    x, y = study.examples()
+    picks = batch_indices([0, 1], len(y), SHORT.steps, study.BATCH)
     for name, result in runs.items():
         for i, lr in enumerate(SHORT.lrs):
             net = study.network(name, 1, SHORT)
@@ -105,54 +105,14 @@ def test_numbers_of_the_claims_by_hand():
     clip = runs_of([bad, good, [9.0, 0.1]], ratio=[[0.1, 0.1], [0.4, 0.4], [9, 1]])
     normed = runs_of([good, good, good], fresh=10.0, ratio=[[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
     runs = {study.PLAIN: plain, study.WARM_UP: warm, study.CLIPPED: clip, study.NORMED: normed}
-    assert study._measure_warm_up(runs).numbers == {"both": 1.0}
-    layer_norm = study._measure_layer_norm(runs).numbers
+    results = study.Results(SHORT, runs, None)
+    assert study.warm_up.measure(results).numbers == {"both": 1.0}
+    layer_norm = study.layer_norm.measure(results).numbers
     assert layer_norm == {"flatter": pytest.approx(40), "faster": pytest.approx(100)}
-    threshold = study._measure_threshold(plain).numbers  # 1e-3 over 3.8 / 400 is below 1
-    assert threshold == {"inside": 0.0}
-    prediction = study._measure_prediction(runs).numbers
+    assert study.threshold.measure(results).numbers == {"inside": 0.0}  # 1e-3 over 3.8 / 400 is below 1
+    prediction = study.prediction.measure(results).numbers
     ratio, trained = (np.concatenate([getattr(r, key).ravel() for r in runs.values()]) for key in ("ratio", "trained"))
     pairs = [(a > b) + 0.5 * (a == b) for a in ratio[~trained] for b in ratio[trained]]
-    assert prediction["auc"] == pytest.approx(np.mean(pairs))  # the share of pairs in the right order
+    assert prediction["auc"] == pytest.approx(np.mean(pairs))  # the fraction of pairs in the right order
     assert prediction["right"] == pytest.approx(22 / 24)
-    assert study._measure_prediction(dict.fromkeys(study.JUDGED, normed)).numbers == {}
-
-
-CASES = [
-    ("warm-up", {"both": 1.0}, "reproduced"),
-    ("warm-up", {"both": 2 / 3}, "partly"),
-    ("warm-up", {"both": 1 / 3}, "refuted"),
-    ("warm-up", {"both": 0.0}, "refuted"),
-    ("layer-norm", {"flatter": 84.0, "faster": 30.0}, "reproduced"),
-    ("layer-norm", {"flatter": 84.0, "faster": 3.0}, "partly"),
-    ("layer-norm", {"flatter": 2.0, "faster": 3.0}, "refuted"),
-    ("prediction", {"auc": 0.9}, "reproduced"),
-    ("prediction", {"auc": 0.8}, "partly"),
-    ("prediction", {"auc": 0.5}, "refuted"),
-    ("threshold", {"inside": 1.0}, "reproduced"),
-    ("threshold", {"inside": 1 / 3}, "partly"),
-    ("threshold", {"inside": 0.0}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports_the_same_numbers_again():
-    state = torch.get_rng_state()
-    shares = []
-    outcome = load_study("loss-curvature").run("tiny", progress=lambda share, words: shares.append(share))
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1.0)
-    assert torch.equal(torch.get_rng_state(), state)
-    report = outcome.report()
-    titles = [block.title for block in report.blocks]
-    assert "Counter-example: warm-up where it is not needed" in titles
-    assert "<html" in report.to_html()
-    counter, again = (study.plain_networks(SHORT, [0, 1]) for _ in range(2))
-    assert counter.start == again.start
-    assert np.array_equal(counter.plain, again.plain)
+    assert study.prediction.measure(study.Results(SHORT, dict.fromkeys(study.JUDGED, normed), None)).numbers == {}

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from poise.nn import DiagonalLinear, path_norm
-from poise.studies import load_study
 from poise.studies import sgd_dynamical_stability as study
 
 TASKS = [study.diagonal_task, study.teacher_task, study.digits_task]
@@ -80,39 +79,3 @@ def test_data_are_those_of_the_protocol():
     np.testing.assert_allclose(np.linalg.norm(c.x_test, axis=1), 8)
     assert a.start[0].std() == pytest.approx(1, abs=0.2)
     assert b.start[1].std() == pytest.approx(30**-0.25, rel=0.1)
-
-
-CASES = [
-    ("bound", {"trace_share": 0.99, "moment_share": 1.0}, "reproduced"),
-    ("bound", {"trace_share": 1.01, "moment_share": 1.0}, "refuted"),
-    ("bound", {"trace_share": 0.9, "moment_share": 1.2}, "refuted"),
-    ("edge", {"least_share": 0.61}, "reproduced"),
-    ("edge", {"least_share": 0.5}, "partly"),
-    ("edge", {"least_share": 0.1}, "refuted"),
-    ("test-error", {"worst_ratio": 0.3, "failed_seeds": 0, "p_better": 1.0}, "reproduced"),
-    ("test-error", {"worst_ratio": 0.4, "failed_seeds": 1, "p_better": 1.0}, "partly"),
-    ("test-error", {"worst_ratio": 0.9, "failed_seeds": 2, "p_better": 0.9}, "refuted"),
-    ("gd", {"spread": 0.01}, "reproduced"),
-    ("gd", {"spread": 0.1}, "partly"),
-    ("gd", {"spread": 0.5}, "refuted"),
-    ("rule", {"gd": 9.0, "trace": 1.1, "reached": 0.96}, "reproduced"),
-    ("rule", {"gd": 9.0, "trace": 1.1, "reached": 1.2}, "partly"),
-    ("rule", {"gd": 1.0, "trace": 1.1, "reached": 0.9}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports():
-    shares = []
-    outcome = load_study("sgd-dynamical-stability").run("tiny", progress=lambda share, words: shares.append(share))
-    assert shares == sorted(shares)
-    again = load_study("sgd-dynamical-stability").run("tiny")
-    assert [r.numbers for r in outcome.results] == [r.numbers for r in again.results]
-    assert {r.claim.id for r in outcome.results if r.verdict == "not tested"} == set()
-    assert "Trace of the minimum found" in outcome.report().to_html()

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from poise.studies import load_study
 from poise.studies import sgd_stability_geometry as study
 
 
@@ -63,39 +62,3 @@ def test_runs_leave_a_minimum_only_above_its_limit():
     factors = net.residual_and_jacobian(at[None])[1][0][:, None]
     exact = study.SecondMomentOperator(factors, 1.0, 1).critical_lr()
     assert study.escapes(net, at, [0.5 * exact, 4 * exact], 1, 4, 300, generator) == [0, 4]
-
-
-CASES = [
-    ("tight", {"error": 1e-12}, "reproduced"),
-    ("tight", {"error": 1e-9}, "refuted"),
-    ("divergence", {"violations": 0, "ensembles": 300}, "reproduced"),
-    ("divergence", {"violations": 1, "ensembles": 300}, "refuted"),
-    ("mean-square", {"escaped_below": 0, "escaped_far_below": 0, "least_share_above": 1.0}, "reproduced"),
-    ("mean-square", {"escaped_below": 1, "escaped_far_below": 0, "least_share_above": 1.0}, "partly"),
-    ("mean-square", {"escaped_below": 0, "escaped_far_below": 0, "least_share_above": 0.5}, "partly"),
-    ("mean-square", {"escaped_below": 1, "escaped_far_below": 1, "least_share_above": 1.0}, "refuted"),
-    ("coherence", {"worst_factor": 1.5}, "reproduced"),
-    ("coherence", {"worst_factor": 2.0}, "partly"),
-    ("coherence", {"worst_factor": 3.5}, "refuted"),
-    ("gd", {"gd": 9.6, "trace": 1.3, "coherence": 1.2}, "reproduced"),
-    ("gd", {"gd": 9.6, "trace": 1.1, "coherence": 1.2}, "partly"),
-    ("gd", {"gd": 1.1, "trace": 1.3, "coherence": 1.2}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    judge = {c.id: c.judge for c in study.CLAIMS}[claim]
-    assert judge(numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports():
-    shares = []
-    outcome = load_study("sgd-stability-geometry").run("tiny", progress=lambda share, words: shares.append(share))
-    assert shares == sorted(shares)
-    again = load_study("sgd-stability-geometry").run("tiny")
-    for first, second in zip(outcome.results, again.results, strict=True):
-        assert first.numbers == pytest.approx(second.numbers, rel=1e-9, abs=1e-13)
-    assert {r.claim.id for r in outcome.results if r.verdict == "not tested"} == set()
-    assert "Who leaves" in outcome.report().to_html()

@@ -73,35 +73,3 @@ def test_a_spike_is_a_rise_over_the_ten_steps_before_and_the_warm_up_does_not_co
     assert run([*calm[:20], 2.4, *calm[:9]]).spikes == 0
     assert run([2.0, 9.0, *calm]).spikes == 0
     assert run(calm).largest == 30
-
-
-CASES = [
-    ("amplification", {"ratio": 5.0}, "reproduced"),
-    ("amplification", {"ratio": 2.0}, "partly"),
-    ("amplification", {"ratio": 1.1}, "refuted"),
-    ("gradient-norm", {"ratio": 0.3}, "reproduced"),
-    ("gradient-norm", {"ratio": 0.7}, "partly"),
-    ("gradient-norm", {"ratio": 1.2}, "refuted"),
-    ("final-loss", {"gain": 0.2, "share": 2 / 3}, "reproduced"),
-    ("final-loss", {"gain": 0.1, "share": 1 / 3}, "partly"),
-    ("final-loss", {"gain": -0.1, "share": 0.0}, "refuted"),
-    ("detach", {"gap": 0.3, "closed": 0.1}, "reproduced"),
-    ("detach", {"gap": 0.3, "closed": 0.6}, "partly"),
-    ("detach", {"gap": 0.3, "closed": 0.9}, "refuted"),
-    ("detach", {"gap": -0.1, "closed": 0.0}, "refuted"),
-    ("spikes", {"vanilla": 4.0, "stable": 0.0}, "reproduced"),
-    ("spikes", {"vanilla": 4.0, "stable": 1.0}, "partly"),
-    ("spikes", {"vanilla": 1.0, "stable": 1.0}, "refuted"),
-]
-
-
-@pytest.mark.parametrize(("claim", "numbers", "verdict"), CASES)
-def test_a_verdict_follows_from_the_numbers(claim, numbers, verdict):
-    assert {c.id: c.judge for c in study.CLAIMS}[claim](numbers) == verdict
-
-
-@pytest.mark.slow
-def test_the_tiny_study_runs_and_reports(run_tiny):
-    outcome = run_tiny("spike-no-more")
-    assert {r.claim.id for r in outcome.results if r.verdict == "not tested"} <= {"spikes"}
-    assert "Norm of the gradient" in outcome.report().to_html()

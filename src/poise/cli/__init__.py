@@ -1,9 +1,6 @@
 """The command line: `poise run train.py` and what belongs to it."""
 
-from poise.tools.clock import now
+import poise.cli.started  # noqa: F401 - before anything else
+from poise.cli.app import main
 
-STARTED = now()  # before anything else is loaded: the cost of a run is counted from here
-
-from poise.cli.app import main  # noqa: E402
-
-__all__ = ["STARTED", "main"]
+__all__ = ["main"]

@@ -43,7 +43,7 @@ def run(
 
     What is recorded of the script's arguments leaves out keys, tokens and passwords; `--keep-args` keeps them.
     """
-    from poise.cli import STARTED
+    from poise.cli.started import STARTED
     from poise.tools.clock import now
 
     before_torch = now()

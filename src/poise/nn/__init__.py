@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poise.nn.layer_norm_recurrent import LayerNormGRU, LayerNormLSTM, LayerNormRNN
     from poise.nn.logit_scale import transplant_logit_scale
     from poise.nn.metainit import gaussian_batches, gradient_quotient, metainit_
-    from poise.nn.path_norm import path_norm
+    from poise.nn.path_norm import log_path_norm, path_norm
     from poise.nn.qk_norm import QKNorm
     from poise.nn.replace_norm import replace_norm
     from poise.nn.scale_embedding import scale_embedding
@@ -60,6 +60,7 @@ __all__ = [
     "gradient_quotient",
     "gradinit_adam_",
     "gradinit_sgd_",
+    "log_path_norm",
     "metainit_",
     "path_norm",
     "replace_norm",

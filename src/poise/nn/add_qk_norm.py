@@ -53,7 +53,13 @@ class NormalizedMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output and, if they are needed, the attention weights."""
+        """Return the output and, if they are needed, the attention weights.
+
+        Raises:
+            RuntimeError: if ``is_causal`` is given without ``attn_mask``, for which it is only a hint.
+        """
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal=True needs attn_mask, for which it is only a hint; got no attn_mask")
         this: Any = self
         batched, inputs = query.ndim == 3, [query, key, value]
         if not batched:
@@ -75,7 +81,7 @@ class NormalizedMultiheadAttention(nn.Module):
             weights = F.dropout(weights, dropout)
             out = weights @ v
         else:
-            out = _SDPA(q, k, v, mask, dropout, is_causal and mask is None)
+            out = _SDPA(q, k, v, mask, dropout)
         out = F.linear(out.transpose(1, 2).flatten(-2), this.out_proj.weight, this.out_proj.bias)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

@@ -26,7 +26,7 @@ class RecurrentCell(nn.Module):
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: if a size is below 1 or ``eps`` is not positive.
+        ValueError: if ``input_size`` is below 1, ``hidden_size`` below 2 or ``eps`` is not positive.
     """
 
     states = 1
@@ -36,8 +36,10 @@ class RecurrentCell(nn.Module):
         self, gates: int, input_size: int, hidden_size: int, eps: float, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__()
-        if input_size < 1 or hidden_size < 1:
-            raise ValueError(f"input_size and hidden_size must be at least 1, got {input_size} and {hidden_size}")
+        if input_size < 1:
+            raise ValueError(f"input_size must be at least 1, got {input_size}")
+        if hidden_size < 2:  # the output would be the same for every input
+            raise ValueError(f"hidden_size must be at least 2 (one unit normalises to a constant), got {hidden_size}")
         if not eps > 0:
             raise ValueError(f"eps must be positive, got {eps}")
         self.input_size, self.hidden_size, self.eps = input_size, hidden_size, eps
@@ -104,7 +106,8 @@ class LayerNormLSTMCell(RecurrentCell):
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: if a size is below 1, ``eps`` is not positive, or in ``forward`` shapes do not fit.
+        ValueError: if ``input_size`` is below 1, ``hidden_size`` below 2, ``eps`` is not positive, or in ``forward``
+            shapes do not fit.
 
     References:
         Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
@@ -170,22 +173,24 @@ class LayerNormGRUCell(RecurrentCell):
     r"""GRU cell with layer normalisation.
 
     .. math:: [r; z] = \mathrm{LN}(W_h h) + \mathrm{LN}(W_x x) + b, \quad
-        n = \tanh(\mathrm{LN}(W x) + b_n + \sigma(r)\,\mathrm{LN}(U h)), \quad
+        n = \tanh(\mathrm{LN}(W x) + b_n + \sigma(r)\,(\mathrm{LN}(U h) + b_{hn})), \quad
         h' = (1 - \sigma(z)) h + \sigma(z) n
 
     The norms are over r and z together, and over n. Rows are in torch's order r, z, n; torch's z multiplies the old
-    state, the published one the new.
+    state, the published one the new. Of the two published biases of r and z, which add up, one is kept; those of n do
+    not, because the reset gate multiplies one of them.
 
     Args:
         input_size: features of the input.
         hidden_size: units.
-        bias: whether the gates have a bias.
+        bias: whether there are biases: one of all gates, and ``bias_hn`` of the candidate's recurrent part.
         eps: added to the variance.
         device: where parameters live.
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: if a size is below 1, ``eps`` is not positive, or in ``forward`` shapes do not fit.
+        ValueError: if ``input_size`` is below 1, ``hidden_size`` below 2, ``eps`` is not positive, or in ``forward``
+            shapes do not fit.
 
     References:
         Ba, Kiros and Hinton, 2016, arXiv:1607.06450.
@@ -204,6 +209,7 @@ class LayerNormGRUCell(RecurrentCell):
         super().__init__(3, input_size, hidden_size, eps, device, dtype)
         self.gain_ih, self.gain_hh = (self._vector(3 * hidden_size, device, dtype) for _ in range(2))
         self.bias = self._vector(3 * hidden_size, device, dtype) if bias else None
+        self.bias_hn = self._vector(hidden_size, device, dtype) if bias else None
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -219,21 +225,25 @@ class LayerNormGRUCell(RecurrentCell):
 
     def project(self, x: Float[Tensor, "n input"]) -> Float[Tensor, "n gates"]:
         """LN(W_x x) + b, over r and z and over n."""
-        return self._norm_parts(F.linear(x, self.weight_ih), self.gain_ih, self.bias)
+        cut = 2 * self.hidden_size
+        biases = (None, None) if self.bias is None else (self.bias[:cut], self.bias[cut:])
+        return torch.cat(self._norm_parts(F.linear(x, self.weight_ih), self.gain_ih, *biases), -1)
 
     def step(self, projected: Float[Tensor, "batch gates"], state: State) -> State:
         """Next state."""
         (h,) = state
         cut = 2 * self.hidden_size
-        recurrent = self._norm_parts(F.linear(h, self.weight_hh), self.gain_hh, None)
-        r, z = (projected[:, :cut] + recurrent[:, :cut]).sigmoid().chunk(2, -1)
-        n = torch.addcmul(projected[:, cut:], r, recurrent[:, cut:]).tanh()
+        gates, candidate = self._norm_parts(F.linear(h, self.weight_hh), self.gain_hh, None, self.bias_hn)
+        r, z = (projected[:, :cut] + gates).sigmoid().chunk(2, -1)
+        n = torch.addcmul(projected[:, cut:], r, candidate).tanh()
         return (h + z * (n - h),)  # not lerp: under autocast the dtypes differ
 
-    def _norm_parts(self, a: Tensor, gain: Tensor, bias: Tensor | None) -> Tensor:
+    def _norm_parts(
+        self, a: Tensor, gain: Tensor, gates: Tensor | None, candidate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of r and z normalised, and those of n, each with its bias."""
         cut = 2 * self.hidden_size
-        parts = (slice(None, cut), slice(cut, None))
-        return torch.cat([self._norm(a[:, p], gain[p], None if bias is None else bias[p]) for p in parts], -1)
+        return self._norm(a[:, :cut], gain[:cut], gates), self._norm(a[:, cut:], gain[cut:], candidate)
 
 
 class LayerNormRNNCell(RecurrentCell):
@@ -249,8 +259,8 @@ class LayerNormRNNCell(RecurrentCell):
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: if a size is below 1, ``eps`` is not positive, ``nonlinearity`` is unknown, or in ``forward`` shapes
-            do not fit.
+        ValueError: if ``input_size`` is below 1, ``hidden_size`` below 2, ``eps`` is not positive, ``nonlinearity`` is
+            unknown, or in ``forward`` shapes do not fit.
 
     References:
         Ba, Kiros and Hinton, 2016, arXiv:1607.06450.

@@ -85,7 +85,7 @@ class _Recurrent(nn.Module):
         return made.train(module.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Names of torch's class are taken too: weights as they are, both biases as one, norms as they stand."""
+        """Names of torch's class are taken too: weights as they are, biases joined, norms as they stand."""
         if f"{prefix}weight_ih_l0" in state_dict:
             for index, cell in enumerate(self.cells):
                 assert isinstance(cell, RecurrentCell)
@@ -101,8 +101,12 @@ class _Recurrent(nn.Module):
             found[name] = self._reordered(state.pop(f"{prefix}{name}{suffix}"))
         biases = [state.pop(f"{prefix}{name}{suffix}", None) for name in ("bias_ih", "bias_hh")]
         if biases[0] is not None and "bias" in found:
-            found["bias"] = self._reordered(biases[0] + biases[1])
+            found |= self._joined(*biases)
         return found
+
+    def _joined(self, input: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        """A cell's biases, from the two of torch's."""
+        return {"bias": input + hidden}
 
     def _reordered(self, rows: Tensor) -> Tensor:
         return rows
@@ -316,6 +320,12 @@ class LayerNormGRU(_Recurrent):
         """Torch's z keeps the old state, ours lets in the new one: the sign of its rows turns."""
         r, z, n = rows.chunk(3)
         return torch.cat([r, -z, n])
+
+    def _joined(self, input: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+        """The reset gate multiplies the recurrent bias of n, which therefore stays apart."""
+        cut = 2 * self.hidden_size
+        inside = torch.cat([hidden[:cut], torch.zeros_like(hidden[cut:])])
+        return {"bias": self._reordered(input + inside), "bias_hn": hidden[cut:]}
 
 
 class LayerNormRNN(_Recurrent):

@@ -11,7 +11,11 @@ from torch import Tensor
 
 
 class MeanField(NamedTuple):
-    """Values at every depth, from the first layer's output (index 0) to the last branch's; in float64."""
+    """Values at every depth, from the first layer's output (index 0) to the last branch's; in float64.
+
+    Where growth leaves the range of floats, ``q``, ``ntk`` and ``gradient`` are infinite; the logarithms and ratios
+    beside them, and ``c``, hold at any depth.
+    """
 
     q: Float[Tensor, " depth"]
     """Variance of a unit."""
@@ -21,6 +25,12 @@ class MeanField(NamedTuple):
     """Neural tangent kernel of the two inputs."""
     gradient: Float[Tensor, " depth"]
     """Squared norm of the gradient relative to that at the last depth."""
+    log_q: Float[Tensor, " depth"]
+    """Natural logarithm of ``q``."""
+    ntk_over_q: Float[Tensor, " depth"]
+    """``ntk / q``, which grows at most as the number of branches."""
+    log_gradient: Float[Tensor, " depth"]
+    """Natural logarithm of ``gradient``."""
 
 
 def relu_resnet(
@@ -40,7 +50,8 @@ def relu_resnet(
 
     .. math:: T_l = T_{l-1} + \lambda_l^2 (\Psi_l + a f'(c_{l-1}) T_{l-1}), \qquad T_0 = q_0 c_0
 
-    Gradients grow by :math:`1 + \lambda_l^2 a` a branch, going back.
+    Gradients grow by :math:`1 + \lambda_l^2 a` a branch, going back. The variance is kept as its logarithm, the kernel
+    and the biases relative to it, so that nothing overflows on the way.
 
     Args:
         lambdas: the branches' factors, e.g. :func:`residual_scales`.
@@ -63,27 +74,27 @@ def relu_resnet(
         1024
     """
     factors = torch.as_tensor(lambdas, dtype=torch.float64)
-    if factors.ndim != 1 or not len(factors) or not factors.isfinite().all():
-        raise ValueError(f"lambdas must be a vector of finite numbers, at least one, got {lambdas!r}")
+    if factors.ndim != 1 or not len(factors) or not factors.square().isfinite().all():
+        raise ValueError(f"lambdas must be a vector of numbers with finite squares, at least one, got {lambdas!r}")
     if not sigma_w2 > 0 or not sigma_b2 >= 0 or not q0 > 0:
         raise ValueError(f"sigma_w2 and q0 must be positive, sigma_b2 at least 0, got {sigma_w2}, {q0}, {sigma_b2}")
     if not -1 <= c0 <= 1:
         raise ValueError(f"c0 must lie in [-1, 1], got {c0!r}")
     a = sigma_w2 / 2
-    squares = factors.square()
-    growth = 1 + squares * a
-    log_growth = torch.cat([torch.zeros(1, dtype=torch.float64), growth.log().cumsum(0)])
-    q, c, ntk = q0, c0, q0 * c0
-    rows = [(q, c, ntk)]
-    for square in squares.tolist():
-        psi = a * q * arc_cosine(c) + sigma_b2
-        covariance = q * c + square * psi
-        ntk = ntk + square * (psi + a * arc_cosine_slope(c) * ntk)
-        q = q + square * (a * q + sigma_b2)
-        c = min(1.0, max(-1.0, covariance / q))  # rounding only
-        rows.append((q, c, ntk))
-    table = torch.tensor(rows, dtype=torch.float64)
-    return MeanField(table[:, 0], table[:, 1], table[:, 2], (log_growth[-1] - log_growth).exp())
+    q, log_q, c, ntk = float(q0), math.log(q0), c0, c0  # the kernel relative to q
+    rows = [(q, log_q, c, ntk)]
+    for square in factors.square().tolist():
+        bias = sigma_b2 / q
+        psi = a * arc_cosine(c) + bias
+        growth = 1 + square * (a + bias)
+        ntk = (ntk + square * (psi + a * arc_cosine_slope(c) * ntk)) / growth
+        c = min(1.0, max(-1.0, (c + square * psi) / growth))  # rounding only
+        q, log_q = q * growth, log_q + math.log(growth)
+        rows.append((q, log_q, c, ntk))
+    variances, logs, correlations, ratios = torch.tensor(rows, dtype=torch.float64).unbind(1)
+    steps = torch.log1p(a * factors.square())
+    back = torch.cat([steps.flip(0).cumsum(0).flip(0), steps.new_zeros(1)])
+    return MeanField(variances, correlations, variances * ratios, back.exp(), logs, ratios, back)
 
 
 def arc_cosine(c: float) -> float:

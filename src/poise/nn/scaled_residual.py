@@ -39,9 +39,9 @@ def residual_scales(n_branches: int, kind: Kind | Callable[[int, int], float] = 
     """
     if n_branches < 1:
         raise ValueError(f"n_branches must be at least 1, got {n_branches!r}")
-    depth = torch.arange(1, n_branches + 1, dtype=torch.float64)
+    depth = torch.arange(1, n_branches + 1, dtype=torch.float64, device="cpu")  # numbers, also where layers are meta
     if callable(kind):
-        scales = torch.tensor([float(kind(branch, n_branches)) for branch in range(1, n_branches + 1)]).double()
+        scales = depth.new_tensor([float(kind(branch, n_branches)) for branch in range(1, n_branches + 1)])
         total = scales.square().sum().item()
         if total > 4:  # the decreasing sequence, whose sum converges slowly, stays below 3.4
             warnings.warn(f"the squares of the custom scales sum to {total:.4g}: growth may be large", stacklevel=2)
@@ -89,14 +89,24 @@ class ScaledResidual(nn.Module):
         self, branch: nn.Module, scale: float | Tensor, learnable: bool = False, shortcut: nn.Module | None = None
     ) -> None:
         super().__init__()
-        value = torch.as_tensor(scale).detach().clone().to(torch.get_default_dtype())
-        if not value.isfinite().all():
+        kept = torch.as_tensor(scale, device=None if isinstance(scale, Tensor) else "cpu").detach().clone()
+        if not kept.is_meta and not kept.isfinite().all():
             raise ValueError(f"scale must be finite, got {scale!r}")
         self.branch, self.shortcut = branch, nn.Identity() if shortcut is None else shortcut
+        value = torch.empty(
+            kept.shape, dtype=torch.get_default_dtype(), device=scale.device if isinstance(scale, Tensor) else None
+        )
+        self._initial = kept
         if learnable:
             self.scale = nn.Parameter(value)
         else:
             self.register_buffer("scale", value)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Give the factor its first value; after ``to_empty`` it has none."""
+        self.scale.copy_(self._initial)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""

@@ -18,7 +18,11 @@ class _Branch(nn.Module):
     def __init__(self, width: int, activation: Callable[[Tensor], Tensor], sigma_w2: float) -> None:
         super().__init__()
         self.activation, self.linear = activation, nn.Linear(width, width)
-        _draw(self.linear, sigma_w2)
+        self.sigma_w2 = sigma_w2
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _draw(self.linear, self.sigma_w2)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.linear(self.activation(y))
@@ -76,8 +80,13 @@ class StableResNetMLP(nn.Module):
         self.first = nn.Linear(in_features, width)
         self.blocks = nn.Sequential(*(ScaledResidual(_Branch(width, activation, sigma_w2), s) for s in scales))
         self.last = nn.Linear(width, out_features)
-        _draw(self.first, sigma_w2)
-        _draw(self.last, sigma_w2)
+        self.sigma_w2 = sigma_w2
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the first and the last layer; the blocks draw theirs."""
+        _draw(self.first, self.sigma_w2)
+        _draw(self.last, self.sigma_w2)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return the output before any loss."""

@@ -37,7 +37,8 @@ class UnifiedNorm(nn.Module):
 
     Args:
         num_features: channels, the size of the last dimension.
-        window_size: batches in the window, one number or (forward, backward). 1 is no smoothing, and exact gradients.
+        window_size: batches in the window, one number or (forward, backward). 1 is no smoothing: the output has the
+            batch's own scale (forward), the gradient the batch's own statistic (backward). 1 for both is exact.
         warmup_iters: iterations without smoothing and without filter.
         outlier_filtration: skip steps whose window is too skewed.
         eps: added to the second moment.
@@ -172,22 +173,34 @@ class UnifiedNorm(nn.Module):
         else:
             step = self._advance(x, pads)
             self._last_step[:] = [step]
-        settings = self.momentum, self.update_running_on_skip, self.process_group
+        settings = self.momentum, self.update_running_on_skip, self.process_group, self._has_own_gradient_statistic()
         # In one argument: torch looks at every argument of a function of its own.
-        others = pads, step, self.gradient_window, self.gradient_average, settings
+        others = self._gradient_pads(pads), step, self.gradient_window, self.gradient_average, settings
         return _Normalize.apply(x, self.weight, self.bias, others)
+
+    def _has_own_gradient_statistic(self) -> bool:
+        """Whether the gradient is corrected by the batch's own statistic, not by an average."""
+        return self.windows[1] == 1
+
+    def _gradient_pads(self, pads: Tensor | None) -> Tensor | None:
+        """The positions that have no part in the gradient's statistic."""
+        return pads
 
     def _advance(self, x: Tensor, pads: Tensor | None) -> _Step:
         """Let the batch enter the statistics; return what its forward and backward need of them."""
         valid = x.detach() if pads is None else x.detach().masked_fill(pads, 0)
         rows = _as(self.window.dtype, valid.reshape(-1, self.num_features))
         # One pass without a temporary, where x.square().mean(0) writes its squares to memory first.
-        mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        if rows.is_meta:  # for which it has no kernel
+            mean, variance = torch.empty_like(self.window[0]), torch.empty_like(self.window[0])
+        else:
+            mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
         moment = _over_valid(torch.addcmul(variance, mean, mean), len(rows), pads, self.process_group)
+        filters = self.outlier_filtration and self.windows[0] > 1  # both means of one number are the same
         advance = _advance_opaque if torch.compiler.is_compiling() else _advance
         return advance(
             moment, self.window, self.running_var, self.iters, self.skip_counter, self.windows[1],
-            self.warmup_iters, self.filter_start if self.outlier_filtration else -1, self.eps, self.momentum,
+            self.warmup_iters, self.filter_start if filters else -1, self.eps, self.momentum,
             self.r_clip, self.r_start, self.update_running_on_skip,
         )  # fmt: skip
 
@@ -219,11 +232,13 @@ class UnifiedNorm(nn.Module):
 class ReferenceUnifiedNorm(UnifiedNorm):
     """:class:`UnifiedNorm` as the published code computes it, for comparison with its results.
 
-    Skipped steps enter the averages, the filter may fire while the window still holds zeros, and padding is not known.
-    Arguments are those of :class:`UnifiedNorm` save ``update_running_on_skip``.
+    Skipped steps enter the averages, the filter may fire while the window still holds zeros, padding enters the
+    gradient's statistic (not the forward one), and the forward window decides alone whether the gradient is smoothed:
+    of (1, 3) it is not, of (3, 1) it is by the average over all steps. Arguments are those of :class:`UnifiedNorm` save
+    ``update_running_on_skip``.
 
     Raises:
-        ValueError: as :class:`UnifiedNorm`, or if ``pad_mask`` is given.
+        ValueError: as :class:`UnifiedNorm`.
 
     References:
         Yang et al., 2022, arXiv:2208.01313.
@@ -234,15 +249,11 @@ class ReferenceUnifiedNorm(UnifiedNorm):
         self.update_running_on_skip = True
         self.filter_start = self.warmup_iters
 
-    def forward(self, x: Tensor, pad_mask: Tensor | None = None) -> Tensor:
-        """Return the normalised input.
+    def _has_own_gradient_statistic(self) -> bool:
+        return self.windows[0] == 1
 
-        Raises:
-            ValueError: if ``pad_mask`` is given.
-        """
-        if pad_mask is not None:
-            raise ValueError("pad_mask is not known to the published code; use UnifiedNorm")
-        return super().forward(x)
+    def _gradient_pads(self, pads: Tensor | None) -> Tensor | None:
+        return None
 
 
 _Step = tuple[Tensor, Tensor, int | Tensor, bool | Tensor, bool | Tensor]
@@ -280,7 +291,7 @@ def _advance(
         variance = _where(smoothed, lambda: geometric, lambda: moment)
     inverse = (variance + eps).rsqrt_()
     inverse_gradient = _where(
-        regular > max(warmup, r_start),
+        (regular > max(warmup, r_start)) & (size > 1),
         lambda: ((running + eps).rsqrt() / inverse).clamp_(1 / r_clip, r_clip) * inverse,
         lambda: inverse,
     )
@@ -366,14 +377,14 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, pads, inverse, inverse_gradient, scale_gradient = ctx.saved_tensors
-        momentum, update_on_skip, group = ctx.settings
+        momentum, update_on_skip, group, own = ctx.settings
         positions, leading = x.numel() // inverse.numel(), tuple(range(x.ndim - 1))
         product = _as(inverse.dtype, grad) * x  # its memory becomes the gradient's: fresh pages are dearer than this
         grad_weight = product.sum(leading) * inverse_gradient
         valid = grad_weight if pads is None else product.masked_fill_(pads, 0).sum(leading) * inverse_gradient
         statistic = _over_valid((weight * valid).div_(positions), positions, pads, group)
         smoothed = _smoothed_gradient(statistic, ctx.window, ctx.average, ctx.step, momentum, update_on_skip)
-        pull = smoothed * inverse.square()
+        pull = (statistic if own else smoothed) * inverse.square()
         if pads is not None:
             pull = pull.expand_as(x).masked_fill(pads, 0)  # padding has no part in the statistic, hence none here
         grad_x = torch.mul(grad, scale_gradient, out=product).addcmul_(x, pull, value=-1)
@@ -391,7 +402,7 @@ def _smoothed_gradient(
     _store(window, slot, _where(counts, lambda: statistic, lambda: average))
     mean = _where(averaged, lambda: window.mean(0), lambda: statistic)
     average.lerp_(_where(finite if update_on_skip else counts, lambda: mean, lambda: average), 1 - momentum)
-    return _where(counts, lambda: average, lambda: statistic) if window.shape[0] > 1 else statistic
+    return _where(counts, lambda: average, lambda: statistic)
 
 
 def _over_valid(mean: Tensor, positions: int, pads: Tensor | None, group: dist.ProcessGroup | None) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poise.optim.fuse import FuseInfo, fuse
     from poise.optim.independent_adamw import IndependentAdamW
     from poise.optim.loss_barrier import LossBarrier, loss_barrier
-    from poise.optim.match_effective_lr import MatchEffectiveLR, weight_norm
+    from poise.optim.match_effective_lr import MatchEffectiveLR, group_effective_lr, weight_norm
     from poise.optim.model_averager import ModelAverager
     from poise.optim.mu_param import mu_param_groups
     from poise.optim.normalize_weights import NormalizeWeights
@@ -56,6 +56,7 @@ __all__ = [
     "equilibrium_norm",
     "equivalent_hyperparameters",
     "fuse",
+    "group_effective_lr",
     "loss_barrier",
     "mu_param_groups",
     "open_checkpoint",

@@ -147,7 +147,10 @@ class AdamP(Optimizer):
             averages = [average.clone() for average in averages]
         # torch's fused kernels walk through memory and mix up tensors of different layouts.
         alike = all(w.stride() == g.stride() == s.stride() for w, g, s in zip(weights, grads, squares, strict=True))
-        fused = bool(group["fused"]) and alike and not torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling()
+        fused = bool(group["fused"]) and alike and not traced
+        # A traced multi-tensor kernel refuses step counters on the CPU; the compiler joins single ones itself.
+        foreach = False if fused or (traced and weights[0].is_cpu) else group["foreach"]
         adam(
             updates,
             grads,
@@ -155,7 +158,7 @@ class AdamP(Optimizer):
             squares,
             [],
             [s["step"] for s in states],
-            foreach=False if fused else group["foreach"],
+            foreach=foreach,
             fused=fused,
             amsgrad=False,
             beta1=beta1,

@@ -15,6 +15,11 @@ _NORMS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+UNDECAYED_NAMES = (
+    "bias", "bias_*", "*_bias", "*_bias_table", "*_token", "*_tokens", "register*", "class_embed*", "*pos_embed*",
+    "*position*_embed*",
+)  # fmt: skip
+"""Shell patterns of a parameter's own name (the last part of its full name) that has no decay, whatever its shape."""
 
 
 def param_groups(model: nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -55,9 +60,16 @@ def decay_groups(
 ) -> list[dict[str, Any]]:
     """Divide the parameters of a model into those with weight decay and those without.
 
-    Not decayed are biases, the parameters of normalisation layers (found by their class, any class whose name ends in
-    ``Norm`` among them) and what ``exclude`` names. Scaling such parameters changes the function, and for matrices in
-    front of a normalisation decay only sets the effective learning rate.
+    Not decayed are
+
+    - parameters of fewer than two dimensions: biases, gains, scale factors;
+    - parameters of normalisation layers, found by their class, any class whose name ends in ``Norm`` among them;
+    - biases of any shape, class, mask and register tokens and position embeddings that are parameters by themselves,
+      found by their names (:data:`UNDECAYED_NAMES`). Those in an ``nn.Embedding`` are embeddings;
+    - what ``exclude`` names.
+
+    Decay pulls such parameters to 0, which changes the function; for matrices in front of a normalisation decay only
+    sets the effective learning rate. ``"names"`` of the groups says where each parameter went.
 
     Args:
         model: the model.
@@ -103,8 +115,9 @@ def _undecayed(model: nn.Module, exclude: Sequence[str], embeddings: bool) -> se
         embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag) and not embeddings
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
-            bias = name == "bias" or name.startswith("bias_") or name.endswith("_bias")
-            if norm or embedding or bias or any(fnmatchcase(full, pattern) for pattern in exclude):
+            named = any(fnmatchcase(name, pattern) for pattern in UNDECAYED_NAMES)
+            excluded = any(fnmatchcase(full, pattern) for pattern in exclude)
+            if parameter.ndim < 2 or norm or embedding or named or excluded:
                 found.add(id(parameter))
     return found
 

@@ -21,12 +21,13 @@ class EMA:
     With ``every=k`` an update is made at each k-th call, with :math:`d^k`: the same horizon at a k-th of the cost.
 
     Args:
-        model: the model that is trained. Its copy, ``ema.module``, starts with the same weights.
+        model: the model that is trained. Its copy, ``ema.module``, starts with the same weights, in evaluation mode.
         decay: :math:`d` per call of :meth:`update`, in [0, 1].
         every: calls of :meth:`update` between two updates.
 
     Attributes:
-        module: the averaged model, for evaluation; its parameters require no gradient.
+        module: the averaged model, for evaluation: dropout and batch statistics are off, as after ``eval()``; its
+            parameters require no gradient.
 
     Raises:
         ValueError: if ``decay`` is outside [0, 1] or ``every`` is below 1.
@@ -51,7 +52,7 @@ class EMA:
             raise ValueError(f"every must be at least 1, got {every}")
         self.decay, self.every, self.steps = decay, every, 0
         self._model = model
-        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.module = copy.deepcopy(model).requires_grad_(False).eval()
         self._wide = self._widen()
 
     @torch.no_grad()

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 NullSpace = Literal["lift", "reference"]
+
+_NULL = 1e-8
+"""Share of the largest eigenvalue below which the first eigenvectors hang on rounding."""
 
 _PANEL = 128
 """Rows of a Gram matrix that one product computes; only what is left of the panel's end is computed at all."""
@@ -81,20 +84,41 @@ def _unfolded(x: Float[Tensor, "*batch *shape"], axis: int, lead: int) -> Float[
     return x.movedim(axis + lead, -1).reshape(*x.shape[:lead], -1, x.shape[axis + lead])
 
 
-def eigenbasis(gram: Float[Tensor, "*batch n n"], null_space: NullSpace) -> Float[Tensor, "*batch n n"]:
+def eigenbasis(
+    gram: Float[Tensor, "*batch n n"], null_space: NullSpace, precision: torch.dtype
+) -> Float[Tensor, "*batch n n"]:
     """Return eigenvectors as columns, the largest eigenvalue first.
 
     Args:
         gram: Gram matrices (lower triangles), best in float64.
-        null_space: ``"lift"`` adds a diagonal that falls from 1e-8 of the largest entry to 0, which decides between
-            the vectors of a null space; ``"reference"`` leaves that to rounding.
+        null_space: ``"lift"`` decides between the vectors of a null space by the diagonal matrix that falls from 1 to
+            0: they are its eigenvectors there. ``"reference"`` leaves that to rounding.
+        precision: dtype of the gradients. Eigenvalues below 1e-8 of the largest, or below the share that it cannot
+            resolve, count as zero.
     """
     n = gram.shape[-1]
-    added = torch.full((n,), 1e-30, dtype=gram.dtype, device=gram.device)
-    if null_space == "lift":
-        ramp = torch.linspace(1e-8, 0, n, dtype=gram.dtype, device=gram.device)
-        added = added + ramp * gram.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
-    return torch.linalg.eigh(gram + torch.diag_embed(added)).eigenvectors.flip(-1)
+    tiny = torch.full((n,), 1e-30, dtype=gram.dtype, device=gram.device)
+    eigenvalues, vectors = torch.linalg.eigh(gram + torch.diag_embed(tiny))
+    if null_space == "lift" and not gram.is_meta:
+        null = eigenvalues <= max(_NULL, _unresolved(n, precision)) * eigenvalues[..., -1:]
+        if null.any():
+            vectors = vectors @ _null_rotation(vectors, null)
+    return vectors.flip(-1)
+
+
+def _null_rotation(vectors: Float[Tensor, "*batch n n"], null: Bool[Tensor, "*batch n"]) -> Float[Tensor, "*batch n n"]:
+    """Turn the first columns, which span a null space, and leave the others as they are."""
+    n = vectors.shape[-1]
+    ramp = torch.linspace(1, 0, n, dtype=vectors.dtype, device=vectors.device)
+    decides = (vectors.mT * ramp) @ vectors * (null[..., :, None] & null[..., None, :])
+    apart = torch.arange(2, n + 2, dtype=vectors.dtype, device=vectors.device)  # in order, above all of the ramp's
+    turned = torch.linalg.eigh(decides + torch.diag_embed(apart * ~null)).eigenvectors
+    return torch.where(null[..., None, :], turned, torch.eye(n, dtype=vectors.dtype, device=vectors.device))
+
+
+def _unresolved(n: int, precision: torch.dtype) -> float:
+    """The share of the largest eigenvalue of a Gram matrix that is lost in rounding."""
+    return 4 * n**0.5 * torch.finfo(precision).eps
 
 
 def rayleigh_quotients(
@@ -126,7 +150,7 @@ def power_iteration(
     quotients = (image * basis).sum(-2)
     order = quotients.argsort(dim=-1, descending=True)
     if null_space == "lift":
-        share = max(eps, 4 * gram.shape[-1] ** 0.5 * torch.finfo(gram.dtype).eps)
+        share = max(eps, _unresolved(gram.shape[-1], gram.dtype))
         image += share * quotients.amax(-1)[..., None, None] * basis
     columns = order[..., None, :].expand_as(image)
     return orthogonalize(image.gather(-1, columns)), order
@@ -134,6 +158,8 @@ def power_iteration(
 
 def orthogonalize(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Return the Q factor of the QR decomposition."""
+    if matrix.is_meta:  # for which geqrf has no kernel
+        return torch.empty_like(matrix)
     reflectors, tau = torch.geqrf(matrix)  # torch.linalg.qr would form the triangular factor as well
     return torch.linalg.householder_product(reflectors, tau)
 

@@ -100,6 +100,8 @@ class NormalizeWeights(OptimizerWrapper):
 
 def _refuse_zero(norms: list[Tensor]) -> None:
     for i, n in enumerate(norms):
+        if n.is_meta:  # there are no numbers yet
+            continue
         rows = torch.nonzero(n.flatten() == 0).flatten().tolist()
         if rows:
             raise ValueError(f"params[{i}] must not have zero rows, whose direction is undefined; got rows {rows[:5]}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import LBFGS, Optimizer
 
 from poise.optim.closure import evaluate
@@ -50,8 +48,8 @@ class SAM(OptimizerWrapper):
             :func:`choose_rho`.
         adaptive: scale the move of a weight by its size, so that rescaling layers changes nothing.
         eps: added to the norm.
-        model: its normalisation layers then take the running statistics from the first evaluation only; without it they
-            count every batch twice, once at the wrong weights.
+        model: its buffers (running statistics of normalisation layers, counters) then keep the values of the first
+            evaluation; without it they take every batch in twice, once at the wrong weights.
 
     Raises:
         TypeError: if ``optimizer`` is no optimizer or a parameter is complex.
@@ -83,7 +81,9 @@ class SAM(OptimizerWrapper):
         self.normalize, self.adaptive, self.eps, self.model = normalize, adaptive, eps, model
         self.schedule = rho if callable(rho) else None
         self.steps = 0
-        self.saved: list[tuple[Tensor, Tensor]] | None = None
+        self.saved: list[tuple[Tensor, Tensor]] | None = (
+            None  # tensors that the second evaluation finds or leaves changed
+        )
         self.add_group_settings(rho=rho(0) if callable(rho) else rho)
 
     def check_group(self, group: dict[str, Any]) -> None:
@@ -124,8 +124,7 @@ class SAM(OptimizerWrapper):
             return loss
         try:
             random.restore()
-            with _frozen_statistics(self.model):
-                evaluate(closure)
+            evaluate(closure)
         except BaseException:
             self._put_back()
             raise
@@ -161,14 +160,15 @@ class SAM(OptimizerWrapper):
         size = self._size(weights)
         if scaler is not None and scaler.is_enabled() and not torch.isfinite(size):
             return False
-        self.saved = [(w, w.clone()) for w in weights]
+        buffers = [] if self.model is None else list(self.model.buffers())
+        self.saved = [(x, x.clone()) for x in [*weights, *buffers]]
         for group in self.param_groups:
             self._climb([w for w in group["params"] if w.grad is not None], group, size)
         return True
 
     @torch.no_grad()
     def second_step(self, scaler: GradScaler | None = None) -> None:
-        """Put the weights back and let the wrapped optimizer step with the gradients that are there.
+        """Put weights and buffers back and let the wrapped optimizer step with the gradients that are there.
 
         Args:
             scaler: the gradient scaler that the second loss went through.
@@ -216,7 +216,7 @@ class SAM(OptimizerWrapper):
 
     def _put_back(self) -> None:
         assert self.saved is not None
-        torch._foreach_copy_([w for w, _ in self.saved], [before for _, before in self.saved])
+        torch._foreach_copy_([x for x, _ in self.saved], [before for _, before in self.saved])
         self.saved = None
 
 
@@ -252,20 +252,6 @@ def choose_rho(lr: float, target_sharpness: float) -> float:
             f"got {target_sharpness:g}"
         )
     return (2 / (lr * target_sharpness) - 1) / target_sharpness
-
-
-@contextmanager
-def _frozen_statistics(model: nn.Module | None) -> Iterator[None]:
-    """Let normalisation layers use the batch's statistics without adding them to their running ones."""
-    layers = [] if model is None else [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
-    tracking = [layer for layer in layers if layer.track_running_stats]
-    for layer in tracking:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in tracking:
-            layer.track_running_stats = True
 
 
 class _RandomState:

@@ -74,8 +74,10 @@ class SOAP(Optimizer):
         correct_bias: whether the factor of :math:`\eta` above is applied.
         skip_first: whether the first gradient moves nothing; otherwise it is also the first that moves the weights.
         null_space: ``"lift"`` decides which basis the null space of a singular Gram matrix has, and keeps it (see
-            :mod:`poise.optim.kronecker_basis`), so that runs agree between machines; ``"reference"`` leaves it to
-            rounding, as the paper's code does.
+            :mod:`poise.optim.kronecker_basis`): in float64, runs then agree between machines to rounding, as Adam's do.
+            ``"reference"`` leaves it to rounding, as the paper's code does, and such runs part. In float32 runs part in
+            both: where a Gram matrix is singular the rotated gradient is rounding, which Adam scales up to full steps.
+            An ``eps`` above that rounding (1e-6 for gradients of size 1) bounds them.
         data_format: ``"channels_last"`` if the channels of four axes are the last; counts for ``merge_dims`` only.
         refresh: ``"together"`` refreshes all bases on the same step; ``"staggered"`` spreads them over the period, so
             that no step takes much longer than another.
@@ -346,7 +348,7 @@ def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
 
 def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
     """Return whether gradients are finite; raise if the group asks for it."""
-    if group["nonfinite"] == "unchecked" or not params:
+    if group["nonfinite"] == "unchecked" or not params or params[0].is_meta:
         return True
     # A square that overflows would make the Gram matrix infinite too.
     finite = torch.stack(_squares(params)).isfinite()

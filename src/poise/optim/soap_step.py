@@ -114,7 +114,7 @@ def found_bases(parts: Iterable[Part], beta: float, null_space: NullSpace) -> No
             stack = torch.zeros_like(_stacked(grams), dtype=torch.float64)
             kronecker_basis.accumulate_gram(stack, grads, axis, beta)
             _write(grams, stack)
-            _write(bases, kronecker_basis.eigenbasis(stack, null_space))
+            _write(bases, kronecker_basis.eigenbasis(stack, null_space, batch[0].grad.dtype))
 
 
 def accumulate_grams(batch: list[Part], beta: float) -> None:

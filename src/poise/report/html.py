@@ -22,13 +22,13 @@ from poise.report.figure import Figure
 from poise.report.finding import Finding
 
 if TYPE_CHECKING:
-    from poise.report.report import Report
+    from poise.report.block import Content
 
 # A browser lays out a few thousand rows at once, not a million.
 _MOST_ROWS = 2000
 
 
-def page(report: Report) -> str:
+def page(report: Content) -> str:
     """Return the whole HTML page of ``report``."""
     figures = [block for block in report.blocks if isinstance(block, Figure)]
     return (
@@ -45,7 +45,7 @@ def page(report: Report) -> str:
     )
 
 
-def notebook_cell(report: Report) -> str:
+def notebook_cell(report: Content) -> str:
     """Return the page inside a frame, so that its styles and the notebook's do not affect each other."""
     return (
         f'<iframe title="{escape(report.title)}" srcdoc="{escape(page(report))}" '
@@ -76,7 +76,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _anchors(report: Report) -> list[str]:
+def _anchors(report: Content) -> list[str]:
     # Numbered, so that two blocks of one title have two addresses.
     titles = [re.sub(r"[^a-z0-9]+", "-", (block.title or "").lower()).strip("-") for block in report.blocks]
     return [f"{i}-{title}" if title else str(i) for i, title in enumerate(titles, start=1)]

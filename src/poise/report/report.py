@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.report.block import Block
 from poise.report.code import Code
 from poise.report.figure import Figure
 from poise.report.finding import Finding
@@ -17,7 +18,6 @@ from poise.tools.atomic_write import write_text
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-Block = Text | Table | Figure | Code
 _KINDS: dict[str, type[Text] | type[Table] | type[Figure] | type[Code]] = {
     block.kind: block for block in (Text, Table, Figure, Code)
 }

@@ -23,7 +23,7 @@ from poise.report.table import Table
 from poise.report.text import Text
 
 if TYPE_CHECKING:
-    from poise.report.report import Report
+    from poise.report.block import Content
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
 _TONES = {"good": "bold green", "warning": "bold yellow", "bad": "bold red", "neutral": "bold"}
@@ -31,7 +31,7 @@ _MOST_ROWS = 20
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def lines(report: Report) -> Iterator[RenderableType]:
+def lines(report: Content) -> Iterator[RenderableType]:
     """Yield what Rich prints for ``report``, top to bottom.
 
     Everything is ``rich.text.Text``, never markup: ``[blocks.1.attn]`` in a name is text, not a style.

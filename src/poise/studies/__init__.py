@@ -5,23 +5,12 @@ from typing import TYPE_CHECKING
 from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
+    from poise.studies.kit.claims import CLAIM_VERDICTS, Claim, ClaimResult, Measured, claim
+    from poise.studies.kit.results import RESULTS, read_results, record_result
+    from poise.studies.kit.rules import ClaimVerdict, Condition, Rule
+    from poise.studies.kit.runner import StudyListing, list_studies, run_study
+    from poise.studies.kit.study import BUDGETS, Budget, Outcome, Paper, Presentation, Progress, Study
     from poise.studies.registry import STUDIES, load_study
-    from poise.studies.results import RESULTS, read_results, record_result
-    from poise.studies.runner import StudyListing, list_studies, run_study
-    from poise.studies.study import (
-        BUDGETS,
-        CLAIM_VERDICTS,
-        Budget,
-        Claim,
-        ClaimResult,
-        ClaimVerdict,
-        Measured,
-        Measurement,
-        Outcome,
-        Paper,
-        Progress,
-        Study,
-    )
 
 __all__ = [
     "BUDGETS",
@@ -32,13 +21,16 @@ __all__ = [
     "Claim",
     "ClaimResult",
     "ClaimVerdict",
+    "Condition",
     "Measured",
-    "Measurement",
     "Outcome",
     "Paper",
+    "Presentation",
     "Progress",
+    "Rule",
     "Study",
     "StudyListing",
+    "claim",
     "list_studies",
     "load_study",
     "read_results",

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from poise.studies.kit.results import RESULTS
+from poise.studies.kit.runner import run_study
+from poise.studies.kit.study import Budget
 from poise.studies.registry import STUDIES
-from poise.studies.results import RESULTS
-from poise.studies.runner import run_study
-from poise.studies.study import Budget
 from poise.tools.progress_bar import fraction_bar
 
 

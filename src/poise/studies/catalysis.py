@@ -23,9 +23,11 @@ from poise.dynamics import (
     reversible_reaction,
     stability,
 )
-from poise.report import Code, Figure, Table, Text
-from poise.report.charts import line_chart
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, line_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.grid import run_each, stage
+from poise.studies.kit.rules import above, at_most, equal_to
+from poise.studies.kit.tables import record_table
 
 Grid = tuple[int, int]
 GRIDS: Mapping[Budget, tuple[Grid, ...]] = {
@@ -107,15 +109,10 @@ def random_balance(seed: int) -> tuple[CatalyticPore, Tensor]:
         return np.asarray(values) * 10.0 ** rng.uniform(-1, 1, len(values))
 
     (forward, backward), adsorption, desorption = around((1, 0.5)), around(usual.adsorption), around(usual.desorption)
-    pore = CatalyticPore(
-        *RANDOM_GRID,
-        diffusion=around(usual.diffusion).tolist(),
-        surface_diffusion=around(usual.surface_diffusion).tolist(),
-        adsorption=adsorption.tolist(),
-        desorption=desorption.tolist(),
-        reaction=reversible_reaction(forward, backward),
-        velocity=0.0,
-    )
+    diffusion, surface_diffusion = around(usual.diffusion), around(usual.surface_diffusion)
+    spread = (diffusion.tolist(), surface_diffusion.tolist(), adsorption.tolist(), desorption.tolist())
+    reaction = reversible_reaction(forward, backward)
+    pore = CatalyticPore(*RANDOM_GRID, usual.radius, usual.length, *spread, reaction=reaction, velocity=0.0)
     s1, s2 = around((0.5, 0.5))
     surface = np.array([s1, s2, s1 * s2 * forward / backward])
     return pore, pore.state((surface * desorption / adsorption).tolist(), surface.tolist())
@@ -156,198 +153,174 @@ def one_random_perturbation(case: Case, seed: int) -> float:
     return abs(decay_rate(case.pore.flow(), case.x, direction, t_max=30.0).rate / case.spectrum.rate - 1.0)
 
 
-def _judge_rate(n: Mapping[str, float]) -> ClaimVerdict:
-    return "reproduced" if n["stable"] == n["grids"] and n["worst_error"] <= 0.02 else "refuted"
+# --- the experiment ----------------------------------------------------------------------------------------------
 
 
-def _judge_manifold(n: Mapping[str, float]) -> ClaimVerdict:
-    right = n["fewest_neutral"] == n["most_neutral"] == 2 and n["normally_stable"] == n["grids"]
-    return "reproduced" if right and n["worst_error"] <= 0.05 else "refuted"
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What came out."""
+
+    opened: list[Case]  # pores with throughflow, the coarsest grid first
+    shut: list[Case]  # closed pores, on the same grids
+    balances: list[tuple[float, Stability]]  # energy condition and spectrum of random detailed balances
+    fates: list[Fate]  # of autocatalysis of every strength
+    singles: Mapping[int, float]  # by seed, the error of the rate from one random perturbation
+    abscissae: Mapping[float, float]  # strengths in even steps, and the spectral abscissa of the empty pore at each
 
 
-def _judge_fate(n: Mapping[str, float]) -> ClaimVerdict:
-    return "reproduced" if n["foretold"] == n["runs"] else "refuted"
-
-
-def _judge_condition(n: Mapping[str, float]) -> ClaimVerdict:
-    return "reproduced" if n["condition_holds"] == n["normally_stable"] == n["draws"] else "refuted"
-
-
-def _judge_baseline(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["best_single"] > n["worst_eigenvector"]:
-        return "reproduced"
-    return "partly" if n["median_single"] > n["worst_eigenvector"] else "refuted"
-
-
-CLAIMS = (
-    Claim(
-        "rate",
-        "With throughflow the equilibrium attracts at an exponential rate, the one its spectrum says",
-        "theorem; no numbers",
-        "on every grid: verdict stable, and the rate fitted to a simulated perturbation along the slowest direction "
-        "within 2 % of the spectral abscissa; else refuted",
-        _judge_rate,
-    ),
-    Claim(
-        "manifold",
-        "In a closed pore equilibria form a manifold and are normally stable: nearby states go to one of them",
-        "theorem; no numbers",
-        "exactly 2 neutral eigenvalues (two conserved totals), the rest decay, and the fitted rate is within 5 %; else "
-        "refuted",
-        _judge_manifold,
-    ),
-    Claim(
-        "fate",
-        "Stability can be lost: the sign of the abscissa tells whether a small start grows",
-        "discussed, no numbers",
-        "for every strength of an autocatalytic source the run leaves zero if and only if the abscissa is positive; "
-        "else refuted",
-        _judge_fate,
-    ),
-    Claim(
-        "condition",
-        "Detailed balance suffices for normal stability, whatever the parameters (our energy condition)",
-        "a condition on the parameters; ours is derived here",
-        "in every random closed pore at detailed balance the reaction's energy form has no positive eigenvalue and the "
-        "spectrum is normally stable; else refuted",
-        _judge_condition,
-    ),
-    Claim(
-        "baseline",
-        "Our use of it: the spectrum gives the rate better than one simulated random perturbation",
-        "-",
-        "reproduced if every random perturbation errs more than the worst spectrum, partly if half of them do",
-        _judge_baseline,
-    ),
-)
-
-
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run all parts."""
-    grids = GRIDS[budget]
-    open_cases, closed_cases = [], []
-    for i, grid in enumerate(grids):
-        progress(0.4 * i / len(grids), f"equilibria on a grid of {grid[0]} x {grid[1]}")
-        open_cases.append(throughflow(grid))
-        closed_cases.append(closed(grid))
-    progress(0.4, "single random perturbations")
-    singles = [one_random_perturbation(open_cases[0], seed) for seed in seeds]
-    progress(0.5, "random pores at detailed balance")
+    grids, gammas = GRIDS[budget], GAMMAS[budget]
+    opened = [*run_each(throughflow, grids, stage(progress, "throughflow, grid", 0, 0.2)).values()]
+    shut = [*run_each(closed, grids, stage(progress, "closed, grid", 0.2, 0.4)).values()]
+    singles = {seed: one_random_perturbation(opened[0], seed) for seed in seeds}
+    progress(0.5, "single random perturbations")
     balances = [detailed_balance(seed) for seed in seeds]
-    progress(0.6, "autocatalysis")
-    fates = [fate(grids[0], gamma) for gamma in GAMMAS[budget]]
-    curve = np.linspace(0.0, max(GAMMAS[budget]), 11)
-    abscissae = [abscissa_at_zero(grids[0], float(gamma)) for gamma in curve]
-    progress(1.0, "done")
-    claims = {
-        "rate": _rate_claim(open_cases),
-        "manifold": _manifold_claim(closed_cases),
-        "fate": _fate_claim(fates),
-        "condition": _condition_claim(balances),
-        "baseline": _baseline_claim(open_cases, singles),
-    }
-    blocks: list[Text | Table | Figure | Code] = [
-        _case_table(open_cases + closed_cases),
-        _fate_figure(fates, curve, abscissae),
-        _fate_table(fates),
-        _single_table(singles, seeds),
-        _wall_figure(open_cases[-1]),
-        *open_cases[-1].spectrum.report().blocks,
-    ]
-    return Measurement(
-        claims, _summary(open_cases, closed_cases, fates, singles), blocks, _picture(fates, curve, abscissae)
-    )
+    progress(0.6, "random pores at detailed balance")
+    fates = [fate(grids[0], gamma) for gamma in gammas]
+    curve = {float(gamma): abscissa_at_zero(grids[0], float(gamma)) for gamma in np.linspace(0.0, max(gammas), 11)}
+    return Results(opened, shut, balances, fates, singles, curve)
 
 
-def _summary(opened: Sequence[Case], shut: Sequence[Case], fates: Sequence[Fate], singles: Sequence[float]) -> str:
-    last = opened[-1]
-    return (
-        f"The pore with throughflow returns at rate {last.spectrum.rate:.5f}; a simulation along its slowest direction "
-        f"measured {last.fit.rate:.5f}. The closed pore has {shut[-1].spectrum.n_neutral} neutral directions and is "
-        f"{shut[-1].spectrum.verdict}. The abscissa told {sum(f.foretold for f in fates)} of {len(fates)} fates of "
-        f"autocatalysis. A single random perturbation misses the rate by {min(singles):.0%} to {max(singles):.0%}."
-    )
+# --- the claims --------------------------------------------------------------------------------------------------
 
 
-def _rate_claim(cases: Sequence[Case]) -> Measured:
-    numbers = {
-        "grids": len(cases),
-        "stable": sum(case.spectrum.verdict == "stable" for case in cases),
-        "worst_error": max(case.error for case in cases),
-    }
+@claim(
+    "rate",
+    "With throughflow the equilibrium attracts at an exponential rate, the one its spectrum says",
+    paper="theorem; no numbers",
+    protocol="Stable: grids on which that is the verdict. Worst error: relative distance of the rate fitted to a "
+    "simulated perturbation along the slowest direction from the spectral abscissa.",
+    reproduced=equal_to("stable", "grids") & at_most("worst_error", 0.02),
+)
+def rate(results: Results) -> Measured:
+    cases = results.opened
     rates = ", ".join(f"{case.fit.rate:.5f} (spectrum {case.spectrum.rate:.5f})" for case in cases)
-    return Measured(f"rates {rates}", numbers)
+    stable, worst = sum(case.spectrum.verdict == "stable" for case in cases), max(case.error for case in cases)
+    return Measured(f"rates {rates}", {"grids": len(cases), "stable": stable, "worst_error": worst})
 
 
-def _manifold_claim(cases: Sequence[Case]) -> Measured:
-    neutral = [case.spectrum.n_neutral for case in cases]
+@claim(
+    "manifold",
+    "In a closed pore equilibria form a manifold and are normally stable: nearby states go to one of them",
+    paper="theorem; no numbers",
+    protocol="Fewest and most neutral: neutral eigenvalues over grids, of which two conserved totals make 2. Normally "
+    "stable: grids on which the rest decay. Worst error: of the fitted rate, relative.",
+    reproduced=equal_to("fewest_neutral", 2)
+    & equal_to("most_neutral", 2)
+    & equal_to("normally_stable", "grids")
+    & at_most("worst_error", 0.05),
+)
+def manifold(results: Results) -> Measured:
+    neutral = [case.spectrum.n_neutral for case in results.shut]
+    worst = max(case.error for case in results.shut)
     numbers = {
-        "grids": len(cases),
+        "grids": len(neutral),
         "fewest_neutral": min(neutral),
         "most_neutral": max(neutral),
-        "normally_stable": sum(case.spectrum.verdict == "normally stable" for case in cases),
-        "worst_error": max(case.error for case in cases),
+        "normally_stable": sum(case.spectrum.verdict == "normally stable" for case in results.shut),
+        "worst_error": worst,
     }
-    words = f"{min(neutral)} to {max(neutral)} neutral, rate off by at most {numbers['worst_error']:.2g}"
-    return Measured(words, numbers)
+    return Measured(f"{min(neutral)} to {max(neutral)} neutral, rate off by at most {worst:.2g}", numbers)
 
 
-def _fate_claim(fates: Sequence[Fate]) -> Measured:
-    told = sum(f.foretold for f in fates)
+@claim(
+    "fate",
+    "Stability can be lost: the sign of the abscissa tells whether a small start grows",
+    paper="discussed, no numbers",
+    protocol="Foretold: runs, one for each strength of an autocatalytic source, that leave zero where the abscissa is "
+    "positive and return where it is not.",
+    reproduced=equal_to("foretold", "runs"),
+)
+def fate_foretold(results: Results) -> Measured:
+    fates, foretold = results.fates, sum(f.foretold for f in results.fates)
     words = ", ".join(f"{f.gamma:g}: {f.abscissa:+.4f}" for f in fates)
-    return Measured(
-        f"{told} of {len(fates)} told; abscissa by strength {words}", {"runs": len(fates), "foretold": told}
-    )
+    numbers = {"runs": len(fates), "foretold": foretold}
+    return Measured(f"{foretold} of {len(fates)} told; abscissa by strength {words}", numbers)
 
 
-def _condition_claim(balances: Sequence[tuple[float, Stability]]) -> Measured:
-    numbers = {
-        "draws": len(balances),
-        "condition_holds": sum(energy <= 1e-9 for energy, _ in balances),
-        "normally_stable": sum(spectrum.verdict == "normally stable" for _, spectrum in balances),
-    }
-    return Measured(f"{numbers['normally_stable']} of {numbers['draws']} random pores normally stable", numbers)
+@claim(
+    "condition",
+    "Detailed balance suffices for normal stability, whatever the parameters (our energy condition)",
+    paper="a condition on the parameters; ours is derived here",
+    protocol="Random closed pores at detailed balance (draws): in how many the reaction's energy form has no positive "
+    "eigenvalue (condition holds), and how many are normally stable.",
+    reproduced=equal_to("condition_holds", "draws") & equal_to("normally_stable", "draws"),
+)
+def condition(results: Results) -> Measured:
+    draws = len(results.balances)
+    holds = sum(energy <= 1e-9 for energy, _ in results.balances)
+    stable = sum(spectrum.verdict == "normally stable" for _, spectrum in results.balances)
+    numbers = {"draws": draws, "condition_holds": holds, "normally_stable": stable}
+    return Measured(f"{stable} of {draws} random pores normally stable", numbers)
 
 
-def _baseline_claim(cases: Sequence[Case], singles: Sequence[float]) -> Measured:
-    numbers = {
-        "worst_eigenvector": max(case.error for case in cases),
-        "best_single": min(singles),
-        "median_single": float(np.median(singles)),
-    }
-    words = (
-        f"spectrum off by {numbers['worst_eigenvector']:.1e}, single runs by {min(singles):.2g} to {max(singles):.2g}"
-    )
+@claim(
+    "baseline",
+    "Our use of it: the spectrum gives the rate better than one simulated random perturbation",
+    paper="-",
+    protocol="Relative errors of the rate: from a spectrum, the worst of all grids (worst eigenvector), and from one "
+    "random perturbation, the best and the median of the seeds.",
+    reproduced=above("best_single", "worst_eigenvector"),
+    refuted=at_most("median_single", "worst_eigenvector"),
+)
+def baseline(results: Results) -> Measured:
+    worst, singles = max(case.error for case in results.opened), list(results.singles.values())
+    words = f"spectrum off by {worst:.1e}, single runs by {min(singles):.2g} to {max(singles):.2g}"
+    numbers = {"worst_eigenvector": worst, "best_single": min(singles), "median_single": np.median(singles)}
     return Measured(words, numbers)
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, tables and summary together."""
+    last, shut, fates, singles = results.opened[-1], results.shut[-1], results.fates, results.singles.values()
+    summary = (
+        f"The pore with throughflow returns at rate {last.spectrum.rate:.5f}; a simulation along its slowest direction "
+        f"measured {last.fit.rate:.5f}. The closed pore has {shut.spectrum.n_neutral} neutral directions and is "
+        f"{shut.spectrum.verdict}. The abscissa told {sum(f.foretold for f in fates)} of {len(fates)} fates of "
+        f"autocatalysis. A single random perturbation misses the rate by {min(singles):.0%} to {max(singles):.0%}."
+    )
+    columns = ["strength", "abscissa at zero", f"largest concentration at time {LONG:.0f}", "fate"]
+    rows = [[f.gamma, f.abscissa, f.largest, "left" if f.largest > LEFT else "returned"] for f in fates]
+    picture = _picture(results)
+    return Presentation(
+        summary,
+        [
+            _case_table([*results.opened, *results.shut]),
+            _fate_figure(results, picture),
+            Table("Autocatalysis", columns, rows, f"Every concentration starts at {SMALL:g}."),
+            Table(
+                "One random perturbation instead of the spectrum",
+                ["seed", "relative error of the rate"],
+                list(results.singles.items()),
+                "Fitted over times 18 to 30: faster modes are still there, so the rate comes out too high.",
+            ),
+            _wall_figure(last),
+            *last.spectrum.report().blocks,
+        ],
+        picture,
+    )
 
 
 def _case_table(cases: Sequence[Case]) -> Table:
-    rows = []
-    for case in cases:
-        leading = ", ".join(f"{v.real:.6f}" for v in case.spectrum.eigenvalues[:4])
-        low, high = case.fit.ci
-        kind = "closed" if case.spectrum.n_neutral else "throughflow"
-        row = [kind, f"{case.grid[0]} x {case.grid[1]}", len(case.x), case.spectrum.verdict, leading]
-        rows.append([*row, case.spectrum.rate, case.fit.rate, f"[{low:.6f}, {high:.6f}]", float(case.x.min())])
-    columns = [
-        "pore", "grid", "unknowns", "verdict", "leading eigenvalues", "rate of the spectrum", "rate measured",
-        "interval", "lowest concentration",
-    ]  # fmt: skip
-    return Table("Equilibria", columns, rows, "The rate is measured by simulating a small perturbation.")
-
-
-def _fate_table(fates: Sequence[Fate]) -> Table:
-    rows = [[f.gamma, f.abscissa, f.largest, "left" if f.largest > LEFT else "returned"] for f in fates]
-    columns = ["strength", "abscissa at zero", f"largest concentration at time {LONG:.0f}", "fate"]
-    return Table("Autocatalysis", columns, rows, f"Every concentration starts at {SMALL:g}.")
-
-
-def _single_table(singles: Sequence[float], seeds: Sequence[int]) -> Table:
-    rows = [[seed, error] for seed, error in zip(seeds, singles, strict=True)]
-    caption = "Fitted over times 18 to 30: faster modes are still there, so the rate comes out too high."
-    return Table(
-        "One random perturbation instead of the spectrum", ["seed", "relative error of the rate"], rows, caption
-    )
+    rows = [
+        {
+            "pore": "closed" if case.spectrum.n_neutral else "throughflow",
+            "grid": f"{case.grid[0]} x {case.grid[1]}",
+            "unknowns": len(case.x),
+            "verdict": case.spectrum.verdict,
+            "leading eigenvalues": ", ".join(f"{v.real:.6f}" for v in case.spectrum.eigenvalues[:4]),
+            "rate of the spectrum": case.spectrum.rate,
+            "rate measured": case.fit.rate,
+            "interval": "[{:.6f}, {:.6f}]".format(*case.fit.ci),
+            "lowest concentration": float(case.x.min()),
+        }
+        for case in cases
+    ]
+    return record_table("Equilibria", rows, "The rate is measured by simulating a small perturbation.")
 
 
 def _wall_figure(case: Case) -> Figure:
@@ -357,16 +330,17 @@ def _wall_figure(case: Case) -> Figure:
     return line_chart("What sits on the wall at equilibrium", series, "distance from the inflow", "wall concentration")
 
 
-def _fate_figure(fates: Sequence[Fate], curve: np.ndarray, abscissae: Sequence[float]) -> Figure:
-    zero = next((g for g, a in zip(curve, abscissae, strict=True) if a > 0), None)
+def _fate_figure(results: Results, picture: go.Figure) -> Figure:
+    zero = next((gamma for gamma, abscissa in results.abscissae.items() if abscissa > 0), None)
     where = "never positive" if zero is None else f"positive from strength {zero:g} on"
     alt = f"The abscissa rises with the strength of autocatalysis and is {where}; runs above zero left the empty state."
     caption = "Line: largest real part of the spectrum of the empty pore. Points: where simulations ended."
-    return Figure("Where stability is lost", _picture(fates, curve, abscissae), alt, caption)
+    return Figure("Where stability is lost", picture, alt, caption)
 
 
-def _picture(fates: Sequence[Fate], curve: np.ndarray, abscissae: Sequence[float]) -> go.Figure:
-    figure = go.Figure(go.Scatter(x=curve, y=abscissae, mode="lines", name="spectral abscissa"))
+def _picture(results: Results) -> go.Figure:
+    curve, fates = results.abscissae, results.fates
+    figure = go.Figure(go.Scatter(x=[*curve], y=[*curve.values()], mode="lines", name="spectral abscissa"))
     for name, symbol, chosen in (
         ("run returned to zero", "circle", [f for f in fates if f.largest < GONE]),
         ("run left zero", "x", [f for f in fates if f.largest > LEFT]),
@@ -384,7 +358,8 @@ STUDY = Study(
     paper=Paper(
         "Stability Analysis for a Class of Heterogeneous Catalysis Models", "Gesse, Koehne and Saal", 2023, "2308.01049"
     ),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 5, "full": 20},
-    measure=measure,
+    experiment=experiment,
+    claims=(rate, manifold, fate_foretold, condition, baseline),
+    present=present,
 )

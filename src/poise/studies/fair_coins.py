@@ -29,8 +29,10 @@ from poise.evidence import (
     random_effects,
 )
 from poise.evidence.binomial_evidence import shrinkage_figure
-from poise.report import Code, Figure, Table, Text
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.rules import above, at_least, at_most, below, between, within
 
 REPETITIONS: Mapping[Budget, int] = {"tiny": 10, "default": 50, "full": 400}
 """Simulated comparisons per seed and scenario."""
@@ -59,113 +61,7 @@ def same_side_probability(angle: float) -> float:
     return 0.5 + math.asin(1.0 / math.tan(math.radians(angle)) ** 2) / math.pi
 
 
-def _judge_pooled(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["log10_bf"] < 2.0:
-        return "refuted"
-    return "reproduced" if abs(n["log10_bf"] - math.log10(1.71e17)) <= 0.01 else "partly"
-
-
-def _judge_same_side(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["bf"] < 100.0:
-        return "refuted"
-    return "reproduced" if abs(n["bf"] / 2359.0 - 1.0) <= 0.1 else "partly"
-
-
-def _judge_heads(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["bf"] > 1.0:
-        return "refuted"
-    return "reproduced" if 0.14 <= n["bf"] <= 0.22 else "partly"
-
-
-def _judge_people(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["log10_bf"] < 1.0:
-        return "refuted"
-    return "reproduced" if abs(n["log10_bf"] - 24.49) <= 0.1 else "partly"
-
-
-def _judge_estimate(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["low"] <= 0.5 <= n["high"]:
-        return "refuted"
-    ends = max(abs(n["mean"] - 0.5098), abs(n["low"] - 0.5050), abs(n["high"] - 0.5147))
-    return "reproduced" if ends <= 0.0003 and abs(n["heterogeneity"] - 0.0156) <= 0.0005 else "partly"
-
-
-def _judge_outliers(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["bf"] < 100.0:
-        return "refuted"
-    return "reproduced" if abs(n["bf"] / 786.8 - 1.0) <= 0.1 else "partly"
-
-
-def _judge_seeds(n: Mapping[str, float]) -> ClaimVerdict:
-    if n["lower_end"] > 0.1:  # beyond what any calibrated Bayes factor allows
-        return "refuted"
-    # A share of 0 in ten comparisons says little: the interval has to be short as well.
-    return "reproduced" if n["worst_share"] <= 0.02 and n["upper_end"] <= 0.05 else "partly"
-
-
-def _not_measured(n: Mapping[str, float]) -> ClaimVerdict:
-    return "not tested"
-
-
-CLAIMS = (
-    Claim(
-        "pooled",
-        "All flips pooled, a coin lands on the side it started from",
-        "BF = 1.71e17",
-        "reproduced if log10 BF is within 0.01 of the paper's, refuted if the BF is below 100",
-        _judge_pooled,
-    ),
-    Claim(
-        "same-side",
-        "So it does when people may differ (averaged over hierarchical models)",
-        "BF = 2359",
-        "reproduced if the BF is within 10 % of 2359, refuted if it is below 100",
-        _judge_same_side,
-    ),
-    Claim(
-        "heads",
-        "Coins do not prefer heads or tails",
-        "BF = 0.182 for a preference",
-        "reproduced if the BF lies in [0.14, 0.22], refuted if it is above 1",
-        _judge_heads,
-    ),
-    Claim(
-        "people",
-        "People differ in how often their coins land on the same side",
-        "BF = 3.10e24",
-        "reproduced if log10 BF is within 0.1 of 24.49, refuted if the BF is below 10",
-        _judge_people,
-    ),
-    Claim(
-        "estimate",
-        "The probability of the same side is 0.51",
-        "0.5098 [0.5050, 0.5147], between people 0.0156",
-        "reproduced if mean and ends are within 0.0003 and the spread within 0.0005; refuted if the interval holds 0.5",
-        _judge_estimate,
-    ),
-    Claim(
-        "outliers",
-        "The result does not hang on the four people with the largest shares",
-        "BF = 786.8 without them",
-        "reproduced if the BF is within 10 % of 786.8, refuted if it is below 100",
-        _judge_outliers,
-    ),
-    Claim(
-        "coins",
-        "Coins do not differ from each other",
-        "BF = 0.178 for a difference",
-        "needs the table of people by coins",
-        _not_measured,
-    ),
-    Claim(
-        "seeds",
-        "Our use of it: comparing two recipes over data sets and seeds, BF > 10 is rarely a false alarm",
-        "at most 1 in 10 for any calibrated Bayes factor; the goal here is 2 %",
-        "with equal and with varied data sets; reproduced if false alarms are at most 2 % and their interval ends "
-        "below 5 %, refuted if it begins above 10 %",
-        _judge_seeds,
-    ),
-)
+# --- the coins ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +98,9 @@ def _coins(progress: Progress) -> _Coins:
     )
 
 
+# --- simulated comparisons ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class _Scenario:
     """A known truth: the chance that B beats A on an average data set, and how much data sets differ (logit sd)."""
@@ -218,13 +117,17 @@ SCENARIOS = (EQUAL, VARIED, _Scenario("B wins 60 %", 0.6, 0.2), _Scenario("B win
 
 @dataclass(frozen=True, slots=True)
 class _Alarms:
-    """How often each method called for an effect in a scenario, of ``total`` comparisons."""
+    """How often each method called for an effect, of ``total`` comparisons."""
 
-    scenario: _Scenario
     total: int
     hierarchical: int
     pooled: int
     binomial: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the fraction of calls of the hierarchical method."""
+        return clopper_pearson(self.hierarchical, self.total)
 
 
 def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _Alarms:
@@ -233,7 +136,6 @@ def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _A
     trials = DATA_SETS * PAIRS
     pooled = [pooled_bf(int(w.sum()), trials, BetaPrior(5, 5)).bf.log for w in wins]
     return _Alarms(
-        scenario,
         len(wins),
         hierarchical=sum(_effect_log_bf(tuple(sorted(w.tolist()))) > math.log(STRONG) for w in wins),
         pooled=sum(log > math.log(STRONG) for log in pooled),
@@ -243,9 +145,8 @@ def _simulate(scenario: _Scenario, seeds: Sequence[int], repetitions: int) -> _A
 
 def _draw(scenario: _Scenario, seed: int, repetitions: int) -> np.ndarray:
     rng = np.random.default_rng([seed, round(1000 * scenario.win), round(1000 * scenario.spread)])
-    logit = math.log(scenario.win / (1 - scenario.win)) + scenario.spread * rng.standard_normal(
-        (repetitions, DATA_SETS)
-    )
+    around = scenario.spread * rng.standard_normal((repetitions, DATA_SETS))
+    logit = math.log(scenario.win / (1 - scenario.win)) + around
     return rng.binomial(PAIRS, 1.0 / (1.0 + np.exp(-logit)))
 
 
@@ -256,69 +157,167 @@ def _effect_log_bf(wins: tuple[int, ...]) -> float:
     return evidence.inclusion_bf_["effect"].log
 
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
+# --- the experiment ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Both parts."""
+
+    coins: _Coins
+    alarms: Mapping[_Scenario, _Alarms]
+
+    @property
+    def gap(self) -> float:
+        """Orders of magnitude by which pooling overstates the evidence."""
+        return self.coins.pooled.bf.log10 - self.coins.tests.inclusion_bf_["effect"].log10
+
+
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run both parts."""
     coins = _coins(progress)
-    alarms = []
-    for i, scenario in enumerate(SCENARIOS):
-        progress(0.3 + 0.7 * i / len(SCENARIOS), f"simulated comparisons: {scenario.name}")
-        alarms.append(_simulate(scenario, seeds, REPETITIONS[budget]))
-    progress(1.0, "done")
-    claims = {**_coin_claims(coins), "seeds": _seed_claim(alarms)}
-    gap = coins.pooled.bf.log10 - coins.tests.inclusion_bf_["effect"].log10
+    alarms = run_each(
+        lambda scenario: _simulate(scenario, seeds, REPETITIONS[budget]),
+        SCENARIOS,
+        part_of(progress, 0.3, 1.0),
+        name=lambda scenario: f"simulated comparisons: {scenario.name}",
+    )
+    return Results(coins, alarms)
+
+
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "pooled",
+    "All flips pooled, a coin lands on the side it started from",
+    paper="BF = 1.71e17",
+    reproduced=within("log10_bf", 0.01, math.log10(1.71e17), "log10 BF"),
+    refuted=below("log10_bf", 2, "log10 BF"),
+)
+def pooled(results: Results) -> Measured:
+    factor = results.coins.pooled.bf
+    return Measured(f"BF = {_short(factor.log10)}", {"log10_bf": factor.log10})
+
+
+@claim(
+    "same-side",
+    "So it does when people may differ (averaged over hierarchical models)",
+    paper="BF = 2359",
+    reproduced=within("bf", 0.1, 2359, "BF", relative=True),
+    refuted=below("bf", 100, "BF"),
+)
+def same_side(results: Results) -> Measured:
+    factor = results.coins.tests.inclusion_bf_["effect"].value
+    return Measured(f"BF = {factor:.1f}", {"bf": factor})
+
+
+@claim(
+    "heads",
+    "Coins do not prefer heads or tails",
+    paper="BF = 0.182 for a preference",
+    reproduced=between("bf", 0.14, 0.22, "BF"),
+    refuted=above("bf", 1, "BF"),
+)
+def heads(results: Results) -> Measured:
+    factor = results.coins.tests.inclusion_bf_["bias"].value
+    return Measured(f"BF = {factor:.4f}", {"bf": factor})
+
+
+@claim(
+    "people",
+    "People differ in how often their coins land on the same side",
+    paper="BF = 3.10e24",
+    reproduced=within("log10_bf", 0.1, 24.49, "log10 BF"),
+    refuted=below("log10_bf", 1, "log10 BF"),
+)
+def people(results: Results) -> Measured:
+    factor = results.coins.tests.inclusion_bf_["spread"]
+    return Measured(f"BF = {_short(factor.log10)}", {"log10_bf": factor.log10})
+
+
+@claim(
+    "estimate",
+    "The probability of the same side is 0.51",
+    paper="0.5098 [0.5050, 0.5147], between people 0.0156",
+    reproduced=within("mean", 0.0003, 0.5098)
+    & within("low", 0.0003, 0.5050)
+    & within("high", 0.0003, 0.5147)
+    & within("heterogeneity", 0.0005, 0.0156),
+    refuted=at_most("low", 0.5) & at_least("high", 0.5),
+)
+def estimate(results: Results) -> Measured:
+    theta, heterogeneity = (results.coins.estimates.estimate_[name] for name in ("effect", "heterogeneity"))
+    numbers = {"mean": theta.mean, "low": theta.low, "high": theta.high, "heterogeneity": heterogeneity.mean}
+    words = f"{theta.mean:.4f} [{theta.low:.4f}, {theta.high:.4f}], between people {heterogeneity.mean:.4f}"
+    return Measured(words, numbers)
+
+
+@claim(
+    "outliers",
+    "The result does not hang on the four people with the largest shares",
+    paper="BF = 786.8 without them",
+    reproduced=within("bf", 0.1, 786.8, "BF", relative=True),
+    refuted=below("bf", 100, "BF"),
+)
+def outliers(results: Results) -> Measured:
+    without = results.coins.without_four
+    factor = without.inclusion_bf_["effect"].value
+    return Measured(f"BF = {factor:.1f} with {len(without.groups_)} people", {"bf": factor})
+
+
+@claim(
+    "coins",
+    "Coins do not differ from each other",
+    paper="BF = 0.178 for a difference",
+    protocol="needs the table of people by coins",
+)
+def coins_differ(results: Results) -> Measured:
+    return Measured("not measured: the table of people by coins is in no package")
+
+
+@claim(
+    "seeds",
+    "Our use of it: comparing two recipes over data sets and seeds, BF > 10 is rarely a false alarm",
+    paper="at most 1 in 10 for any calibrated Bayes factor; the goal here is 2 %",
+    protocol="Fraction of false alarms and its interval, the larger of those with equal and with varied data sets.",
+    # A fraction of 0 in ten comparisons says little: the interval has to be short as well. Above 0.1 is beyond what any
+    # calibrated Bayes factor allows.
+    reproduced=at_most("worst_share", 0.02, "fraction") & at_most("upper_end", 0.05),
+    refuted=above("lower_end", 0.1),
+)
+def recipes(results: Results) -> Measured:
+    alarms = {"equal": results.alarms[EQUAL], "varied": results.alarms[VARIED]}
+    parts = [
+        f"{a.hierarchical / a.total:.1%} [{a.interval[0]:.1%}, {a.interval[1]:.1%}] with {words} data sets"
+        for words, a in alarms.items()
+    ]
+    numbers = {
+        "worst_share": max(a.hierarchical / a.total for a in alarms.values()),
+        "lower_end": max(a.interval[0] for a in alarms.values()),
+        "upper_end": max(a.interval[1] for a in alarms.values()),
+        "comparisons": alarms["equal"].total,
+    }
+    return Measured(f"false alarms {' and '.join(parts)}, {numbers['comparisons']} comparisons each", numbers)
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, tables and summary together."""
+    coins = results.coins
     summary = (
         f"48 people, 350,757 flips: with people allowed to differ, the Bayes factor for a same-side bias is "
         f"{coins.tests.inclusion_bf_['effect'].value:,.0f} and the probability of the same side "
         f"{coins.estimates.estimate_['effect']}. Pooling all flips as if they came from one person overstates the "
-        f"evidence by {gap:.0f} orders of magnitude: the trap of pooling seeds of different data sets."
+        f"evidence by {results.gap:.0f} orders of magnitude: the trap of pooling seeds of different data sets."
     )
-    blocks: list[Text | Table | Figure | Code] = [
-        _lesson_text(coins, gap),
-        _factor_figure(coins),
-        shrinkage_figure(coins.estimates),
-        _model_table(coins),
-        _companions(coins),
-        _alarm_figure(alarms),
-        _alarm_table(alarms),
-    ]
-    return Measurement(claims, summary, blocks, _picture(coins))
-
-
-def _coin_claims(coins: _Coins) -> dict[str, Measured]:
-    bf = coins.tests.inclusion_bf_
-    estimate = coins.estimates.estimate_
-    theta, heterogeneity = estimate["effect"], estimate["heterogeneity"]
-    numbers = {"mean": theta.mean, "low": theta.low, "high": theta.high, "heterogeneity": heterogeneity.mean}
-    without = coins.without_four
-    outliers = without.inclusion_bf_["effect"]
-    return {
-        "pooled": Measured(f"BF = {_short(coins.pooled.bf.log10)}", {"log10_bf": coins.pooled.bf.log10}),
-        "same-side": Measured(f"BF = {bf['effect'].value:.1f}", {"bf": bf["effect"].value}),
-        "heads": Measured(f"BF = {bf['bias'].value:.4f}", {"bf": bf["bias"].value}),
-        "people": Measured(f"BF = {_short(bf['spread'].log10)}", {"log10_bf": bf["spread"].log10}),
-        "estimate": Measured(
-            f"{theta.mean:.4f} [{theta.low:.4f}, {theta.high:.4f}], between people {heterogeneity.mean:.4f}", numbers
-        ),
-        "outliers": Measured(f"BF = {outliers.value:.1f} with {len(without.groups_)} people", {"bf": outliers.value}),
-        "coins": Measured("not measured: the table of people by coins is in no package"),
-    }
-
-
-def _seed_claim(alarms: Sequence[_Alarms]) -> Measured:
-    by_name = {a.scenario.name: a for a in alarms}
-    parts, shares, ends = [], [], []
-    for words, a in (("equal", by_name[EQUAL.name]), ("varied", by_name[VARIED.name])):
-        low, high = clopper_pearson(a.hierarchical, a.total)
-        shares.append(a.hierarchical / a.total)
-        ends.append((low, high))
-        parts.append(f"{shares[-1]:.1%} [{low:.1%}, {high:.1%}] with {words} data sets")
-    numbers = {
-        "worst_share": max(shares),
-        "lower_end": max(low for low, _ in ends),
-        "upper_end": max(high for _, high in ends),
-        "comparisons": float(by_name[EQUAL.name].total),
-    }
-    return Measured(f"false alarms {' and '.join(parts)}, {numbers['comparisons']:.0f} comparisons each", numbers)
+    figure = _factor_figure(coins)
+    figures = [figure, shrinkage_figure(coins.estimates)]
+    tables = [_model_table(coins), _companions(coins)]
+    alarms = _alarm_figure(results.alarms), _alarm_table(results.alarms)
+    return Presentation(summary, [_lesson_text(coins, results.gap), *figures, *tables, *alarms], figure.figure)
 
 
 def _lesson_text(coins: _Coins, gap: float) -> Text:
@@ -335,35 +334,20 @@ def _lesson_text(coins: _Coins, gap: float) -> Text:
 
 
 def _factor_figure(coins: _Coins) -> Figure:
-    figure = _picture(coins)
-    alt = "Bars of log10 Bayes factors: " + ", ".join(f"{name} {value:.1f}" for name, value in _factors(coins).items())
-    caption = "Above 0 speaks for the effect, below 0 against it. Pooled: all flips from one source."
-    return Figure("Evidence, in powers of ten", figure, alt, caption)
-
-
-def _factors(coins: _Coins) -> dict[str, float]:
     bf, without = coins.tests.inclusion_bf_, coins.without_four.inclusion_bf_
-    return {
+    factors = {
         "same side, pooled": coins.pooled.bf.log10,
         "same side": bf["effect"].log10,
         "same side, 44 people": without["effect"].log10,
         "heads": bf["bias"].log10,
         "people differ": bf["spread"].log10,
     }
-
-
-def _picture(coins: _Coins) -> go.Figure:
-    factors = _factors(coins)
-    figure = go.Figure(
-        go.Bar(
-            x=list(factors.values()),
-            y=list(factors),
-            orientation="h",
-            text=[f"{v:.1f}" for v in factors.values()],
-            marker_color=["#d55e00", *["#0072b2"] * 4],
-        )
-    )
-    return figure.update_layout(xaxis_title="log10 Bayes factor", yaxis_autorange="reversed")
+    words, colours = [f"{value:.1f}" for value in factors.values()], ["#d55e00", *["#0072b2"] * 4]
+    bar = go.Bar(x=list(factors.values()), y=list(factors), orientation="h", text=words, marker_color=colours)
+    figure = go.Figure(bar).update_layout(xaxis_title="log10 Bayes factor", yaxis_autorange="reversed")
+    alt = "Bars of log10 Bayes factors: " + ", ".join(f"{name} {value:.1f}" for name, value in factors.items())
+    caption = "Above 0 speaks for the effect, below 0 against it. Pooled: all flips from one source."
+    return Figure("Evidence, in powers of ten", figure, alt, caption)
 
 
 def _model_table(coins: _Coins) -> Table:
@@ -374,9 +358,8 @@ def _model_table(coins: _Coins) -> Table:
         for model, log in sorted(tests.log_marginal_.items(), key=lambda item: -item[1])
     ]
     columns = ["model", "log marginal likelihood", "posterior probability"]
-    return Table(
-        "Eight models", columns, rows, "Binomial coefficients are left out. Each model had probability 1/8 before."
-    )
+    caption = "Binomial coefficients are left out. Each model had probability 1/8 before."
+    return Table("Eight models", columns, rows, caption)
 
 
 def _companions(coins: _Coins) -> Table:
@@ -396,31 +379,29 @@ def _companions(coins: _Coins) -> Table:
     return Table("Companions", ["quantity", "value"], rows, "Frequentist answers to the same questions.")
 
 
-def _alarm_figure(alarms: Sequence[_Alarms]) -> Figure:
-    names = [a.scenario.name for a in alarms]
+def _alarm_figure(alarms: Mapping[_Scenario, _Alarms]) -> Figure:
+    names = [scenario.name for scenario in alarms]
     methods = {
-        "binomial test, p < 0.05": [a.binomial / a.total for a in alarms],
-        "pooled BF > 10": [a.pooled / a.total for a in alarms],
-        "hierarchical BF > 10": [a.hierarchical / a.total for a in alarms],
+        "binomial test, p < 0.05": ("#e69f00", [a.binomial / a.total for a in alarms.values()]),
+        "pooled BF > 10": ("#d55e00", [a.pooled / a.total for a in alarms.values()]),
+        "hierarchical BF > 10": ("#0072b2", [a.hierarchical / a.total for a in alarms.values()]),
     }
-    colours = ("#e69f00", "#d55e00", "#0072b2")
-    figure = go.Figure(
-        [go.Bar(name=n, x=names, y=s, marker_color=c) for (n, s), c in zip(methods.items(), colours, strict=True)]
-    )
+    bars = [go.Bar(name=m, x=names, y=shares, marker_color=colour) for m, (colour, shares) in methods.items()]
+    figure = go.Figure(bars)
     figure.update_layout(barmode="group", yaxis_title="share that calls for an effect", yaxis_range=[0, 1])
     alt = "; ".join(
-        f"{m}: " + ", ".join(f"{n} {v:.0%}" for n, v in zip(names, s, strict=True)) for m, s in methods.items()
+        f"{m}: " + ", ".join(f"{n} {v:.0%}" for n, v in zip(names, shares, strict=True))
+        for m, (_, shares) in methods.items()
     )
     caption = "The first two scenarios have no effect on average: every call is a false alarm."
     return Figure("Two recipes, five data sets, twenty pairs each", figure, alt, caption)
 
 
-def _alarm_table(alarms: Sequence[_Alarms]) -> Table:
-    rows = []
-    for a in alarms:
-        low, high = clopper_pearson(a.hierarchical, a.total)
-        shares = [a.hierarchical / a.total, low, high, a.pooled / a.total, a.binomial / a.total]
-        rows.append([a.scenario.name, a.total, *shares])
+def _alarm_table(alarms: Mapping[_Scenario, _Alarms]) -> Table:
+    rows = [
+        [scenario.name, a.total, a.hierarchical / a.total, *a.interval, a.pooled / a.total, a.binomial / a.total]
+        for scenario, a in alarms.items()
+    ]
     columns = ["truth", "comparisons", "hierarchical BF > 10", "low", "high", "pooled BF > 10", "binomial p < 0.05"]
     return Table("How often an effect is called", columns, rows, "Shares, with Clopper-Pearson intervals of the first.")
 
@@ -440,7 +421,8 @@ STUDY = Study(
         2023,
         "2310.04153",
     ),
-    claims=CLAIMS,
     seeds={"tiny": 1, "default": 5, "full": 10},
-    measure=measure,
+    experiment=experiment,
+    claims=(pooled, same_side, heads, people, estimate, outliers, coins_differ, recipes),
+    present=present,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,22 +17,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import AdamW
 
-from poise.data import load_digits
 from poise.evidence import PairedComparison, compare_paired
 from poise.optim import FuseInfo, ModelAverager, fuse, loss_barrier
-from poise.report import Code, Figure, Table, Text, bar_chart
-from poise.studies.networks import mlp
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text, bar_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.batches import cross_entropies
+from poise.studies.kit.digits import digits
+from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.networks import mlp, seeded_mlp
+from poise.studies.kit.rules import above, all_or_none, at_least, at_most
+from poise.studies.kit.side_by_side import SideBySide
+from poise.studies.kit.tables import mean_table
+from poise.studies.kit.words import difference
 
 WIDTHS = (64, 128, 128)
 HEAD = "4."
 SOURCES, CLASSES_OF_SOURCE = 5, 5
-LR = 1e-3
+LR, BATCH = 1e-3, 32
 UNLABELLED, LABELLED, HELD_OUT, LABELS_OF_CLASS = 200, 400, 600, 3
-DECAYS = (0.0, 0.1, 1.0, 30.0)
 
 # One state dict a network; all networks of a stage are trained side by side.
 State = dict[str, Tensor]
@@ -43,7 +48,7 @@ class Plan:
 
     steps: int = 150
     target_steps: int = 60
-    decays: tuple[float, ...] = DECAYS
+    decays: tuple[float, ...] = (0.0, 0.1, 1.0, 30.0)
 
 
 PLANS: dict[Budget, Plan] = {
@@ -83,18 +88,16 @@ class Split:
 
 def split(seed: int) -> Split:
     """Divide the digits, and draw the classes of each source."""
-    data, generator = load_digits(), torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data), generator=generator)
-    x, y = data.inputs[order] / 16, data.targets[order]
-    every = tuple(range(10))
-    unlabelled, rest = x[:UNLABELLED], slice(UNLABELLED + LABELLED, None)
+    x, y, *_ = digits(seed, train=1797, scale="unit")
+    generator, every = torch.Generator().manual_seed(seed), tuple(range(10))
+    torch.randperm(len(x), generator=generator)  # the draw that ordered the digits
+    part, rest = slice(UNLABELLED, UNLABELLED + LABELLED), slice(UNLABELLED + LABELLED, None)
     held = Examples(x[rest], y[rest], every)
     few = torch.cat([(held.y == digit).nonzero()[:LABELS_OF_CLASS, 0] for digit in every])
     others = torch.ones(len(held.y), dtype=torch.bool).index_fill_(0, few, False).nonzero()[:HELD_OUT, 0]
-    part = slice(UNLABELLED, UNLABELLED + LABELLED)
     drawn = [torch.randperm(10, generator=generator)[:CLASSES_OF_SOURCE].sort().values for _ in range(SOURCES)]
     return Split(
-        rotated(unlabelled),
+        rotated(x[:UNLABELLED]),
         Examples(x[part], y[part], every),
         Examples(held.x[few], held.y[few], every),
         Examples(held.x[others], held.y[others], every),
@@ -114,19 +117,17 @@ def rotated(x: Float[Tensor, "n 64"]) -> Examples:
 
 def body(seed: int) -> State:
     """Return a fresh body."""
-    return {name: tensor for name, tensor in _fresh(seed, 10).items() if not name.startswith(HEAD)}
+    return body_of(seeded_mlp((*WIDTHS, 10), seed, nn.ReLU).state_dict())
+
+
+def body_of(state: Mapping[str, Tensor]) -> State:
+    """Return a network without its head."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
 
 
 def with_head(state: Mapping[str, Tensor], seed: int, classes: int = 10) -> State:
     """Return a body with a fresh head."""
-    head = {name: tensor for name, tensor in _fresh(seed + 1000, classes).items() if name.startswith(HEAD)}
-    return {**{name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}, **head}
-
-
-def _fresh(seed: int, classes: int) -> State:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return dict(mlp((*WIDTHS, classes), nn.ReLU).state_dict())
+    return {**seeded_mlp((*WIDTHS, classes), seed + 1000, nn.ReLU).state_dict(), **body_of(state)}
 
 
 def network(state: Mapping[str, Tensor]) -> nn.Sequential:
@@ -138,14 +139,9 @@ def network(state: Mapping[str, Tensor]) -> nn.Sequential:
 
 
 def train(
-    states: Sequence[State],
-    examples: Sequence[Examples],
-    steps: int,
-    seeds: Sequence[int],
-    decay: float = 0.01,
-    batch: int = 32,
+    states: Sequence[State], examples: Sequence[Examples], steps: int, seeds: Sequence[int], decay: float = 0.01
 ) -> list[State]:
-    """Train networks side by side, each on examples of its own, with AdamW.
+    """Train networks side by side, each on examples of its own, with AdamW in batches of 32.
 
     Args:
         states: weights to start from, one state dict a network; they are not changed.
@@ -153,28 +149,25 @@ def train(
         steps: number of steps.
         seeds: seed of each network's batches.
         decay: AdamW's weight decay.
-        batch: samples of a step, drawn with replacement; the whole set where it is not larger.
     """
-    models = [network(state) for state in states]
-    model, (parameters, _) = models[0], stack_module_state(models)
-    optimizer = AdamW(list(parameters.values()), lr=LR, weight_decay=decay)
-    hidden = _hidden_classes(examples, len(states[0][HEAD + "bias"]))
+    nets = SideBySide([network(state) for state in states])
+    optimizer = AdamW(nets.parameters(), lr=LR, weight_decay=decay)
+    hidden = _hidden_classes(examples, len(states[0][HEAD + "bias"]))[:, None]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for _ in range(steps):
-        drawn = [_draw(own, batch, generator) for own, generator in zip(examples, generators, strict=True)]
-        x, y = torch.stack([x for x, _ in drawn]), torch.stack([y for _, y in drawn])
+        drawn = [_draw(own, generator) for own, generator in zip(examples, generators, strict=True)]
+        x, y = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         optimizer.zero_grad()
-        logits = vmap(lambda own, inputs: functional_call(model, own, (inputs,)))(parameters, x)
-        losses = vmap(F.cross_entropy)(logits.masked_fill(hidden[:, None], -torch.inf), y)
-        losses.sum().backward()  # a sum: no network feels another
+        cross_entropies(nets(x).masked_fill(hidden, -torch.inf), y).sum().backward()
         optimizer.step()
-    return [{name: tensor[i].detach().clone() for name, tensor in parameters.items()} for i in range(len(states))]
+    return [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in nets.models]
 
 
-def _draw(examples: Examples, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    if len(examples.y) <= batch:
+def _draw(examples: Examples, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a batch, drawn with replacement; all examples where there are no more than a batch."""
+    if len(examples.y) <= BATCH:
         return examples.x, examples.y
-    chosen = torch.randint(len(examples.y), (batch,), generator=generator)
+    chosen = torch.randint(len(examples.y), (BATCH,), generator=generator)
     return examples.x[chosen], examples.y[chosen]
 
 
@@ -185,13 +178,7 @@ def _hidden_classes(examples: Sequence[Examples], classes: int) -> Tensor:
     return hidden
 
 
-@torch.no_grad()
-def accuracy(state: State, examples: Examples) -> float:
-    """Return the share of examples that a network gets right."""
-    return float((network(state)(examples.x).argmax(1) == examples.y).double().mean())
-
-
-# --- starts for the target -----------------------------------------------------------------------------------------
+# --- starts for the target ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,64 +198,48 @@ LEFT_OUT = tuple(f"fused without {i}" for i in range(SOURCES))
 
 def make_starts(splits: Sequence[Split], plan: Plan, seeds: Sequence[int]) -> list[Starts]:
     """Pretrain and fine-tune the sources of all seeds; then average."""
-    pretrained = pretrain([body(seed) for seed in seeds], splits, plan, seeds)
-    kin = _sources(pretrained, splits, plan, seeds)
-    # Their counterparts without a common ancestor: each source has a pretrained body of its own.
-    five = [s for s in splits for _ in range(SOURCES)]
+
+    def pretrained(splits: Sequence[Split], seeds: Sequence[int]) -> list[State]:
+        fresh = [with_head(body(seed), seed, classes=4) for seed in seeds]
+        return train(fresh, [parts.rotations for parts in splits], plan.steps, seeds)
+
+    def fine_tuned(starts: Sequence[State], seeds: Sequence[int]) -> list[list[State]]:
+        which = [i % SOURCES for i in range(len(seeds))]
+        examples = [parts.labelled.of(parts.source_classes[i]) for parts, i in zip(five, which, strict=True)]
+        states = [with_head(start, seed) for start, seed in zip(starts, seeds, strict=True)]
+        ends = train(states, examples, plan.steps, [100 * seed + i for seed, i in zip(seeds, which, strict=True)])
+        return [ends[k : k + SOURCES] for k in range(0, len(ends), SOURCES)]
+
+    # Sources of a seed have its pretrained body and one head in common; strangers have a body and a head of their own.
+    five, roots = [parts for parts in splits for _ in range(SOURCES)], pretrained(splits, seeds)
+    kin = fine_tuned([root for root in roots for _ in range(SOURCES)], [seed for seed in seeds for _ in range(SOURCES)])
     own_seeds = [10_000 + SOURCES * seed + i for seed in seeds for i in range(SOURCES)]
-    origins = pretrain([body(seed) for seed in own_seeds], five, plan, own_seeds)
-    strangers = _fine_tune(origins, five, [i for _ in seeds for i in range(SOURCES)], plan, own_seeds)
-    return [
-        _starts(splits[k], seed, pretrained[k], kin[k], strangers[SOURCES * k : SOURCES * (k + 1)])
-        for k, seed in enumerate(seeds)
-    ]
-
-
-def pretrain(bodies: Sequence[State], splits: Sequence[Split], plan: Plan, seeds: Sequence[int]) -> list[State]:
-    """Teach bodies to tell rotations."""
-    starts = [with_head(own, seed, classes=4) for own, seed in zip(bodies, seeds, strict=True)]
-    return train(starts, [s.rotations for s in splits], plan.steps, seeds)
-
-
-def _sources(
-    pretrained: Sequence[State], splits: Sequence[Split], plan: Plan, seeds: Sequence[int]
-) -> list[list[State]]:
-    """Fine-tune the sources of each seed, all from its pretrained body and one head."""
-    starts = [state for state in pretrained for _ in range(SOURCES)]
-    five, own_seeds = [s for s in splits for _ in range(SOURCES)], [seed for seed in seeds for _ in range(SOURCES)]
-    flat = _fine_tune(starts, five, [i for _ in seeds for i in range(SOURCES)], plan, own_seeds)
-    return [flat[SOURCES * k : SOURCES * (k + 1)] for k in range(len(seeds))]
-
-
-def _fine_tune(
-    starts: Sequence[State], splits: Sequence[Split], which: Sequence[int], plan: Plan, seeds: Sequence[int]
-) -> list[State]:
-    examples = [s.labelled.of(s.source_classes[i]) for s, i in zip(splits, which, strict=True)]
-    states = [with_head(start, seed) for start, seed in zip(starts, seeds, strict=True)]
-    batches = [100 * seed + i for seed, i in zip(seeds, which, strict=True)]
-    return train(states, examples, plan.steps, batches)
+    strangers = fine_tuned(pretrained(five, own_seeds), own_seeds)
+    return [_starts(*of_seed) for of_seed in zip(splits, seeds, roots, kin, strangers, strict=True)]
 
 
 def _starts(parts: Split, seed: int, pretrained: State, kin: Sequence[State], strangers: Sequence[State]) -> Starts:
-    root = _body_of(pretrained)
-    bodies, others = [_body_of(state) for state in kin], [_body_of(state) for state in strangers]
+    root, bodies = body_of(pretrained), [body_of(state) for state in kin]
     fused, info = fuse(bodies, base=root)
     half, _ = fuse(bodies, base=root, scale=0.5)
-    mixed, found = fuse(others, force=True)
+    mixed, info_of_strangers = fuse([body_of(state) for state in strangers], force=True)
     averager = ModelAverager()
     for own in bodies:
         averager.add(own)
     named: dict[str, State] = {"random": body(seed), "pretrained": root, **dict(zip(SOURCE_NAMES, bodies, strict=True))}
-    named |= {"fused": _dict(fused), "half of the way": _dict(half), "fused strangers": _dict(mixed)}
+    named |= cast(dict[str, State], {"fused": fused, "half of the way": half, "fused strangers": mixed})
     named |= {name: averager.average_without(own) for name, own in zip(LEFT_OUT, bodies, strict=True)}
-    pair = max(combinations(range(SOURCES), 2), key=lambda ij: len(_shared(parts, *ij)))
-    heights = [barrier(states[pair[0]], states[pair[1]], parts, _shared(parts, *pair)) for states in (kin, strangers)]
-    return Starts(named, info, found, heights[0], heights[1])
+    shared = {
+        (i, j): sorted(set(parts.source_classes[i]) & set(parts.source_classes[j]))
+        for i, j in combinations(range(SOURCES), 2)
+    }
+    i, j = max(shared, key=lambda pair: len(shared[pair]))
+    heights = [barrier(states[i], states[j], parts.labelled.of(shared[i, j])) for states in (kin, strangers)]
+    return Starts(named, info, info_of_strangers, *heights)
 
 
-def barrier(first: State, second: State, parts: Split, classes: Sequence[int]) -> float:
-    """Return the loss barrier between two sources on the classes that both learned."""
-    examples = parts.labelled.of(classes)
+def barrier(first: State, second: State, examples: Examples) -> float:
+    """Return the loss barrier between two networks on classes that both learned."""
     hidden = _hidden_classes([examples], 10)
 
     def loss(model: nn.Module) -> float:
@@ -277,20 +248,7 @@ def barrier(first: State, second: State, parts: Split, classes: Sequence[int]) -
     return loss_barrier(network(first), network(second), loss).height
 
 
-def _shared(parts: Split, i: int, j: int) -> list[int]:
-    return sorted(set(parts.source_classes[i]) & set(parts.source_classes[j]))
-
-
-def _body_of(state: State) -> State:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
-
-
-def _dict(fused: nn.Module | State) -> State:
-    assert isinstance(fused, dict)
-    return fused
-
-
-# --- the target --------------------------------------------------------------------------------------------------
+# --- the experiment ----------------------------------------------------------------------------------------------
 
 
 def transfer(
@@ -301,67 +259,18 @@ def transfer(
     jobs = [(k, name) for k in range(len(seeds)) for name in names]
     states = [with_head(starts[k].bodies[name], 5000 + seeds[k]) for k, name in jobs]
     ends = train(states, [splits[k].target for k, _ in jobs], plan.target_steps, [seeds[k] for k, _ in jobs], decay)
-    scores = [100 * accuracy(state, splits[k].test) for (k, _), state in zip(jobs, ends, strict=True)]
-    by_seed = np.array(scores).reshape(len(seeds), len(names))
+    tests = [splits[k].test for k, _ in jobs]
+    right = [network(end)(test.x).argmax(1) == test.y for end, test in zip(ends, tests, strict=True)]
+    by_seed = 100 * torch.stack(right).double().mean(1).view(len(seeds), len(names)).numpy()
     return dict(zip(names, by_seed.T, strict=True))
-
-
-# --- the claims --------------------------------------------------------------------------------------------------
-
-
-def judge_fused(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the lead over pretraining, its interval, and the distance to intertraining."""
-    if n["difference"] <= 0:
-        return "refuted"
-    held = n["low"] > 0 and n["difference"] >= 2 and n["over_sources"] >= -0.5
-    return "reproduced" if held else "partly"
-
-
-def judge_dependence(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the ratio of both standard deviations."""
-    return "reproduced" if n["ratio"] > 3 else "refuted" if n["ratio"] <= 1 else "partly"
-
-
-def judge_ancestor(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by what fused strangers add to a random body, and by the barriers."""
-    held = [n["over_random"] <= 2, n["barrier_of_strangers"] > 5 * n["barrier"]]
-    return "reproduced" if all(held) else "partly" if any(held) else "refuted"
-
-
-CLAIMS = (
-    Claim(
-        "fused-start",
-        "The average of models fine-tuned from one pretrained model is a better start than that model.",
-        "better on most targets; RoBERTa, figures only",
-        "Accuracy on the target, over seeds. Reproduced if the gain over the pretrained body is at least 2 points with "
-        "a 95 % interval above 0, and at most 0.5 points are lost against a single source; refuted without a gain.",
-        judge_fused,
-    ),
-    Claim(
-        "less-dependent",
-        "A fused start depends less on the choice of sources than a start from one source.",
-        "in words",
-        "Standard deviation over the choice of one source by that over the source left out of the average, mean over "
-        "seeds: reproduced above 3, refuted up to 1.",
-        judge_dependence,
-    ),
-    Claim(
-        "common-ancestor",
-        "Only models with a common ancestor can be fused.",
-        "the premise of the method",
-        "Sources from random bodies of their own: the fused one is at most 2 points above a random body, and the loss "
-        "barrier between two of them is more than 5 times that between kin. Reproduced if both hold, refuted if "
-        "neither.",
-        judge_ancestor,
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Starts of all seeds, and accuracies by decay, then start."""
+    """Starts by seed, and accuracies by decay, then start."""
 
-    starts: Sequence[Starts]
+    plan: Plan
+    starts: Mapping[int, Starts]
     accuracies: Mapping[float, Mapping[str, NDArray[np.float64]]]
 
     @property
@@ -370,120 +279,149 @@ class Results:
         return self.accuracies[0.0]
 
     def over_sources(self, statistic: Callable[..., NDArray[np.float64]], decay: float = 0.0) -> NDArray[np.float64]:
-        """A statistic over the single sources of each seed."""
+        """Return a statistic over the single sources of each seed."""
         return statistic([self.accuracies[decay][name] for name in SOURCE_NAMES], axis=0)
 
+    def gain(self, start: str) -> PairedComparison:
+        """Compare fused bodies with another start."""
+        return compare_paired(self.plain[start], self.plain["fused"], lower_is_better=False)
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Train everything and put what came out beside the claims."""
-    plan = PLANS[budget]
+
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Make the starts of all seeds, then train each on the target."""
+    plan, splits = PLANS[budget], [split(seed) for seed in seeds]
     progress(0.0, "pretraining and sources")
-    splits = [split(seed) for seed in seeds]
     starts = make_starts(splits, plan, seeds)
-    accuracies = {}
-    for i, decay in enumerate(plan.decays):
-        progress(0.5 + 0.5 * i / len(plan.decays), f"target, weight decay {decay:g}")
-        accuracies[decay] = transfer(starts, splits, plan, seeds, decay)
-    progress(1.0, "done")
-    results = Results(starts, accuracies)
-    gain = compare_paired(results.plain["pretrained"], results.plain["fused"], lower_is_better=False)
-    claims = {
-        "fused-start": _measure_fused(results, gain),
-        "less-dependent": _measure_dependence(results),
-        "common-ancestor": _measure_ancestor(results),
-    }
-    figure = _figure(results)
-    blocks: list[Text | Table | Figure | Code] = [figure, _start_table(results), _decay_table(results)]
-    blocks += [_fuse_table(results, seeds), _notes(plan)]
-    random = compare_paired(results.plain["random"], results.plain["fused"], lower_is_better=False)
-    summary = (
-        f"{claims['fused-start'].ours}. Over a random body the fused one gains {random.difference:+.1f} points "
-        f"({random.interval[0]:+.1f} to {random.interval[1]:+.1f}). {claims['common-ancestor'].ours}."
+    accuracies = run_each(
+        lambda decay: transfer(starts, splits, plan, seeds, decay),
+        plan.decays,
+        part_of(progress, 0.5, 1),
+        name="target, weight decay {:g}".format,
     )
-    return Measurement(claims, summary, blocks, figure.figure)
+    return Results(plan, dict(zip(seeds, starts, strict=True)), accuracies)
 
 
-def _measure_fused(results: Results, gain: PairedComparison) -> Measured:
-    sources = results.over_sources(np.mean)
-    over = float((results.plain["fused"] - sources).mean())
-    low, high = gain.interval
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "fused-start",
+    "The average of models fine-tuned from one pretrained model is a better start than that model.",
+    paper="better on most targets; RoBERTa, figures only",
+    protocol="Accuracy on the target in points, mean over seeds: fused minus pretrained body, with a 95 % interval, "
+    "and fused minus a single source.",
+    reproduced=at_least("difference", 2) & above("low", 0, "its lower end") & at_least("over_sources", -0.5),
+    refuted=at_most("difference", 0),
+)
+def fused_start(results: Results) -> Measured:
+    gain, sources = results.gain("pretrained"), results.over_sources(np.mean)
     words = (
         f"{gain.mean_treated:.1f} % from the fused body, {gain.mean_control:.1f} % from the pretrained one, "
-        f"difference {gain.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}); "
-        f"{sources.mean():.1f} % from one source"
+        f"difference {difference(gain, '+.1f', 'points')}; {sources.mean():.1f} % from one source"
     )
-    return Measured(words, {"difference": gain.difference, "low": low, "over_sources": over})
+    over = (results.plain["fused"] - sources).mean()
+    return Measured(words, {"difference": gain.difference, "low": gain.interval[0], "over_sources": over})
 
 
-def _measure_dependence(results: Results) -> Measured:
+@claim(
+    "less-dependent",
+    "A fused start depends less on the choice of sources than a start from one source.",
+    paper="in words",
+    protocol="Ratio: standard deviation over the choice of one source by that over the source left out of the average, "
+    "mean over seeds.",
+    reproduced=above("ratio", 3),
+    refuted=at_most("ratio", 1),
+)
+def less_dependent(results: Results) -> Measured:
     single = float(results.over_sources(np.std).mean())
     fused = float(np.std([results.plain[name] for name in LEFT_OUT], axis=0).mean())
     words = f"standard deviation {single:.2f} points over sources, {fused:.2f} over the source left out"
     return Measured(words, {"ratio": single / fused})
 
 
-def _measure_ancestor(results: Results) -> Measured:
-    over = float((results.plain["fused strangers"] - results.plain["random"]).mean())
+@claim(
+    "common-ancestor",
+    "Only models with a common ancestor can be fused.",
+    paper="the premise of the method",
+    protocol="Sources from random bodies of their own (strangers): points by which the fused one is above a random "
+    "body, and the loss barrier between two of them, beside that between two with a common ancestor.",
+    rule=all_or_none(at_most("over_random", 2), above("barrier_of_strangers", "barrier", times=5)),
+)
+def common_ancestor(results: Results) -> Measured:
+    mixed, random, starts = results.plain["fused strangers"], results.plain["random"], results.starts.values()
     kin, strangers = (
-        float(np.mean([getattr(start, name) for start in results.starts]))
-        for name in ("barrier", "barrier_of_strangers")
+        float(np.mean([getattr(s, name) for s in starts])) for name in ("barrier", "barrier_of_strangers")
     )
     words = (
-        f"fused without an ancestor {results.plain['fused strangers'].mean():.1f} %, from a random body "
-        f"{results.plain['random'].mean():.1f} %; barrier {strangers:.2f} without and {kin:.2f} with an ancestor"
+        f"fused without an ancestor {mixed.mean():.1f} %, from a random body {random.mean():.1f} %; barrier "
+        f"{strangers:.2f} without and {kin:.2f} with an ancestor"
     )
+    over = float((mixed - random).mean())
     return Measured(words, {"over_random": over, "barrier": kin, "barrier_of_strangers": strangers})
 
 
-def _rows(results: Results, decay: float) -> dict[str, NDArray[np.float64]]:
-    """The starts that are compared, with single sources by their mean and their best."""
-    found = results.accuracies[decay]
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figure, tables and summary together."""
+    figure, random = _figure(results), results.gain("random")
+    low, high = random.interval
+    return Presentation(
+        f"{claims['fused-start'].text}. Over a random body the fused one gains {random.difference:+.1f} points "
+        f"({low:+.1f} to {high:+.1f}). {claims['common-ancestor'].text}.",
+        [figure, _start_table(results), _decay_table(results), _fuse_table(results), _setting(results.plan)],
+        figure.figure,
+    )
+
+
+def _rows(results: Results) -> dict[str, NDArray[np.float64]]:
+    """Return the accuracies that are compared, with single sources by their mean and their best."""
+    plain = results.plain
     return {
-        "random body": found["random"],
-        "pretrained": found["pretrained"],
-        "one source, mean": results.over_sources(np.mean, decay),
-        "best source (needs test labels)": results.over_sources(np.max, decay),
-        "fused": found["fused"],
-        "half of the way to fused": found["half of the way"],
-        "fused strangers": found["fused strangers"],
+        "random body": plain["random"],
+        "pretrained": plain["pretrained"],
+        "one source, mean": results.over_sources(np.mean),
+        "best source (needs test labels)": results.over_sources(np.max),
+        "fused": plain["fused"],
+        "half of the way to fused": plain["half of the way"],
+        "fused strangers": plain["fused strangers"],
     }
 
 
 def _figure(results: Results) -> Figure:
-    rows = _rows(results, 0.0)
+    rows = _rows(results)
     bars = {name: float(values.mean()) for name, values in rows.items()}
     errors = {name: (float(values.min()), float(values.max())) for name, values in rows.items()}
     return bar_chart("Accuracy on the target", bars, "test accuracy, %, mean and range over seeds", errors)
 
 
 def _start_table(results: Results) -> Table:
-    rows: list[list[object]] = []
-    for name, values in _rows(results, 0.0).items():
+    rows = {}
+    for name, values in _rows(results).items():
         paired = compare_paired(results.plain["pretrained"], values, lower_is_better=False)
-        rows.append([name, float(values.mean()), paired.difference, *paired.interval])
-    columns = ["start", "test, %", "minus pretrained", "from", "to"]
-    return Table("Starts", columns, rows, "No weight decay on the target; 95 % intervals of the paired difference.")
+        rows[name] = [values, paired.difference, *paired.interval]
+    caption = "No weight decay on the target; 95 % intervals of the paired difference."
+    return mean_table("Starts", ["start"], ["test, %", "minus pretrained", "from", "to"], rows, caption)
 
 
 def _decay_table(results: Results) -> Table:
-    rows: list[list[object]] = []
-    for decay in results.accuracies:
-        found = _rows(results, decay)
-        rows.append([decay, *(float(found[name].mean()) for name in ("pretrained", "one source, mean", "fused"))])
-    columns = ["AdamW decay", "pretrained, %", "one source, %", "fused, %"]
+    rows = {
+        decay: [scores["pretrained"], results.over_sources(np.mean, decay), scores["fused"]]
+        for decay, scores in results.accuracies.items()
+    }
     caption = (
         "Decay in the target's fine-tuning. The paper says that it undoes the gain of a single source and not that of "
         f"fusing. A decay of 30 takes {100 * 30 * LR:.0f} % of the weights at every step."
     )
-    return Table("Weight decay on the target", columns, rows, caption)
+    columns = ["pretrained, %", "one source, %", "fused, %"]
+    return mean_table("Weight decay on the target", ["AdamW decay"], columns, rows, caption)
 
 
-def _fuse_table(results: Results, seeds: Sequence[int]) -> Table:
-    rows: list[list[object]] = []
-    for seed, start in zip(seeds, results.starts, strict=True):
-        off = ~torch.eye(SOURCES, dtype=torch.bool)
-        cosine = float(start.kin.cosines[off].mean())
-        kin = [start.kin.shrink, cosine, start.kin.kinship, start.strangers.kinship]
+def _fuse_table(results: Results) -> Table:
+    rows, off = [], ~torch.eye(SOURCES, dtype=torch.bool)
+    for seed, start in results.starts.items():
+        kin = [start.kin.shrink, float(start.kin.cosines[off].mean()), start.kin.kinship, start.strangers.kinship]
         rows.append([seed, *kin, start.barrier, start.barrier_of_strangers])
     columns = ["seed", "shrink", "cosine of tasks", "kinship", "kinship, strangers", "barrier", "barrier, strangers"]
     caption = (
@@ -493,7 +431,7 @@ def _fuse_table(results: Results, seeds: Sequence[int]) -> Table:
     return Table("What was fused", columns, rows, caption)
 
 
-def _notes(plan: Plan) -> Text:
+def _setting(plan: Plan) -> Text:
     return Text(
         f"Body {WIDTHS}, ReLU. Pretraining: {UNLABELLED} images in four orientations. {SOURCES} sources: those of "
         f"{LABELLED} labelled images that belong to {CLASSES_OF_SOURCE} random classes, {plan.steps} steps each. "
@@ -508,7 +446,8 @@ STUDY = Study(
     title="Is the average of fine-tuned models a better start than their ancestor?",
     room="optim",
     paper=Paper("Fusing finetuned models for better pretraining", "Choshen et al.", 2022, "2204.03044"),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 8, "full": 20},
-    measure=measure,
+    experiment=experiment,
+    claims=(fused_start, less_dependent, common_ancestor),
+    present=present,
 )

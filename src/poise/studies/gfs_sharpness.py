@@ -8,8 +8,10 @@ problem; and a tanh network on handwritten digits, where the flow is integrated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,8 +21,11 @@ from torch import Tensor
 from poise.data import load_digits
 from poise.dynamics import ScalarNetwork, SquaredRegression, gradient_flow_limit
 from poise.evidence import clopper_pearson
-from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text, line_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.grid import run_each, stage
+from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
+from poise.studies.kit.tables import record_table
 
 F64 = torch.float64
 EDGE = 2.0
@@ -53,38 +58,22 @@ PLANS: dict[Budget, Plan] = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of gradient descent.
+    """One run of gradient descent."""
 
-    Args:
-        edge: learning rate times sharpness of the gradient-flow solution at the start.
-        lr: learning rate.
-        steps: steps at which the sharpness was measured.
-        gfs: sharpness of the gradient-flow solution there.
-        plain: sharpness of the weights themselves there.
-        loss: at every step.
-        evals: gradients that the flows took, on average; 0 where no flow was integrated.
-        euler: gradients that Euler's method with a tenth of the learning rate would take, on average.
-        at_rest: whether every flow came to rest.
-        exploded: whether the loss grew by a factor of 1000, where the run was stopped.
-    """
-
-    edge: float
+    edge: float  # learning rate times sharpness of the gradient-flow solution at the start
     lr: float
-    steps: np.ndarray
-    gfs: np.ndarray
-    plain: np.ndarray
-    loss: np.ndarray
-    evals: float = 0.0
-    euler: float = 0.0
-    at_rest: bool = True
-    exploded: bool = False
+    steps: np.ndarray  # steps at which the sharpness was measured
+    gfs: np.ndarray  # sharpness of the gradient-flow solution there
+    plain: np.ndarray  # sharpness of the weights themselves there
+    loss: np.ndarray  # at every step
+    evals: float = 0.0  # gradients that the flows took, on average; 0 where no flow was integrated
+    euler: float = 0.0  # gradients that Euler's method with a tenth of the learning rate would take, on average
+    at_rest: bool = True  # whether every flow came to rest
+    exploded: bool = False  # whether the loss grew by a factor of 1000, where the run was stopped
 
     @property
     def largest_rise(self) -> float:
-        """Largest relative rise between two measurements of the sharpness of the gradient-flow solution.
-
-        Infinite for a run that exploded.
-        """
+        """Largest relative rise of :attr:`gfs` between two measurements; infinite for a run that exploded."""
         return math.inf if self.exploded else rise(self.gfs)
 
     @property
@@ -108,35 +97,27 @@ def rise(values: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ScalarRuns:
-    """Many scalar networks.
+    """Many scalar networks."""
 
-    Args:
-        largest_rise: largest relative rise of the GFS sharpness over all steps at which weights keep their signs.
-        left: networks that a step took to another sign, where the closed form and the theorem end.
-        edges: learning rate times GFS sharpness at the start, shape (networks,).
-        ends: the same at the end, NaN where the loss is not below 1e-10.
-        loss_rises: whether the loss rose in a step.
-    """
-
-    largest_rise: float
-    left: int
-    edges: np.ndarray
-    ends: np.ndarray
-    loss_rises: np.ndarray
+    largest_rise: float  # largest relative rise of the GFS sharpness over all steps at which weights keep their signs
+    left: int  # networks that a step took to another sign, where the closed form and the theorem end
+    edges: np.ndarray  # learning rate times GFS sharpness at the start, shape (networks,)
+    ends: np.ndarray  # the same at the end, NaN where the loss is not below 1e-10
+    loss_rises: np.ndarray  # whether the loss rose in a step
 
 
-def run_scalar(depth: int, count: int, steps: int, seed: int) -> ScalarRuns:
+def run_scalar(seed: int, depth: int, plan: Plan) -> ScalarRuns:
     """Run gradient descent on random scalar networks that start in the stable set."""
-    w, lr = draw_scalar(depth, count, torch.Generator().manual_seed(1000 * depth + seed))
+    w, lr = draw_scalar(depth, plan.nets_per_depth, torch.Generator().manual_seed(1000 * depth + seed))
     path = [w]
-    for _ in range(steps):
+    for _ in range(plan.scalar_steps):
         w = w - lr[:, None] * ScalarNetwork(w).gradient()
         path.append(w)
     whole = torch.stack(path)
     kept = (whole > 0).all(-1).cummin(0).values
     # Where the signs are lost there is no closed form: such points count as balanced and are masked below.
-    gfs = ScalarNetwork(whole.where(kept[..., None], 1.0)).gfs_sharpness()
-    loss = ScalarNetwork(whole.where(kept[..., None], 1.0)).loss()
+    networks = ScalarNetwork(whole.where(kept[..., None], 1.0))
+    gfs, loss = networks.gfs_sharpness(), networks.loss()
     rises = ((gfs[1:] / gfs[:-1] - 1.0) * kept[1:]).clamp(min=0)
     climbs = (loss[1:] > loss[:-1] * (1 + 1e-9)) & (loss[:-1] > 1e-18) & kept[1:]
     converged = kept[-1] & (loss[-1] < 1e-10)
@@ -176,19 +157,18 @@ def draw_regression(seed: int) -> SquaredRegression:
     return SquaredRegression(u, v, x, y)
 
 
-def run_regression(seed: int, edge: float, steps: int) -> Run:
+def run_regression(seed: int, edge: float, plan: Plan) -> Run:
     """Run gradient descent, with the sharpness at every step, until the loss is at rounding."""
     model = draw_regression(seed)
     lr = edge / float(model.gfs_sharpness())
-    gfs, plain, loss = [], [], []
-    for _ in range(steps + 1):
-        gfs.append(float(model.gfs_sharpness()))
-        plain.append(float(model.sharpness()))
-        loss.append(float(model.loss()))
-        if loss[-1] < 1e-24:
+    rows: list[tuple[float, float, float]] = []
+    for _ in range(plan.regression_steps + 1):
+        rows.append((float(model.gfs_sharpness()), float(model.sharpness()), float(model.loss())))
+        if rows[-1][-1] < 1e-24:
             break
         model = model.gd_step(lr)
-    return Run(edge, lr, np.arange(len(gfs)), np.array(gfs), np.array(plain), np.array(loss))
+    gfs, plain, loss = np.array(rows).T
+    return Run(edge, lr, np.arange(len(rows)), gfs, plain, loss)
 
 
 # --- C: a network on digits --------------------------------------------------------------------------------------
@@ -244,34 +224,28 @@ def draw_network(seed: int) -> tuple[TanhNetwork, Float[Tensor, " parameters"]]:
     return network, torch.from_numpy(np.random.default_rng(seed).normal(0.0, 0.5, network.size))
 
 
-def run_network(seed: int, edge: float, steps: int, every: int) -> Run:
-    """Run gradient descent, and from every tenth point the flow to its end; stop where the loss has exploded."""
+def run_network(seed: int, edge: float, plan: Plan) -> Run:
+    """Run gradient descent, and now and then the flow to its end; stop where the loss has exploded."""
     network, w = draw_network(seed)
-    lr, marks, gfs, plain, loss, flows = 0.0, [], [], [], [], []
-    for step in range(steps + 1):
+    lr, rows, loss, flows = 0.0, [], [], []
+    for step in range(plan.network_steps + 1):
         loss.append(float(network.loss(w)))
         if not loss[-1] < EXPLODED * loss[0]:
             break
-        if step % every == 0:
+        if step % plan.measure_every == 0:
             flow = gradient_flow_limit(network.gradient, w, hess=network.hessian)
-            top = float(torch.linalg.eigvalsh(network.hessian(flow.x))[-1])
+            top, own = (float(torch.linalg.eigvalsh(network.hessian(at))[-1]) for at in (flow.x, w))
             lr = lr or edge / top
-            marks.append(step)
-            gfs.append(top)
-            plain.append(float(torch.linalg.eigvalsh(network.hessian(w))[-1]))
+            rows.append((step, top, own))
             flows.append(flow)
         w = w - lr * network.gradient(w)
+    at, gfs, plain = np.array(rows).T
     return Run(
-        edge,
-        lr,
-        np.array(marks),
-        np.array(gfs),
-        np.array(plain),
-        np.array(loss),
+        *(edge, lr, at, gfs, plain, np.array(loss)),
         evals=float(np.mean([flow.n_evals for flow in flows])),
         euler=float(np.mean([flow.t / (0.1 * lr) for flow in flows])),
         at_rest=all(flow.converged for flow in flows),
-        exploded=len(loss) <= steps,
+        exploded=len(loss) <= plan.network_steps,
     )
 
 
@@ -279,67 +253,60 @@ def run_network(seed: int, edge: float, steps: int, every: int) -> Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class Results:
     """All runs; those of the regression and of the network by seed and edge."""
 
-    scalar: Sequence[ScalarRuns]
+    scalar: list[ScalarRuns]
     regression: Mapping[tuple[int, float], Run]
     network: Mapping[tuple[int, float], Run]
 
-
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run the three parts and put what came out beside the claims."""
-    runs = _run_all(PLANS[budget], seeds, progress)
-    at_edge = [run for run in runs.network.values() if run.edge > EDGE]
-    claims = {
-        "scalar": _measure_scalar(runs.scalar),
-        "scalar-end": _measure_scalar_end(runs.scalar),
-        "regression": _measure_regression(list(runs.regression.values())),
-        "network": _measure_network(at_edge),
-        "others": _measure_others(runs),
-    }
-    curve = _network_figure(runs.network)
-    blocks: list[Text | Table | Figure | Code] = [
-        curve,
-        _loss_figure(runs.network),
-        _table("Network on digits", runs.network),
-        _table("Squared regression", runs.regression),
-        _notes(runs),
-    ]
-    summary = (
-        f"{len(at_edge)} runs of a network start beyond the edge of stability. {sum(run.exploded for run in at_edge)} "
-        "explode; in the others the sharpness of the gradient-flow solution rises between two measurements by at most "
-        f"{_share(_largest_rise(at_edge))}, while the plain sharpness rises in "
-        f"{sum(run.plain_rises for run in at_edge)} of all and the loss in {sum(run.loss_rises for run in at_edge)}."
-    )
-    return Measurement(claims, summary, blocks, curve.figure)
+    @property
+    def networks_beyond(self) -> list[Run]:
+        """The networks that start beyond the edge of stability."""
+        return [run for run in self.network.values() if run.edge > EDGE]
 
 
-def _run_all(plan: Plan, seeds: Sequence[int], progress: Progress) -> Runs:
-    scalar, regression, network = [], {}, {}
-    for i, seed in enumerate(seeds):
-        start, share = i / len(seeds), 1.0 / len(seeds)
-        progress(start, f"scalar networks, seed {seed}")
-        scalar += [run_scalar(d, plan.nets_per_depth, plan.scalar_steps, seed) for d in plan.depths]
-        progress(start + 0.1 * share, f"squared regression, seed {seed}")
-        for edge in plan.regression_edges:
-            regression[seed, edge] = run_regression(seed, edge, plan.regression_steps)
-        for j, edge in enumerate(plan.network_edges):
-            progress(start + (0.2 + 0.8 * j / len(plan.network_edges)) * share, f"network at {edge} / lr, seed {seed}")
-            network[seed, edge] = run_network(seed, edge, plan.network_steps, plan.measure_every)
-    progress(1.0, "done")
-    return Runs(scalar, regression, network)
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Run the three parts."""
+    plan = PLANS[budget]
+    at = partial(stage, progress)
+    scalar = run_each(lambda c: run_scalar(*c, plan), [*product(seeds, plan.depths)], at("scalar networks", 0, 0.1))
+    starts = [*product(seeds, plan.regression_edges)], [*product(seeds, plan.network_edges)]
+    regression = run_each(lambda c: run_regression(*c, plan), starts[0], at("squared regression", 0.1, 0.2))
+    network = run_each(lambda c: run_network(*c, plan), starts[1], at("network", 0.2, 1))
+    return Results(list(scalar.values()), regression, network)
 
 
-def _measure_scalar(runs: Sequence[ScalarRuns]) -> Measured:
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "scalar",
+    "In scalar networks no step of gradient descent raises the sharpness of the gradient-flow solution, up to "
+    "2 sqrt(2) / lr.",
+    paper="proved",
+    protocol="Largest relative rise in a step.",
+    reproduced=at_most("largest_rise", 1e-10),
+    refuted=above("largest_rise", 1e-2),
+)
+def scalar_networks(results: Results) -> Measured:
+    runs = results.scalar
     largest, count = max(run.largest_rise for run in runs), sum(len(run.edges) for run in runs)
     left = sum(run.left for run in runs)
     words = f"largest relative rise {largest:.1e} in {count} networks; {left} left the signs they started with"
     return Measured(words, {"largest_rise": largest, "networks": count, "left": left})
 
 
-def _measure_scalar_end(runs: Sequence[ScalarRuns]) -> Measured:
-    edges, ends = (np.concatenate([getattr(run, name) for run in runs]) for name in ("edges", "ends"))
+@claim(
+    "scalar-end",
+    "Scalar networks that start beyond 2 / lr end just below it.",
+    paper="proved, the gap left open",
+    protocol="Runs whose loss ends below 1e-10: what fraction ends in [1.9, 2] / lr (inside), where the highest ends.",
+    reproduced=at_least("inside", 0.9) & at_most("highest", EDGE),
+    refuted=below("inside", 0.5),
+)
+def scalar_end(results: Results) -> Measured:
+    edges, ends = (np.concatenate([getattr(run, name) for run in results.scalar]) for name in ("edges", "ends"))
     ends = ends[(edges > EDGE) & np.isfinite(ends)]
     if not len(ends):
         return Measured("no network that started beyond the edge has converged")
@@ -348,43 +315,86 @@ def _measure_scalar_end(runs: Sequence[ScalarRuns]) -> Measured:
     return Measured(words, {"inside": inside, "lowest": ends.min(), "highest": ends.max(), "networks": len(ends)})
 
 
-def _measure_regression(runs: Sequence[Run]) -> Measured:
-    largest = max(run.largest_rise for run in runs)
-    return Measured(f"largest relative rise {largest:.1e} in {len(runs)} runs", {"largest_rise": largest})
+@claim(
+    "regression",
+    "The same holds for the squared regression model.",
+    paper="shown in figures",
+    protocol="Largest relative rise in a step.",
+    reproduced=at_most("largest_rise", 1e-10),
+    refuted=above("largest_rise", 1e-2),
+)
+def squared_regression(results: Results) -> Measured:
+    largest = max(run.largest_rise for run in results.regression.values())
+    return Measured(f"largest relative rise {largest:.1e} in {len(results.regression)} runs", {"largest_rise": largest})
 
 
-def _measure_network(runs: Sequence[Run]) -> Measured:
+@claim(
+    "network",
+    "It falls steadily in networks on real data, where the plain sharpness does not.",
+    paper="shown in figures",
+    protocol="Starts in (2, 2.8] / lr, every tenth step. Largest relative rise, infinite for a run that explodes; "
+    "plain share: fraction of runs in which the plain sharpness rises; at rest: 1 if all flows came to their ends.",
+    reproduced=at_most("largest_rise", 1e-4) & equal_to("plain_share", 1) & equal_to("at_rest", 1),
+    refuted=above("largest_rise", 1e-2),
+)
+def network_on_digits(results: Results) -> Measured:
+    runs = results.networks_beyond
     largest = max(run.largest_rise for run in runs)
     risen, plain = sum(run.largest_rise > 1e-4 for run in runs), sum(run.plain_rises for run in runs)
-    exploded = sum(run.exploded for run in runs)
-    low, high = clopper_pearson(risen, len(runs))
+    exploded, (low, high) = sum(run.exploded for run in runs), clopper_pearson(risen, len(runs))
     words = (
         f"it rises in {risen} of {len(runs)} runs [{low:.0%}, {high:.0%}], of which {exploded} explode, elsewhere by "
-        f"at most {_share(_largest_rise(runs))}; the plain sharpness rises in {plain}"
+        f"at most {_largest_rise(runs)}; the plain sharpness rises in {plain}"
     )
     numbers = {"largest_rise": largest, "plain_share": plain / len(runs), "at_rest": all(run.at_rest for run in runs)}
     return Measured(words, numbers)
 
 
-def _measure_others(runs: Runs) -> Measured:
-    scalar = np.concatenate([run.loss_rises[run.edges > EDGE] for run in runs.scalar])
-    trained = [run for run in [*runs.regression.values(), *runs.network.values()] if run.edge > EDGE]
+@claim(
+    "others",
+    "At the edge of stability neither the loss nor the sharpness is monotone.",
+    paper="shown in figures",
+    protocol="Starts beyond 2 / lr: fraction of runs in which the loss, and the plain sharpness, rises.",
+    reproduced=at_least("loss_share", 0.9) & at_least("plain_share", 0.9),
+    refuted=below("loss_share", 0.5) | below("plain_share", 0.5),
+)
+def others(results: Results) -> Measured:
+    scalar = np.concatenate([run.loss_rises[run.edges > EDGE] for run in results.scalar])
+    trained = [run for run in results.regression.values() if run.edge > EDGE] + results.networks_beyond
     loss = int(scalar.sum()) + sum(run.loss_rises for run in trained)
     total, plain = len(scalar) + len(trained), sum(run.plain_rises for run in trained)
     words = f"the loss rises in {loss} of {total} runs, the plain sharpness in {plain} of {len(trained)}"
     return Measured(words, {"loss_share": loss / total, "plain_share": plain / len(trained)})
 
 
-def _largest_rise(runs: Sequence[Run]) -> float:
-    """Largest rise of the runs that did not explode."""
-    return max((run.largest_rise for run in runs if not run.exploded), default=0.0)
-
-
-def _share(value: float) -> str:
+def _largest_rise(runs: Sequence[Run]) -> str:
+    value = max((run.largest_rise for run in runs if not run.exploded), default=0.0)
     return "0" if value == 0 else f"{value:.1e}" if value < 1e-4 else f"{value:.2%}"
 
 
-# --- figures and tables ------------------------------------------------------------------------------------------
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, tables and summary together."""
+    runs, curve = results.networks_beyond, _network_figure(results.network)
+    summary = (
+        f"{len(runs)} runs of a network start beyond the edge of stability. {sum(run.exploded for run in runs)} "
+        "explode; in the others the sharpness of the gradient-flow solution rises between two measurements by at most "
+        f"{_largest_rise(runs)}, while the plain sharpness rises in "
+        f"{sum(run.plain_rises for run in runs)} of all and the loss in {sum(run.loss_rises for run in runs)}."
+    )
+    return Presentation(
+        summary,
+        [
+            curve,
+            _loss_figure(results.network),
+            _table("Network on digits", results.network),
+            _table("Squared regression", results.regression),
+            _notes(results.network.values()),
+        ],
+        curve.figure,
+    )
 
 
 def _network_figure(runs: Mapping[tuple[int, float], Run]) -> Figure:
@@ -393,9 +403,8 @@ def _network_figure(runs: Mapping[tuple[int, float], Run]) -> Figure:
         series[f"solution, start {edge}"] = (run.steps, run.lr * run.gfs)
         if edge > EDGE:
             series[f"weights, start {edge}"] = (run.steps, run.lr * run.plain)
-    figure = line_chart(
-        "Sharpness of the flow's solution and of the weights", series, "step", "learning rate x sharpness"
-    )
+    title = "Sharpness of the flow's solution and of the weights"
+    figure = line_chart(title, series, "step", "learning rate x sharpness")
     figure.figure.add_hline(y=EDGE, line_dash="dot", line_width=1, annotation_text="edge of stability")
     return figure
 
@@ -411,33 +420,23 @@ def _first_seed(runs: Mapping[tuple[int, float], Run]) -> dict[float, Run]:
 
 
 def _table(title: str, runs: Mapping[tuple[int, float], Run]) -> Table:
-    columns = [
-        "Seed",
-        "lr x GFS sharpness, start",
-        "End",
-        "Largest relative rise",
-        "Largest lr x plain sharpness",
-        "Plain sharpness rises",
-        "Loss rises",
-    ]
     rows = [
-        [
-            seed,
-            edge,
-            run.lr * run.gfs[-1],
-            "exploded" if run.exploded else run.largest_rise,
-            run.lr * run.plain.max(),
-            "yes" if run.plain_rises else "no",
-            "yes" if run.loss_rises else "no",
-        ]
+        {
+            "Seed": seed,
+            "lr x GFS sharpness, start": edge,
+            "End": run.lr * run.gfs[-1],
+            "Largest relative rise": "exploded" if run.exploded else run.largest_rise,
+            "Largest lr x plain sharpness": run.lr * run.plain.max(),
+            "Plain sharpness rises": "yes" if run.plain_rises else "no",
+            "Loss rises": "yes" if run.loss_rises else "no",
+        }
         for (seed, edge), run in runs.items()
     ]
-    return Table(title, columns, rows, "GFS sharpness: that of the point where gradient flow from the weights ends.")
+    return record_table(title, rows, "GFS sharpness: that of the point where gradient flow from the weights ends.")
 
 
-def _notes(runs: Runs) -> Text:
-    network = list(runs.network.values())
-    evals, euler = np.mean([run.evals for run in network]), np.mean([run.euler for run in network])
+def _notes(runs: Collection[Run]) -> Text:
+    evals, euler = np.mean([run.evals for run in runs]), np.mean([run.euler for run in runs])
     return Text(
         f"One gradient flow of the network takes {evals:,.0f} gradients by backward differentiation formulas; Euler's "
         f"method with a tenth of the learning rate would take {euler:,.0f}. In the scalar networks and the squared "
@@ -446,75 +445,6 @@ def _notes(runs: Runs) -> Text:
         title="Set-up",
     )
 
-
-# --- the claims --------------------------------------------------------------------------------------------------
-
-
-def judge_exact(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the largest rise where solutions are exact."""
-    return "reproduced" if n["largest_rise"] <= 1e-10 else "partly" if n["largest_rise"] <= 1e-2 else "refuted"
-
-
-def judge_scalar_end(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by how many runs end just below the edge, none above."""
-    if n["inside"] >= 0.9 and n["highest"] <= EDGE:
-        return "reproduced"
-    return "partly" if n["inside"] >= 0.5 else "refuted"
-
-
-def judge_network(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the largest rise, and by whether the plain sharpness would have done as well."""
-    if n["largest_rise"] > 1e-2:
-        return "refuted"
-    return "reproduced" if n["largest_rise"] <= 1e-4 and n["plain_share"] == 1.0 and n["at_rest"] else "partly"
-
-
-def judge_others(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the share of runs in which loss and sharpness rise."""
-    lower = min(n["loss_share"], n["plain_share"])
-    return "reproduced" if lower >= 0.9 else "partly" if lower >= 0.5 else "refuted"
-
-
-CLAIMS = (
-    Claim(
-        "scalar",
-        "In scalar networks no step of gradient descent raises the sharpness of the gradient-flow solution, up to "
-        "2 sqrt(2) / lr.",
-        "proved",
-        "Reproduced if no step raises it by more than 1e-10 (relative), refuted beyond 1 %.",
-        judge_exact,
-    ),
-    Claim(
-        "scalar-end",
-        "Scalar networks that start beyond 2 / lr end just below it.",
-        "proved, the gap left open",
-        "Runs whose loss ends below 1e-10. Reproduced if 90 % of them end in [1.9, 2] / lr and none above; refuted if "
-        "fewer than half do.",
-        judge_scalar_end,
-    ),
-    Claim(
-        "regression",
-        "The same holds for the squared regression model.",
-        "shown in figures",
-        "Reproduced if no step raises it by more than 1e-10 (relative), refuted beyond 1 %.",
-        judge_exact,
-    ),
-    Claim(
-        "network",
-        "It falls steadily in networks on real data, where the plain sharpness does not.",
-        "shown in figures",
-        "Starts in (2, 2.8] / lr, every tenth step. Reproduced if it never rises by more than 0.01 % and the plain "
-        "sharpness rises in every run; refuted if it rises by more than 1 % or a run explodes.",
-        judge_network,
-    ),
-    Claim(
-        "others",
-        "At the edge of stability neither the loss nor the sharpness is monotone.",
-        "shown in figures",
-        "Starts beyond 2 / lr. Reproduced if each rises in 90 % of the runs, refuted if one rises in fewer than half.",
-        judge_others,
-    ),
-)
 
 STUDY = Study(
     slug="gfs-sharpness",
@@ -527,7 +457,8 @@ STUDY = Study(
         2023,
         "2305.13064",
     ),
-    claims=CLAIMS,
     seeds={"tiny": 1, "default": 3, "full": 10},
-    measure=measure,
+    experiment=experiment,
+    claims=(scalar_networks, scalar_end, squared_regression, network_on_digits, others),
+    present=present,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,16 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from poise.evidence import PairedComparison, compare_paired
+from poise.evidence import compare_paired
 from poise.losses import stablemax_cross_entropy
 from poise.optim import OrthoGrad
 from poise.optim.geometry import cosine
-from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text, line_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.grid import part_of, run_grid
+from poise.studies.kit.networks import seeded_mlp
+from poise.studies.kit.rules import above, at_least, at_most, below, where
+from poise.studies.kit.tables import seed_chart
+from poise.studies.kit.words import difference, listed
 
-WIDTH = 200
-LR = 0.01
+WIDTH, LR = 200, 0.01
 
 Loss = Callable[..., Tensor]
 Maker = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -65,11 +67,11 @@ PLANS: dict[Budget, Plan] = {
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def addition(modulus: int, share: float, seed: int) -> Task:
+def addition(modulus: int, fraction: float, seed: int) -> Task:
     """Return all sums of two numbers modulo ``modulus``: two one-hot vectors, side by side, and the sum."""
     a, b = torch.cartesian_prod(torch.arange(modulus), torch.arange(modulus)).unbind(1)
     x = torch.cat([F.one_hot(a, modulus), F.one_hot(b, modulus)], 1).float()
-    train, test = _divide(len(x), round(share * len(x)), seed)
+    train, test = _divide(len(x), round(fraction * len(x)), seed)
     return Task(x, (a + b) % modulus, train, test, modulus)
 
 
@@ -94,7 +96,7 @@ def cross_entropy64(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tenso
 
 
 def collapsed(logits: Float[Tensor, "n classes"]) -> float:
-    """Return the share of samples in whose softmax every competitor is absorbed: the sum of exponentials is 1."""
+    """Return the fraction of samples in whose softmax every competitor is absorbed: the sum of exponentials is 1."""
     terms = (logits - logits.amax(1, keepdim=True)).exp()
     return float((terms.sum(1) == 1).double().mean())
 
@@ -104,14 +106,14 @@ def collapsed(logits: Float[Tensor, "n classes"]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One network: what was measured every few epochs, and the share of collapsed samples at every epoch."""
+    """One network: what was measured every few epochs, and the fraction of collapsed samples at every epoch."""
 
+    collapse: NDArray[np.float64]
     epochs: NDArray[np.float64]
     train: NDArray[np.float64]
     test: NDArray[np.float64]
     zero_terms: NDArray[np.float64]
     alignment: NDArray[np.float64]
-    collapse: NDArray[np.float64]
 
     @property
     def alignment_after_fit(self) -> float:
@@ -131,7 +133,7 @@ def train(task: Task, make: Maker, loss: Loss, epochs: int, seed: int, every: in
         seed: seed of the initial weights.
         every: epochs between two measurements; the last epoch is always measured.
     """
-    model = _network(task, seed)
+    model = seeded_mlp((task.x.shape[1], WIDTH, WIDTH, task.classes), seed, nn.ReLU, bias=False)
     head = list(model.parameters())[-1]
     optimizer = make(model.parameters())
     x, y = task.x[task.train], task.y[task.train]
@@ -146,29 +148,24 @@ def train(task: Task, make: Maker, loss: Loss, epochs: int, seed: int, every: in
         if epoch % every == 0 or epoch == epochs - 1:
             assert head.grad is not None
             zero, along = float((terms == 0).double().mean()), float(cosine(head.detach(), -head.grad))
-            rows.append((epoch, _accuracy(seen, y), _test_accuracy(model, task), zero, along))
+            with torch.no_grad():
+                tested = _accuracy(model(task.x[task.test]), task.y[task.test])
+            rows.append((epoch, _accuracy(seen, y), tested, zero, along))
         optimizer.step()
-    at, fit, tested, zeros, cosines = np.array(rows, dtype=np.float64).T
-    return Run(at, fit, tested, zeros, cosines, collapse)
-
-
-def _network(task: Task, seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return mlp((task.x.shape[1], WIDTH, WIDTH, task.classes), nn.ReLU, bias=False)
-
-
-@torch.no_grad()
-def _test_accuracy(model: nn.Module, task: Task) -> float:
-    return _accuracy(model(task.x[task.test]), task.y[task.test])
+    return Run(collapse, *np.array(rows, dtype=np.float64).T)
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(1) == y).double().mean())
 
 
+def adamw(beta2: float, eps: float) -> Maker:
+    """Return what makes AdamW without decay."""
+    return lambda p: AdamW(p, LR, betas=(0.9, beta2), eps=eps, weight_decay=0.0)
+
+
 # The arms of the three parts. The authors' runs gave OrthoGrad's AdamW torch's own betas and epsilon; the smaller
-# epsilons keep Adam itself from stopping before the softmax does.
+# epsilons of the other parts keep Adam itself from stopping before the softmax does.
 ORTHO_ARMS: Mapping[str, Maker] = {
     "OrthoGrad(AdamW)": lambda p: OrthoGrad(AdamW(p, LR, weight_decay=0.0)),
     "AdamW": lambda p: AdamW(p, LR, weight_decay=0.0),
@@ -178,158 +175,81 @@ COLLAPSE_ARMS: Mapping[str, Loss] = {"softmax, float32": F.cross_entropy, "softm
 PARITY_ARMS: Mapping[str, Loss] = {"cross entropy": F.cross_entropy, "StableMax": stablemax_cross_entropy}
 
 
-def _collapse_optimizer(params: Iterable[nn.Parameter]) -> AdamW:
-    return AdamW(params, LR, betas=(0.9, 0.99), eps=1e-25, weight_decay=0.0)
+# --- the experiment ----------------------------------------------------------------------------------------------
 
-
-def _parity_optimizer(params: Iterable[nn.Parameter]) -> AdamW:
-    return AdamW(params, LR, betas=(0.9, 0.999), eps=1e-18, weight_decay=0.0)
-
-
-# --- the claims --------------------------------------------------------------------------------------------------
-
-
-def judge_ortho(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the worst seed with the projection and the best one without."""
-    if n["ortho_min"] >= 0.85 and n["plain_max"] <= 0.05:
-        return "reproduced"
-    return "refuted" if n["plain_max"] >= 0.85 or n["ortho_min"] - n["plain_max"] < 0.2 else "partly"
-
-
-def judge_collapse(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the largest shares of collapsed samples in both precisions, and the accuracy."""
-    if n["float32_min"] >= 0.5 and n["float64_max"] < 0.05 and n["test_max"] <= 0.05:
-        return "reproduced"
-    return "refuted" if n["float32_min"] < 0.05 or n["float64_max"] >= n["float32_min"] else "partly"
-
-
-def judge_stablemax(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by on how many seeds StableMax leads by 8 points, and whether any of its terms is zero."""
-    if n["zero_terms"] > 0 or n["difference"] <= 0:
-        return "refuted"
-    return "reproduced" if 3 * n["seeds_won"] >= 2 * n["seeds"] else "partly"
-
-
-def judge_alignment(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the cosine of the seed where it is lowest."""
-    return "reproduced" if n["cosine_min"] > 0.5 else "refuted" if n["cosine_min"] < 0.2 else "partly"
-
-
-CLAIMS = (
-    Claim(
-        "orthograd",
-        "Without the gradient's part along the weights, networks generalise where AdamW without decay only memorises.",
-        "addition modulo 113: all of the test set within 300 to 400 epochs; AdamW near none",
-        "Test accuracy after 300 epochs, modulo 47. Reproduced if at least 85 % on every seed, and at most 5 % with "
-        "AdamW; refuted if AdamW generalises too or the two are less than 20 points apart.",
-        judge_ortho,
-    ),
-    Claim(
-        "softmax-collapse",
-        "Float absorption sets the gradients of well-fitted samples to exactly zero; more precision delays it.",
-        "figures only",
-        "Largest share of collapsed samples over 2000 epochs, modulo 31. Reproduced if at least 50 % in float32 and "
-        "below 5 % in float64 on every seed, with at most 5 % test accuracy; refuted if float32 stays below 5 % or "
-        "float64 collapses as much.",
-        judge_collapse,
-    ),
-    Claim(
-        "stablemax",
-        "StableMax does not collapse and goes on to generalise without regularisation.",
-        "sparse parity: generalises; figures only",
-        "Test accuracy after 1500 epochs. Reproduced if it leads cross entropy by 8 points on two of three seeds and "
-        "no term of its loss is zero; refuted if terms are zero or it does not lead on average.",
-        judge_stablemax,
-    ),
-    Claim(
-        "naive-loss-minimisation",
-        "Once all training samples are right, gradients align with the weights: logits are only scaled up.",
-        "cosine up to 0.9 in output layers",
-        "Largest cosine of the last layer and its descent direction after the fit, AdamW, modulo 47. Reproduced if "
-        "above 0.5 on every seed, refuted if below 0.2 on one.",
-        judge_alignment,
-    ),
-)
+Runs = Mapping[str, list[Run]]
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """Runs by arm, one a seed, of the three parts."""
 
-    ortho: Mapping[str, list[Run]]
-    collapse: Mapping[str, list[Run]]
-    parity: Mapping[str, list[Run]]
+    plan: Plan
+    seeds: Sequence[int]
+    ortho: Runs
+    collapse: Runs
+    parity: Runs
 
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run the three parts and put what came out beside the claims."""
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Run the three parts."""
     plan = PLANS[budget]
-    results = _train_all(plan, seeds, progress)
-    parity = _compare(results.parity, "cross entropy", "StableMax")
-    claims = {
-        "orthograd": _measure_ortho(results.ortho, plan),
-        "softmax-collapse": _measure_collapse(results.collapse),
-        "stablemax": _measure_stablemax(results.parity, parity),
-        "naive-loss-minimisation": _measure_alignment(results.ortho["AdamW"]),
-    }
-    figure = _accuracy_figure("Test accuracy, modular addition", results.ortho)
-    blocks: list[Text | Table | Figure | Code] = [
-        figure,
-        _collapse_figure(results.collapse),
-        _accuracy_figure("Test accuracy, sparse parity", results.parity),
-        _table(results, seeds),
-        _notes(plan),
-    ]
-    summary = f"{claims['orthograd'].ours}. {claims['softmax-collapse'].ours}."
-    return Measurement(claims, summary, blocks, figure.figure)
+
+    def ortho(arm: str, seed: int) -> Run:
+        task = addition(plan.modulus, 0.4, seed)
+        return train(task, ORTHO_ARMS[arm], F.cross_entropy, plan.ortho_epochs, seed)
+
+    def collapse(arm: str, seed: int) -> Run:
+        task = addition(plan.collapse_modulus, 0.5, seed)
+        return train(task, adamw(0.99, 1e-25), COLLAPSE_ARMS[arm], plan.collapse_epochs, seed, every=50)
+
+    def parity(arm: str, seed: int) -> Run:
+        task = sparse_parity(seed)
+        return train(task, adamw(0.999, 1e-18), PARITY_ARMS[arm], plan.parity_epochs, seed, every=25)
+
+    return Results(
+        plan,
+        seeds,
+        run_grid(ortho, list(ORTHO_ARMS), seeds, part_of(progress, 0, 0.4)),
+        run_grid(collapse, list(COLLAPSE_ARMS), seeds, part_of(progress, 0.4, 0.7)),
+        run_grid(parity, list(PARITY_ARMS), seeds, part_of(progress, 0.7, 1)),
+    )
 
 
-def _train_all(plan: Plan, seeds: Sequence[int], progress: Progress) -> Results:
-    jobs: list[tuple[str, str, Callable[[int], Run]]] = [
-        *(("ortho", name, partial(_ortho_run, plan, make)) for name, make in ORTHO_ARMS.items()),
-        *(("collapse", name, partial(_collapse_run, plan, loss)) for name, loss in COLLAPSE_ARMS.items()),
-        *(("parity", name, partial(_parity_run, plan, loss)) for name, loss in PARITY_ARMS.items()),
-    ]
-    found: dict[str, dict[str, list[Run]]] = {"ortho": {}, "collapse": {}, "parity": {}}
-    for i, (part, name, run) in enumerate(jobs):
-        found[part][name] = []
-        for k, seed in enumerate(seeds):
-            progress((i + k / len(seeds)) / len(jobs), f"{name}, seed {seed}")
-            found[part][name].append(run(seed))
-    progress(1.0, "done")
-    return Results(**found)
+# --- the claims --------------------------------------------------------------------------------------------------
 
 
-def _ortho_run(plan: Plan, make: Maker, seed: int) -> Run:
-    return train(addition(plan.modulus, 0.4, seed), make, F.cross_entropy, plan.ortho_epochs, seed)
-
-
-def _collapse_run(plan: Plan, loss: Loss, seed: int) -> Run:
-    task = addition(plan.collapse_modulus, 0.5, seed)
-    return train(task, _collapse_optimizer, loss, plan.collapse_epochs, seed, every=50)
-
-
-def _parity_run(plan: Plan, loss: Loss, seed: int) -> Run:
-    return train(sparse_parity(seed), _parity_optimizer, loss, plan.parity_epochs, seed, every=25)
-
-
-def _compare(runs: Mapping[str, list[Run]], control: str, treated: str) -> PairedComparison:
-    a, b = ([100 * run.test[-1] for run in runs[name]] for name in (control, treated))
-    return compare_paired(a, b, lower_is_better=False)
-
-
-def _measure_ortho(runs: Mapping[str, list[Run]], plan: Plan) -> Measured:
-    ortho, plain, decay = ([run.test[-1] for run in runs[name]] for name in ORTHO_ARMS)
+@claim(
+    "orthograd",
+    "Without the gradient's part along the weights, networks generalise where AdamW without decay only memorises.",
+    paper="addition modulo 113: all of the test set within 300 to 400 epochs; AdamW near none",
+    protocol="Test accuracy after 300 epochs, modulo 47: the lowest of all seeds with OrthoGrad (ortho min), the "
+    "highest with AdamW (plain max).",
+    reproduced=at_least("ortho_min", 0.85) & at_most("plain_max", 0.05),
+    refuted=at_least("plain_max", 0.85)
+    | where("ortho min - plain max < 0.2", ["ortho_min", "plain_max"], lambda n: n["ortho_min"] - n["plain_max"] < 0.2),
+)
+def orthograd(results: Results) -> Measured:
+    ortho, plain, decay = ([run.test[-1] for run in results.ortho[name]] for name in ORTHO_ARMS)
     words = (
-        f"test accuracy after {plan.ortho_epochs} epochs {_percent(ortho)} with OrthoGrad, {_percent(plain)} with "
-        f"AdamW, {_percent(decay)} with decay 1"
+        f"test accuracy after {results.plan.ortho_epochs} epochs {_percent(ortho)} with OrthoGrad, {_percent(plain)} "
+        f"with AdamW, {_percent(decay)} with decay 1"
     )
     return Measured(words, {"ortho_min": min(ortho), "plain_max": max(plain), "decay_max": max(decay)})
 
 
-def _measure_collapse(runs: Mapping[str, list[Run]]) -> Measured:
-    narrow, wide = ([run.collapse.max() for run in runs[name]] for name in COLLAPSE_ARMS)
-    test = [run.test[-1] for found in runs.values() for run in found]
+@claim(
+    "softmax-collapse",
+    "Float absorption sets the gradients of well-fitted samples to exactly zero; more precision delays it.",
+    paper="figures only",
+    protocol="Largest fraction of collapsed samples over 2000 epochs, modulo 31: the smallest of all seeds in float32, "
+    "the largest in float64; and the largest test accuracy.",
+    reproduced=at_least("float32_min", 0.5) & below("float64_max", 0.05) & at_most("test_max", 0.05),
+    refuted=below("float32_min", 0.05) | at_least("float64_max", "float32_min"),
+)
+def softmax_collapse(results: Results) -> Measured:
+    narrow, wide = ([run.collapse.max() for run in results.collapse[name]] for name in COLLAPSE_ARMS)
+    test = [run.test[-1] for runs in results.collapse.values() for run in runs]
     words = (
         f"at most {_percent(narrow)} of samples collapsed in float32, {_percent(wide)} in float64; test accuracy "
         f"{_percent(test)}"
@@ -337,55 +257,82 @@ def _measure_collapse(runs: Mapping[str, list[Run]]) -> Measured:
     return Measured(words, {"float32_min": min(narrow), "float64_max": max(wide), "test_max": max(test)})
 
 
-def _measure_stablemax(runs: Mapping[str, list[Run]], paired: PairedComparison) -> Measured:
-    plain, stable = (np.array([run.test[-1] for run in runs[name]]) for name in PARITY_ARMS)
-    zero = {name: max(run.zero_terms.max() for run in found) for name, found in runs.items()}
-    low, high = paired.interval
+@claim(
+    "stablemax",
+    "StableMax does not collapse and goes on to generalise without regularisation.",
+    paper="sparse parity: generalises; figures only",
+    protocol="Test accuracy after 1500 epochs in points, StableMax minus cross entropy: the mean, and the seeds with 8 "
+    "points or more (seeds won). Zero terms: largest fraction of samples whose StableMax loss is exactly zero.",
+    reproduced=where(
+        "seeds won ≥ 2/3 of all seeds", ["seeds_won", "seeds"], lambda n: 3 * n["seeds_won"] >= 2 * n["seeds"]
+    ),
+    refuted=above("zero_terms", 0) | at_most("difference", 0),
+)
+def stablemax(results: Results) -> Measured:
+    plain, stable = (np.array([run.test[-1] for run in results.parity[name]]) for name in PARITY_ARMS)
+    zero_plain, zero = (max(run.zero_terms.max() for run in results.parity[name]) for name in PARITY_ARMS)
+    paired = compare_paired(100 * plain, 100 * stable, lower_is_better=False)
     words = (
         f"test accuracy {_percent(stable)} with StableMax, {_percent(plain)} with cross entropy, difference "
-        f"{paired.difference:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}); zero terms at most "
-        f"{100 * zero['StableMax']:.0f} % and {100 * zero['cross entropy']:.0f} %"
+        f"{difference(paired, '+.1f', 'points')}; zero terms at most {100 * zero:.0f} % and {100 * zero_plain:.0f} %"
     )
-    numbers = {
-        "seeds": float(len(plain)),
-        "seeds_won": float((stable - plain >= 0.08).sum()),
-        "difference": paired.difference,
-        "zero_terms": zero["StableMax"],
-    }
+    won = (stable - plain >= 0.08).sum()
+    numbers = {"seeds": len(plain), "seeds_won": won, "difference": paired.difference, "zero_terms": zero}
     return Measured(words, numbers)
 
 
-def _measure_alignment(runs: Sequence[Run]) -> Measured:
-    cosines = [run.alignment_after_fit for run in runs]
-    return Measured("cosines " + ", ".join(f"{c:.2f}" for c in cosines), {"cosine_min": min(cosines)})
+@claim(
+    "naive-loss-minimisation",
+    "Once all training samples are right, gradients align with the weights: logits are only scaled up.",
+    paper="cosine up to 0.9 in output layers",
+    protocol="AdamW, modulo 47. Largest cosine of the last layer and its descent direction after the fit, the smallest "
+    "of all seeds.",
+    reproduced=above("cosine_min", 0.5),
+    refuted=below("cosine_min", 0.2),
+)
+def naive_loss_minimisation(results: Results) -> Measured:
+    cosines = [run.alignment_after_fit for run in results.ortho["AdamW"]]
+    return Measured(f"cosines {listed(cosines, '.2f')}", {"cosine_min": min(cosines)})
 
 
 def _percent(values: Iterable[float]) -> str:
     return " / ".join(f"{100 * value:.1f}" for value in values) + " %"
 
 
-def _accuracy_figure(title: str, runs: Mapping[str, list[Run]]) -> Figure:
-    curves = {name: (found[0].epochs, np.mean([run.test for run in found], 0)) for name, found in runs.items()}
-    bands = {
-        name: (found[0].epochs, np.min([run.test for run in found], 0), np.max([run.test for run in found], 0))
-        for name, found in runs.items()
-    }
-    return line_chart(title, curves, "epoch", "test accuracy, mean and range over seeds", bands=bands)
+# --- the report --------------------------------------------------------------------------------------------------
 
 
-def _collapse_figure(runs: Mapping[str, list[Run]]) -> Figure:
-    curves = {name: np.mean([run.collapse for run in found], 0) for name, found in runs.items()}
-    series = {name: (np.arange(len(curve)), curve) for name, curve in curves.items()}
-    return line_chart("Collapsed samples", series, "epoch", "share of training samples, mean over seeds")
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, table and summary together."""
+    figure = _accuracy_figure("Test accuracy, modular addition", results.ortho)
+    collapse = {name: np.mean([run.collapse for run in runs], 0) for name, runs in results.collapse.items()}
+    lines = {name: (np.arange(len(curve)), curve) for name, curve in collapse.items()}
+    return Presentation(
+        f"{claims['orthograd'].text}. {claims['softmax-collapse'].text}.",
+        [
+            figure,
+            line_chart("Collapsed samples", lines, "epoch", "fraction of training samples, mean over seeds"),
+            _accuracy_figure("Test accuracy, sparse parity", results.parity),
+            _table(results),
+            _notes(results.plan),
+        ],
+        figure.figure,
+    )
 
 
-def _table(results: Results, seeds: Sequence[int]) -> Table:
-    rows: list[list[object]] = []
-    for part, runs in (("addition", results.ortho), ("collapse", results.collapse), ("parity", results.parity)):
-        for name, found in runs.items():
-            for seed, run in zip(seeds, found, strict=True):
-                last = [100 * run.train[-1], 100 * run.test[-1], 100 * run.collapse.max(), 100 * run.zero_terms.max()]
-                rows.append([part, name, seed, *last, run.alignment_after_fit])
+def _accuracy_figure(title: str, runs: Runs) -> Figure:
+    curves = {name: (of_arm[0].epochs, [run.test for run in of_arm]) for name, of_arm in runs.items()}
+    return seed_chart(title, curves, "epoch", "test accuracy, mean and range over seeds")
+
+
+def _table(results: Results) -> Table:
+    parts = {"addition": results.ortho, "collapse": results.collapse, "parity": results.parity}
+    rows = []
+    for part, runs in parts.items():
+        for name, of_arm in runs.items():
+            for seed, run in zip(results.seeds, of_arm, strict=True):
+                fractions = run.train[-1], run.test[-1], run.collapse.max(), run.zero_terms.max()
+                rows.append([part, name, seed, *(100 * f for f in fractions), run.alignment_after_fit])
     columns = ["part", "arm", "seed", "train, %", "test, %", "most collapsed, %", "most zero terms, %", "cosine"]
     caption = (
         "Cosine: the largest one between the last layer and its descent direction after all training samples are "
@@ -409,7 +356,8 @@ STUDY = Study(
     title="Does rounding stop networks from learning before they generalise?",
     room="losses",
     paper=Paper("Grokking at the Edge of Numerical Stability", "Prieto et al.", 2025, "2501.04697"),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(orthograd, softmax_collapse, stablemax, naive_loss_minimisation),
+    present=present,
 )

@@ -10,30 +10,35 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from joblib import Parallel, delayed
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from scipy.stats import gmean, rankdata
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.optim import SGD
 
 from poise.curvature import Hessian, eigs
-from poise.data import load_digits, standardize
 from poise.dynamics import momentum_edge
 from poise.nn import gaussian_batches, gradinit_sgd_, metainit_
-from poise.report import Code, Figure, Table, Text, line_chart, scatter_chart
-from poise.studies.networks import mlp
-from poise.studies.side_by_side import SideBySide
-from poise.studies.stacked_mlp import batch_indices, stacked_cross_entropy
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text, line_chart, scatter_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.batches import batch_indices, cross_entropies
+from poise.studies.kit.digits import digits
+from poise.studies.kit.grid import part_of, run_each
+from poise.studies.kit.networks import mlp
+from poise.studies.kit.rules import all_or_none, at_least, at_most, below, equal_to
+from poise.studies.kit.side_by_side import SideBySide
+from poise.studies.kit.tables import log_x
+from poise.studies.kit.words import listed
 
 WIDTH, BRANCHES, BATCH, MOMENTUM, CLIP = 64, 10, 64, 0.9, 1.0
 PLAIN, WARM_UP, CLIPPED, NORMED = "plain", "warm-up", "clip", "LayerNorm"
@@ -79,10 +84,7 @@ class ResidualMLP(nn.Module):
         self.first, self.last = nn.Linear(64, WIDTH), nn.Linear(WIDTH, 10)
         self.branches = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(BRANCHES))
         self.norms = nn.ModuleList(norm() for _ in range(BRANCHES + 1))
-        for branch in self.branches:
-            assert isinstance(branch, nn.Linear)
-            nn.init.kaiming_normal_(branch.weight, nonlinearity="relu")
-            nn.init.zeros_(branch.bias)
+        he_(self.branches)
 
     def forward(self, x: Float[Tensor, "batch 64"]) -> Float[Tensor, "batch 10"]:
         """Return the logits."""
@@ -101,10 +103,8 @@ def network(strategy: str, seed: int, plan: Plan) -> ResidualMLP:
         seed: of the weights, the same ones for all strategies.
         plan: says how many steps an initialiser takes.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = ResidualMLP(strategy == NORMED)
-    x, y = digits()
+    net = seeded(lambda: ResidualMLP(strategy == NORMED), seed)
+    x, y = examples()
     halves = list(zip(x.split(BATCH // 2), y.split(BATCH // 2), strict=True))[:-1]
     if strategy == "MetaInit":
         data = gaussian_batches((BATCH, 64), 10, seed)
@@ -114,24 +114,50 @@ def network(strategy: str, seed: int, plan: Plan) -> ResidualMLP:
     return net
 
 
-@cache
-def digits() -> tuple[Tensor, Tensor]:
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def seeded(make: Callable[[], Net], seed: int) -> Net:
+    """Return what ``make`` makes with torch's global generator set to a seed, and leave the generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def he_(layers: Iterable[nn.Module]) -> None:
+    """Give linear layers He's weights and no biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+def examples() -> tuple[Float[Tensor, "1797 64"], Int64[Tensor, " 1797"]]:
     """Return all standardised digits and their classes, in an order of no meaning."""
-    data = load_digits()
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-    (x,) = standardize(data.inputs[order])
-    return x, data.targets[order]
+    x, y, *_ = digits(0, train=1797)
+    return x, y
 
 
-def sharpness(net: nn.Module, examples: int) -> float:
+def sharpness(net: nn.Module, count: int) -> float:
     """Return the largest eigenvalue of the Hessian on the first digits; infinite for a network that has diverged."""
-    x, y = digits()
-    x, y, net = x[:examples].double(), y[:examples], copy.deepcopy(net).double()
+    x, y = examples()
+    x, y, net = x[:count].double(), y[:count], copy.deepcopy(net).double()
     with torch.no_grad():
         if not F.cross_entropy(net(x), y).isfinite():
             return math.inf
     generator = torch.Generator().manual_seed(0)
     return float(eigs(Hessian(net, nn.CrossEntropyLoss(), (x, y)), tol=1e-2, generator=generator).values[0])
+
+
+def sharpness_of_all(nets: Iterable[nn.Module], plan: Plan, progress: Progress) -> NDArray[np.float64]:
+    """Return the sharpness of every network."""
+    copies = [
+        copy.deepcopy(net) for net in nets
+    ]  # views of stacked parameters would go to processes as the whole stack
+    steepness = run_each(
+        partial(sharpness, count=plan.examples), copies, progress, plan.n_jobs, lambda net: "sharpness"
+    )
+    return np.array(list(steepness.values()))
 
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -142,25 +168,15 @@ Grid = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """All runs of one strategy.
-
-    Args:
-        lrs: the learning rates.
-        start: loss of the fresh network on all digits, per seed.
-        fresh: its sharpness, per seed.
-        loss: mean of the last 20 training losses; infinite if one is not finite.
-        early: sharpness at the probe step.
-        ratio: that times the learning rate of that step, over the limit 2 (1 + beta).
-        late: sharpness at the end.
-    """
+    """All runs of one strategy: a value per seed, or per learning rate and seed."""
 
     lrs: tuple[float, ...]
-    start: NDArray[np.float64]
-    fresh: NDArray[np.float64]
-    loss: Grid
-    early: Grid
-    ratio: Grid
-    late: Grid
+    start: NDArray[np.float64]  # loss of the fresh network on all digits
+    fresh: NDArray[np.float64]  # its sharpness
+    loss: Grid  # mean of the last 20 training losses; infinite if one is not finite
+    early: Grid  # sharpness at the probe step
+    ratio: Grid  # that times the learning rate of that step, over the limit 2 (1 + beta)
+    late: Grid  # sharpness at the end
 
     @property
     def trained(self) -> NDArray[np.bool_]:
@@ -173,65 +189,40 @@ class Runs:
         return (np.array(self.lrs)[:, None] * self.trained).max(0)
 
 
-def train(strategies: Sequence[str], plan: Plan, seeds: Sequence[int]) -> dict[str, Runs]:
-    """Train every strategy at every learning rate and seed, all side by side.
-
-    Args:
-        strategies: of one architecture.
-        plan: the budget.
-        seeds: of weights and batches.
-    """
-    x, y = digits()
+def train(strategies: Sequence[str], plan: Plan, seeds: Sequence[int], progress: Progress) -> dict[str, Runs]:
+    """Train every strategy, all of one architecture, at every learning rate and seed, all side by side."""
+    x, y = examples()
     begun = list(product(strategies, seeds))
-    fresh = dict(zip(begun, Parallel(plan.n_jobs)(delayed(network)(s, seed, plan) for s, seed in begun), strict=True))
+    fresh = run_each(lambda cell: network(*cell, plan), begun, part_of(progress, 0, 0.5), plan.n_jobs, "{0[0]}".format)
     runs = list(product(strategies, plan.lrs, seeds))
-    nets, pattern = SideBySide([fresh[s, seed] for s, _, seed in runs]), fresh[strategies[0], seeds[0]]
+    nets = SideBySide([fresh[s, seed] for s, _, seed in runs])
     lrs = torch.tensor([lr for _, lr, _ in runs])
     warming, clipping = (torch.tensor([s == name for s, _, _ in runs]) for name in (WARM_UP, CLIPPED))
-    start = [float(F.cross_entropy(net(x), y).detach()) for net in fresh.values()]
-    steep = [sharpness(net, plan.examples) for net in fresh.values()]
+    start = np.array([float(F.cross_entropy(net(x), y).detach()) for net in fresh.values()])
+    steep = sharpness_of_all(fresh.values(), plan, part_of(progress, 0.5, 0.6))
     losses, buffers = [], [torch.zeros_like(p) for p in nets.parameters()]
     early = ratio = np.zeros(len(runs))
     picks = batch_indices(seeds, len(y), plan.steps, BATCH).repeat(1, len(runs) // len(seeds), 1)
     for step, pick in enumerate(picks):
-        rise = min(1.0, (step + 1) / plan.warm_up)
-        loss = stacked_cross_entropy(nets(x[pick]), y[pick])
+        loss = cross_entropies(nets(x[pick]), y[pick])
         losses.append(loss.detach())
         gradients = torch.autograd.grad(loss.sum(), nets.parameters())
         norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
         clip = torch.where(clipping, (CLIP / norms).clamp(max=1.0), 1.0)
-        rates = torch.where(warming, rise * lrs, lrs)
+        rates = torch.where(warming, min(1.0, (step + 1) / plan.warm_up) * lrs, lrs)
         if step == plan.probe_step:
-            early = _sharpness_of_all(nets, pattern, plan)
+            early = sharpness_of_all(nets.models, plan, part_of(progress, 0.6, 0.8))
             ratio = (rates * clip).double().numpy() * early / EDGE
-        _momentum_step(nets.parameters(), gradients, buffers, rates, clip)
+        with torch.no_grad():  # torch's SGD with momentum, with a learning rate and a clip for every network
+            for p, g, v in zip(nets.parameters(), gradients, buffers, strict=True):
+                column = (-1, *[1] * (p.ndim - 1))
+                v.mul_(MOMENTUM).add_(clip.view(column) * g)
+                p.sub_(rates.view(column) * v)
     last = torch.stack(losses[-20:]).double().mean(0).nan_to_num(nan=math.inf).numpy()
-    shape = (len(strategies), len(plan.lrs), len(seeds))
-    grids = [values.reshape(shape) for values in (last, early, ratio, _sharpness_of_all(nets, pattern, plan))]
-    per_seed = [np.array(values).reshape(len(strategies), len(seeds)) for values in (start, steep)]
-    return {
-        s: Runs(plan.lrs, *(values[i] for values in per_seed), *(grid[i] for grid in grids))
-        for i, s in enumerate(strategies)
-    }
-
-
-@torch.no_grad()
-def _momentum_step(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], buffers: Sequence[Tensor], rates: Tensor, clip: Tensor
-) -> None:
-    """SGD with momentum as torch has it, with a learning rate and a factor on the gradient for every network."""
-    for p, g, v in zip(parameters, gradients, buffers, strict=True):
-        column = (-1, *[1] * (p.ndim - 1))
-        v.mul_(MOMENTUM).add_(clip.view(column) * g)
-        p.sub_(rates.view(column) * v)
-
-
-def _sharpness_of_all(nets: SideBySide, pattern: nn.Module, plan: Plan) -> NDArray[np.float64]:
-    copies = [copy.deepcopy(pattern) for _ in range(nets.nets)]
-    for i, net in enumerate(copies):
-        for own, stacked in zip(net.parameters(), nets.parameters(), strict=True):
-            own.data.copy_(stacked[i])
-    return np.array(Parallel(plan.n_jobs)(delayed(sharpness)(net, plan.examples) for net in copies))
+    late = sharpness_of_all(nets.models, plan, part_of(progress, 0.8, 1))
+    per_seed = [values.reshape(len(strategies), len(seeds)) for values in (start, steep)]
+    grids = [values.reshape(len(strategies), len(plan.lrs), len(seeds)) for values in (last, early, ratio, late)]
+    return {s: Runs(plan.lrs, *(values[i] for values in (*per_seed, *grids))) for i, s in enumerate(strategies)}
 
 
 # --- the counter-example -----------------------------------------------------------------------------------------
@@ -248,173 +239,125 @@ class PlainNetworks:
 
 def plain_networks(plan: Plan, seeds: Sequence[int]) -> PlainNetworks:
     """Train plain networks from He's weights, with and without warm-up, at multiples of their limit."""
-    x, y = (part[: plan.examples] for part in digits())
-    fresh = [_plain_network(seed) for seed in seeds]
+    x, y = (part[: plan.examples] for part in examples())
+    fresh = [seeded(_plain_network, seed) for seed in seeds]
     limits = [2 / sharpness(net, plan.examples) for net in fresh]
     runs = list(product((False, True), plan.multiples, range(len(seeds))))
     nets = SideBySide([fresh[i] for _, _, i in runs])
+    optimizer = SGD(nets.parameters(), lr=1.0)  # every network's own learning rate is a factor on its gradient
     lrs = torch.tensor([multiple * limits[i] for _, multiple, i in runs])
-    warming, ones = torch.tensor([warmed for warmed, _, _ in runs]), torch.ones(len(runs))
+    warming = torch.tensor([warmed for warmed, _, _ in runs])
     inputs, targets, start = x.expand(len(runs), *x.shape), y.expand(len(runs), -1), 0.0
     for step in range(plan.steps):
-        loss = stacked_cross_entropy(nets(inputs), targets)
+        loss = cross_entropies(nets(inputs), targets)
         start = start or float(loss.detach().mean())
-        gradients = torch.autograd.grad(loss.sum(), nets.parameters())
-        rates = torch.where(warming, min(1.0, (step + 1) / plan.warm_up) * lrs, lrs)
-        at_rest = [torch.zeros_like(p) for p in nets.parameters()]  # every step anew: no momentum here
-        _momentum_step(nets.parameters(), gradients, at_rest, rates, ones)
-    with torch.no_grad():
-        final = stacked_cross_entropy(nets(inputs), targets).double().nan_to_num(nan=math.inf).numpy()
-    plain, warmed = final.reshape(2, len(plan.multiples), len(seeds))
-    return PlainNetworks(start, plain, warmed)
+        optimizer.zero_grad()
+        loss.sum().backward()
+        nets.scale_gradients(torch.where(warming, min(1.0, (step + 1) / plan.warm_up) * lrs, lrs))
+        optimizer.step()
+    final = cross_entropies(nets.evaluate(inputs), targets).double().nan_to_num(nan=math.inf).numpy()
+    return PlainNetworks(start, *final.reshape(2, len(plan.multiples), len(seeds)))
 
 
-def _plain_network(seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = mlp((64, WIDTH, WIDTH, WIDTH, 10), nn.ReLU)
-        for layer in net:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+def _plain_network() -> nn.Module:
+    net = mlp((64, WIDTH, WIDTH, WIDTH, 10), nn.ReLU)
+    he_(net)
     return net
 
 
-# --- claims ------------------------------------------------------------------------------------------------------
+# --- the experiment ----------------------------------------------------------------------------------------------
 
 
-def judge_warm_up(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the share of seeds in which both raise the largest learning rate to three times the plain one."""
-    if n["both"] == 1:
-        return "reproduced"
-    return "refuted" if n["both"] <= 1 / 3 else "partly"
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Runs by strategy, and the counter-example."""
+
+    plan: Plan
+    runs: Mapping[str, Runs]
+    counter: PlainNetworks
 
 
-def judge_layer_norm(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the factors on sharpness and on the largest learning rate."""
-    return _count([n["flatter"] >= 20, n["faster"] >= 10])
-
-
-def judge_prediction(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the area under the curve."""
-    if n["auc"] >= 0.85:
-        return "reproduced"
-    return "partly" if n["auc"] >= 0.7 else "refuted"
-
-
-def judge_threshold(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by whether every seed's ratio is in the range, or none."""
-    return _count([n["inside"] == 1, n["inside"] > 0])
-
-
-def _count(held: Sequence[bool]) -> ClaimVerdict:
-    return "reproduced" if all(held) else "partly" if any(held) else "refuted"
-
-
-CLAIMS = (
-    Claim(
-        "warm-up",
-        "Warm-up, and clipping, let a steep network without normalisation train at larger learning rates.",
-        "warm-up alone stabilises as much as normalisation or an initialiser (figures)",
-        "Largest learning rate of the grid that trains, at least 3 times the plain one for both. Reproduced if so in "
-        "every seed, refuted if it fails in 2 of 3.",
-        judge_warm_up,
-    ),
-    Claim(
-        "layer-norm",
-        "Layer norm acts by flattening the loss at the start, and raises the largest learning rate with it.",
-        "normalised networks begin at a low curvature (figures)",
-        "Sharpness of fresh networks at least 20 times lower and largest learning rate at least 10 times higher "
-        "(geometric means over seeds). Reproduced if both hold, refuted if neither.",
-        judge_layer_norm,
-    ),
-    Claim(
-        "prediction",
-        "Whether a run trains is decided by its sharpness, early, against the limit of its learning rate.",
-        "runs far above the limit fail unless they come down (figures)",
-        "Over all runs of the four strategies: area under the ROC curve of sharpness over limit at step 20. Reproduced "
-        "at 0.85 or more, refuted below 0.7.",
-        judge_prediction,
-    ),
-    Claim(
-        "threshold",
-        "The largest learning rate without any help is the limit of the fresh network, up to a catapult.",
-        "learning rates up to a few times the limit train after a jump to a flatter place",
-        "Largest plain learning rate over 2 (1 + beta) / sharpness of the fresh network, between 1 and 10. Reproduced "
-        "if so in every seed, refuted if in none.",
-        judge_threshold,
-    ),
-)
-
-
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run the experiment and put what came out beside the claims."""
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Train residual networks without and with layer norm, then plain ones."""
     plan = PLANS[budget]
-    progress(0.0, "plain, warm-up, clip and initialisers, side by side")
-    runs = train((PLAIN, WARM_UP, CLIPPED, *INITIALISERS), plan, seeds)
-    progress(0.7, "layer norm")
-    runs |= train((NORMED,), plan, seeds)
-    progress(0.9, "plain networks")
-    counter = plain_networks(plan, seeds)
-    progress(1.0, "done")
-    claims = {
-        "warm-up": _measure_warm_up(runs),
-        "layer-norm": _measure_layer_norm(runs),
-        "prediction": _measure_prediction(runs),
-        "threshold": _measure_threshold(runs[PLAIN]),
-    }
-    picture = _loss_figure(runs)
-    blocks: list[Text | Table | Figure | Code] = [
-        picture,
-        _lr_table(runs),
-        _sharpness_figure(runs[PLAIN]),
-        _ratio_figure(runs),
-        _counter_table(plan, counter),
-        Text(_NOTES, "What was chosen here"),
-    ]
-    summary = (
-        f"Warm-up and clipping: {claims['warm-up'].ours}. Sharpness over the limit at step {plan.probe_step}: "
-        f"{claims['prediction'].ours}."
-    )
-    return Measurement(claims, summary, blocks, picture.figure)
+    runs = train((PLAIN, WARM_UP, CLIPPED, *INITIALISERS), plan, seeds, part_of(progress, 0, 0.7))
+    runs |= train((NORMED,), plan, seeds, part_of(progress, 0.7, 0.9))
+    return Results(plan, runs, plain_networks(plan, seeds))
 
 
-def _measure_warm_up(runs: Mapping[str, Runs]) -> Measured:
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "warm-up",
+    "Warm-up, and clipping, let a steep network without normalisation train at larger learning rates.",
+    paper="warm-up alone stabilises as much as normalisation or an initialiser (figures)",
+    protocol="Both: fraction of seeds in which warm-up and clipping each raise the largest learning rate of the grid "
+    "that trains to at least 3 times the plain one.",
+    reproduced=equal_to("both", 1),
+    refuted=at_most("both", 1 / 3),
+)
+def warm_up(results: Results) -> Measured:
+    runs = results.runs
     factors = {name: _over(runs[name].lr_max, runs[PLAIN].lr_max) for name in (WARM_UP, CLIPPED)}
     both = np.minimum(factors[WARM_UP], factors[CLIPPED]) >= 3
-    words = ", ".join(f"{name} {_list(values)}" for name, values in factors.items())
+    words = ", ".join(f"{name} {listed(values, '.3g', 'inf')}" for name, values in factors.items())
     return Measured(f"largest learning rate over the plain one, per seed: {words}", {"both": float(both.mean())})
 
 
-def _measure_layer_norm(runs: Mapping[str, Runs]) -> Measured:
-    flatter = float(gmean(runs[PLAIN].fresh / runs[NORMED].fresh))
-    faster = float(gmean(_over(runs[NORMED].lr_max, runs[PLAIN].lr_max)))
-    ours = f"sharpness {flatter:.3g} times lower, largest learning rate {faster:.3g} times higher"
-    return Measured(ours, {"flatter": flatter, "faster": faster})
+@claim(
+    "layer-norm",
+    "Layer norm acts by flattening the loss at the start, and raises the largest learning rate with it.",
+    paper="normalised networks begin at a low curvature (figures)",
+    protocol="Geometric means over seeds: how many times lower the sharpness of fresh networks is, and how many times "
+    "higher the largest learning rate.",
+    rule=all_or_none(at_least("flatter", 20), at_least("faster", 10)),
+)
+def layer_norm(results: Results) -> Measured:
+    plain, normed = results.runs[PLAIN], results.runs[NORMED]
+    flatter, faster = float(gmean(plain.fresh / normed.fresh)), float(gmean(_over(normed.lr_max, plain.lr_max)))
+    words = f"sharpness {flatter:.3g} times lower, largest learning rate {faster:.3g} times higher"
+    return Measured(words, {"flatter": flatter, "faster": faster})
 
 
-def _measure_prediction(runs: Mapping[str, Runs]) -> Measured:
-    ratio, trained = (
-        np.concatenate([getattr(runs[name], key).ravel() for name in JUDGED]) for key in ("ratio", "trained")
-    )
+@claim(
+    "prediction",
+    "Whether a run trains is decided by its sharpness, early, against the limit of its learning rate.",
+    paper="runs far above the limit fail unless they come down (figures)",
+    protocol="Over all runs of the four strategies: area under the ROC curve of sharpness over limit at step 20.",
+    reproduced=at_least("auc", 0.85, "area"),
+    refuted=below("auc", 0.7, "area"),
+)
+def prediction(results: Results) -> Measured:
+    judged = [results.runs[name] for name in JUDGED]
+    ratio, trained = (np.concatenate([getattr(runs, key).ravel() for runs in judged]) for key in ("ratio", "trained"))
     if trained.all() or not trained.any():
         return Measured(f"all {len(trained)} runs ended alike, so nothing can be predicted")
     # Ranks, since sharpness is infinite where a run has diverged already.
     auc = float(roc_auc_score(~trained, rankdata(ratio)))
-    rates = np.concatenate([np.repeat(runs[name].lrs, runs[name].loss.shape[1]) for name in JUDGED])
+    rates = np.concatenate([np.repeat(runs.lrs, runs.loss.shape[1]) for runs in judged])
     by_rate = float(roc_auc_score(~trained, rates))
     right = float(((ratio < LIMIT) == trained).mean())
-    ours = (
+    words = (
         f"area {auc:.3f} ({by_rate:.3f} by the learning rate alone); below {LIMIT} is right about {100 * right:.0f} % "
         f"of {len(trained)} runs, of which {int(trained.sum())} trained"
     )
-    return Measured(ours, {"auc": auc, "auc_of_rate": by_rate, "right": right})
+    return Measured(words, {"auc": auc, "auc_of_rate": by_rate, "right": right})
 
 
-def _measure_threshold(plain: Runs) -> Measured:
-    ratio = plain.lr_max * plain.fresh / EDGE
-    inside = float(((ratio >= 1) & (ratio <= 10)).mean())
-    return Measured(f"largest learning rate over the limit, per seed: {_list(ratio)}", {"inside": inside})
+@claim(
+    "threshold",
+    "The largest learning rate without any help is the limit of the fresh network, up to a catapult.",
+    paper="learning rates up to a few times the limit train after a jump to a flatter place",
+    protocol="Inside: fraction of seeds whose largest plain learning rate over 2 (1 + beta) / sharpness of the fresh "
+    "network lies between 1 and 10.",
+    reproduced=equal_to("inside", 1),
+    refuted=at_most("inside", 0),
+)
+def threshold(results: Results) -> Measured:
+    ratio = results.runs[PLAIN].lr_max * results.runs[PLAIN].fresh / EDGE
+    words = f"largest learning rate over the limit, per seed: {listed(ratio, '.3g', 'inf')}"
+    return Measured(words, {"inside": float(((ratio >= 1) & (ratio <= 10)).mean())})
 
 
 def _over(values: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -422,13 +365,9 @@ def _over(values: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.
     return np.where(base > 0, values / np.where(base > 0, base, 1), np.where(values > 0, math.inf, 1.0))
 
 
-def _list(values: NDArray[np.float64]) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)
+# --- the report --------------------------------------------------------------------------------------------------
 
-
-# --- figures and tables ------------------------------------------------------------------------------------------
-
-_NOTES = (
+NOTES = (
     "A run has trained if the mean of its last 20 training losses is below 0.8 of the loss at the start, or of that of "
     "guessing where the start is above it: a network that died at the loss of guessing has not trained. The learning "
     "rate of a clipped step is the one that the shortened gradient amounts to. Layer norm begins every branch and the "
@@ -437,15 +376,31 @@ _NOTES = (
 )
 
 
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, tables and summary together."""
+    runs, step = results.runs, results.plan.probe_step
+    picture = _loss_figure(runs)
+    return Presentation(
+        f"Warm-up and clipping: {claims['warm-up'].text}. Sharpness over the limit at step {step}: "
+        f"{claims['prediction'].text}.",
+        [
+            picture,
+            _lr_table(runs),
+            _sharpness_figure(runs[PLAIN]),
+            _ratio_figure(runs),
+            _counter_table(results.plan.multiples, results.counter),
+            Text(NOTES, "What was chosen here"),
+        ],
+        picture.figure,
+    )
+
+
 def _loss_figure(runs: Mapping[str, Runs]) -> Figure:
     # Infinite where a seed diverged, which leaves a gap in the curve.
     series = {name: (r.lrs, r.loss.mean(1)) for name, r in runs.items()}
     limit = {"limit of the fresh network": float(EDGE / gmean(runs[PLAIN].fresh))}
-    figure = line_chart(
-        "Training loss at the end over learning rate", series, "learning rate", "loss", log_y=True, markers=limit
-    )
-    figure.figure.update_xaxes(type="log", exponentformat="power")
-    return figure
+    title = "Training loss at the end over learning rate"
+    return log_x(line_chart(title, series, "learning rate", "loss", log_y=True, markers=limit))
 
 
 def _sharpness_figure(plain: Runs) -> Figure:
@@ -456,9 +411,8 @@ def _sharpness_figure(plain: Runs) -> Figure:
         "at the end": (lrs, _geometric(plain.late)),
         "limit 2 (1 + beta) / lr": (lrs, EDGE / lrs),
     }
-    figure = line_chart("Sharpness of plain runs over learning rate", series, "learning rate", "sharpness", log_y=True)
-    figure.figure.update_xaxes(type="log", exponentformat="power")
-    return figure
+    title = "Sharpness of plain runs over learning rate"
+    return log_x(line_chart(title, series, "learning rate", "sharpness", log_y=True))
 
 
 def _geometric(values: Grid) -> NDArray[np.float64]:
@@ -474,9 +428,7 @@ def _ratio_figure(runs: Mapping[str, Runs]) -> Figure:
         if shown.any():
             series[name] = runs[name].ratio[shown], runs[name].loss[shown]
     title = "Training loss at the end over early sharpness"
-    figure = scatter_chart(title, series, "sharpness over limit, early", "loss", log_y=True)
-    figure.figure.update_xaxes(type="log", exponentformat="power")
-    return figure
+    return log_x(scatter_chart(title, series, "sharpness over limit, early", "loss", log_y=True))
 
 
 def _lr_table(runs: Mapping[str, Runs]) -> Table:
@@ -489,13 +441,11 @@ def _lr_table(runs: Mapping[str, Runs]) -> Table:
     return Table("What each strategy bears", columns, rows, "0: no learning rate of the grid trained.")
 
 
-def _counter_table(plan: Plan, counter: PlainNetworks) -> Table:
-    rows = [
-        [multiple, float(np.median(plain)), float(np.median(warmed)), int(np.sum(warmed < plain))]
-        for multiple, plain, warmed in zip(plan.multiples, counter.plain, counter.warmed, strict=True)
-    ]
-    needless = ~(counter.warmed < counter.plain).any(1)
-    useless = [f"{multiple:g}" for multiple in np.array(plan.multiples)[needless]]
+def _counter_table(multiples: Sequence[float], counter: PlainNetworks) -> Table:
+    lower = np.less(counter.warmed, counter.plain)
+    medians = np.median(counter.plain, 1), np.median(counter.warmed, 1)
+    rows = [list(row) for row in zip(multiples, *medians, lower.sum(1), strict=True)]
+    useless = [f"{multiples[i]:g}" for i in np.flatnonzero(~lower.any(1)).tolist()]
     caption = (
         "Four layers without branches, He's weights, gradient descent on a full batch from a loss of "
         f"{counter.start:.2f}. A learning rate at which a network finds a flatter place by itself needs no warm-up, "
@@ -513,7 +463,8 @@ STUDY = Study(
     paper=Paper(
         "A Loss Curvature Perspective on Training Instability in Deep Learning", "Gilmer et al.", 2021, "2110.04369"
     ),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(warm_up, layer_norm, prediction, threshold),
+    present=present,
 )

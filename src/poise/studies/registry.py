@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
-from poise.studies.study import Study
+from poise.studies.kit.study import Study
 from poise.tools.nearest_name import did_you_mean
 
 # Titles stand here as well so that a listing imports no study (and with it no torch).
 STUDIES: dict[str, str] = {
-    "adamp": "Does momentum inflate the norm of scale-invariant weights, and do tangential steps cure it?",
+    "adamp": "Do tangential steps stop momentum from growing the norm of scale-invariant weights?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "disciplined-hyperparameters": "Do a range test and one cycle take the place of a grid of hyper-parameters?",
@@ -19,13 +20,13 @@ STUDIES: dict[str, str] = {
     "gradient-starvation": "Does a strong feature keep weaker ones from being learned?",
     "grokking-stability": "Does rounding stop networks from learning before they generalise?",
     "l2-normalization": "Does weight decay of normalised weights do more than set a learning rate?",
-    "layer-norm": "Does layer normalisation speed up recurrent networks, and stand tiny batches?",
+    "layer-norm": "Does layer normalisation speed up recurrent networks and work with batches of 4?",
     "loss-curvature": "Does sharpness early in training say which learning rates train?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "sdd": "Do decoupled linear maps make post-norm networks hard to break?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",
     "sgd-dynamical-stability": "Does a large learning rate keep SGD at flat minima that generalise?",
-    "sgd-stability-geometry": "Does the coherence of examples tell where SGD becomes unstable?",
+    "sgd-stability-geometry": "Does the coherence of examples predict the largest stable learning rate of SGD?",
     "small-scale-proxies": "Do small Transformers show the instabilities of large ones?",
     "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
     "spike-no-more": "Do small sub-layers and a large shortcut keep gradients of Transformers small?",
@@ -35,7 +36,7 @@ STUDIES: dict[str, str] = {
 }
 
 
-def load_study(slug: str) -> Study:
+def load_study(slug: str) -> Study[Any]:
     """Return the study named ``slug``, importing its file.
 
     Args:
@@ -46,5 +47,5 @@ def load_study(slug: str) -> Study:
     """
     if slug not in STUDIES:
         raise ValueError(f"slug must name a study, got {slug!r}; {did_you_mean(slug, STUDIES)}")
-    study: Study = import_module(f"poise.studies.{slug.replace('-', '_')}").STUDY
+    study: Study[Any] = import_module(f"poise.studies.{slug.replace('-', '_')}").STUDY
     return study

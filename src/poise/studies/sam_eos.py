@@ -7,7 +7,7 @@ batches are measured beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,18 +18,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from poise.curvature import SharpnessTracker
-from poise.data import load_digits
 from poise.dynamics import sam_edge, sam_normalized
 from poise.optim import SAM
-from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.networks import mlp
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.report import Table, Text, line_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.batches import half_squared_error
+from poise.studies.kit.digits import digits
+from poise.studies.kit.grid import run_grid
+from poise.studies.kit.networks import seeded_mlp
+from poise.studies.kit.rules import at_least, at_most, below, within
 
 LR = 0.3
 RADII = (0.0, 0.1, 0.3)
 EXAMPLES, SMALL_BATCH = 300, 30
 TOLERANCE = 0.01
 """Relative, of the eigenvalue: a fifth of the narrowest gate, and a third of the time that 0.001 takes."""
+
+Batch = tuple[Float[Tensor, "examples 64"], Float[Tensor, "examples 10"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +62,31 @@ class Setting:
     cross_entropy: bool = False
     batch: int = EXAMPLES
 
+    def __str__(self) -> str:
+        loss = "normalised, cross entropy, " if self.cross_entropy else ""
+        batches = f"batches of {self.batch}, " if self.batch < EXAMPLES else ""
+        return f"{loss}{batches}radius {self.rho:g}"
+
 
 NORMALIZED = Setting(0.05, normalize=True, cross_entropy=True)
 SMALL = Setting(0.1, batch=SMALL_BATCH)
 
+# --- one run -----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Measurements along one run.
+    """Measurements along the run of a seed.
 
     Args:
+        seed: of the run.
         steps: when.
         sharpness: largest eigenvalue of the Hessian of the full loss.
         edges: the predicted level; it moves in normalised SAM.
         losses: the full loss.
     """
 
+    seed: int
     steps: np.ndarray
     sharpness: np.ndarray
     edges: np.ndarray
@@ -90,20 +104,13 @@ class Run:
 
 
 @cache
-def digits() -> tuple[Float[Tensor, "300 64"], Float[Tensor, "300 10"]]:
+def labelled_digits() -> Batch:
     """Return the first 300 digits, scaled to [0, 1] and centred, and their classes as unit vectors."""
-    data = load_digits()
-    x = data.inputs[:EXAMPLES] / 16
-    return x - x.mean(0), F.one_hot(data.targets[:EXAMPLES], 10).float()
+    x, y, _, _ = digits(train=EXAMPLES, scale="centred")
+    return x, F.one_hot(y, 10).float()
 
 
-def squared_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Half the squared error, summed over outputs and averaged over examples."""
-    x, y = batch
-    return 0.5 * (model(x) - y).square().sum(1).mean()
-
-
-def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross entropy."""
     x, y = batch
     return F.cross_entropy(model(x), y)
@@ -111,117 +118,77 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def train(setting: Setting, plan: Plan, seed: int) -> Run:
     """Train with SAM around plain gradient descent and follow the largest eigenvalue."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = mlp((64, plan.hidden, plan.hidden, 10))
-    loss_fn = cross_entropy if setting.cross_entropy else squared_loss
+    model = seeded_mlp((64, plan.hidden, plan.hidden, 10), seed)
+    loss_fn = cross_entropy if setting.cross_entropy else half_squared_error
     optimizer = SAM(torch.optim.SGD(model.parameters(), LR), setting.rho, normalize=setting.normalize)
     tracker, generator = SharpnessTracker(tol=TOLERANCE), torch.Generator().manual_seed(seed)
-    x, y = digits()
+    batch = x, y = labelled_digits()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        return loss
+
     rows = []
     for step in range(plan.steps + 1):
         if step % plan.every == 0:
-            rows.append((step, *_look(model, loss_fn, setting, tracker)))
-        chosen = _batch(setting, generator)
-        batch = x[chosen], y[chosen]
-
-        def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
-            optimizer.zero_grad()
-            loss = loss_fn(model, batch)
-            loss.backward()
-            return loss
-
+            rows.append((step, *measure(model, loss_fn, setting, tracker)))
+        if setting.batch < EXAMPLES:
+            chosen = torch.randperm(EXAMPLES, generator=generator)[: setting.batch]
+            batch = x[chosen], y[chosen]
         optimizer.step(closure)
-    return Run(*np.array(rows).T)
+    return Run(seed, *np.array(rows).T)
 
 
-def _batch(setting: Setting, generator: torch.Generator) -> slice | Tensor:
-    if setting.batch == EXAMPLES:
-        return slice(None)
-    return torch.randperm(EXAMPLES, generator=generator)[: setting.batch]
-
-
-def _look(model: nn.Module, loss_fn: object, setting: Setting, tracker: SharpnessTracker) -> tuple[float, float, float]:
+def measure(
+    model: nn.Module, loss_fn: Callable[[nn.Module, Batch], Tensor], setting: Setting, tracker: SharpnessTracker
+) -> tuple[float, float, float]:
     """Return sharpness, predicted level and loss."""
-    assert callable(loss_fn)
-    sharpness = tracker.update(model, loss_fn, digits()).sharpness
-    loss = loss_fn(model, digits())
+    sharpness = tracker.update(model, loss_fn, labelled_digits()).sharpness
+    loss = loss_fn(model, labelled_digits())
     gradient = torch.autograd.grad(loss, list(model.parameters()))
-    norm = float(torch.nn.utils.get_total_norm(gradient)) if setting.normalize else None
+    norm = float(nn.utils.get_total_norm(gradient)) if setting.normalize else None
     return sharpness, sam_edge(LR, setting.rho, norm), loss.item()
+
+
+# --- the experiment ----------------------------------------------------------------------------------------------
+
+Results = Mapping[Setting, list[Run]]
+
+
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Train with every setting."""
+    settings = [*map(Setting, RADII), NORMALIZED, SMALL]
+    return run_grid(lambda setting, seed: train(setting, PLANS[budget], seed), settings, seeds, progress)
 
 
 # --- the claims --------------------------------------------------------------------------------------------------
 
 
-def judge_edge(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the ratios to the predicted level and the distance from the level without SAM."""
-    if abs(n["largest_rho_to_plain_edge"] - 1) <= 0.1:
-        return "refuted"
-    met = n["lowest_ratio"] >= 0.95 and n["highest_ratio"] <= 1.10
-    return "reproduced" if met and n["closest_to_plain_edge"] < 0.8 else "partly"
-
-
-def judge_trajectory(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by how often the eigenvalue is lower with SAM at the same step."""
-    if n["share_lower"] <= 0.5:
-        return "refuted"
-    return "reproduced" if n["share_lower"] >= 0.9 else "partly"
-
-
-CLAIMS = (
-    Claim(
-        "edge",
-        "Under unnormalised SAM the largest eigenvalue settles at a level below 2 / lr that learning rate and radius "
-        "alone predict.",
-        "lr * lambda * (1 + rho * lambda) = 2",
-        "Median over the second half by predicted level: reproduced if in [0.95, 1.10] for every radius and seed, and "
-        "more than 20 % below 2 / lr with SAM; refuted if within 10 % of 2 / lr at the largest radius.",
-        judge_edge,
-    ),
-    Claim(
-        "trajectory",
-        "SAM lowers the largest eigenvalue along the whole trajectory, not only near a minimum.",
-        "figures only",
-        "Share of the measurements after the start at which it is lower than without SAM at the same step (largest "
-        "radius, same seed): reproduced from 90 %, refuted up to 50 %.",
-        judge_trajectory,
-    ),
+@claim(
+    "edge",
+    "Under unnormalised SAM the largest eigenvalue settles at a level below 2 / lr that learning rate and radius "
+    "alone predict.",
+    paper="lr * lambda * (1 + rho * lambda) = 2",
+    protocol="Medians over the second half of each run: by the predicted level, lowest and highest of all radii and "
+    "seeds; and by 2 / lr, the highest with SAM, and that at the largest radius.",
+    reproduced=at_least("lowest_ratio", 0.95)
+    & at_most("highest_ratio", 1.10)
+    & below("closest_to_plain_edge", 0.8, "highest by 2 / lr"),
+    refuted=within("largest_rho_to_plain_edge", 0.1, 1, "that at the largest radius"),
 )
-
-Runs = Mapping[tuple[Setting, int], Run]
-
-
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run everything and put what came out beside the claims."""
-    settings = [*(Setting(rho) for rho in RADII), NORMALIZED, SMALL]
-    runs: dict[tuple[Setting, int], Run] = {}
-    for setting in settings:
-        for seed in seeds:
-            progress(len(runs) / (len(settings) * len(seeds)), f"{_name(setting)}, seed {seed}")
-            runs[setting, seed] = train(setting, PLANS[budget], seed)
-    progress(1.0, "done")
-    claims = {"edge": _measure_edge(runs, seeds), "trajectory": _measure_trajectory(runs, seeds)}
-    figure = _figure(runs, seeds[0])
-    blocks: list[Text | Table | Figure | Code] = [figure, _edge_table(runs, seeds), _other_table(runs, seeds), _notes()]
-    summary = f"At learning rate {LR:g} {claims['edge'].ours}."
-    return Measurement(claims, summary, blocks, figure.figure)
-
-
-def _measure_edge(runs: Runs, seeds: Sequence[int]) -> Measured:
-    late = {rho: [runs[Setting(rho), seed] for seed in seeds] for rho in RADII}
-    ratios = [run.late_ratio for group in late.values() for run in group]
-    with_sam = [run.late_sharpness * LR / 2 for rho in RADII[1:] for run in late[rho]]
-    largest = float(np.median([run.late_sharpness for run in late[RADII[-1]]])) * LR / 2
+def edge(results: Results) -> Measured:
+    late = {rho: [run.late_sharpness for run in results[Setting(rho)]] for rho in RADII}
+    ratios = [run.late_ratio for rho in RADII for run in results[Setting(rho)]]
     levels = ", ".join(
-        f"{np.median([run.late_sharpness for run in group]):.2f} at radius {rho:g} (predicted {sam_edge(LR, rho):.2f})"
-        for rho, group in late.items()
+        f"{np.median(group):.2f} at radius {rho:g} (predicted {sam_edge(LR, rho):.2f})" for rho, group in late.items()
     )
     numbers = {
         "lowest_ratio": min(ratios),
         "highest_ratio": max(ratios),
-        "closest_to_plain_edge": max(with_sam),
-        "largest_rho_to_plain_edge": largest,
+        "closest_to_plain_edge": max(sharpness * LR / 2 for rho in RADII[1:] for sharpness in late[rho]),
+        "largest_rho_to_plain_edge": float(np.median(late[RADII[-1]])) * LR / 2,
     }
     words = (
         f"the largest eigenvalue settles at {levels}; by run {min(ratios):.3f} to {max(ratios):.3f} of what was said"
@@ -229,68 +196,61 @@ def _measure_edge(runs: Runs, seeds: Sequence[int]) -> Measured:
     return Measured(words, numbers)
 
 
-def _measure_trajectory(runs: Runs, seeds: Sequence[int]) -> Measured:
-    lower = np.concatenate(
-        [runs[Setting(RADII[-1]), s].sharpness[1:] < runs[Setting(0.0), s].sharpness[1:] for s in seeds]
-    )
+@claim(
+    "trajectory",
+    "SAM lowers the largest eigenvalue along the whole trajectory, not only near a minimum.",
+    paper="figures only",
+    protocol="Fraction of the measurements after the start at which it is lower than without SAM at the same step "
+    "(largest radius, same seed).",
+    reproduced=at_least("share_lower", 0.9, "fraction"),
+    refuted=at_most("share_lower", 0.5, "fraction"),
+)
+def trajectory(results: Results) -> Measured:
+    pairs = zip(results[Setting(RADII[-1])], results[Setting(0.0)], strict=True)
+    lower = np.concatenate([sam.sharpness[1:] < plain.sharpness[1:] for sam, plain in pairs])
     words = f"lower in {lower.mean():.0%} of {len(lower)} measurements at radius {RADII[-1]:g}"
-    return Measured(words, {"share_lower": float(lower.mean())})
+    return Measured(words, {"share_lower": lower.mean()})
 
 
-def _name(setting: Setting) -> str:
-    if setting.cross_entropy:
-        return f"normalised, cross entropy, radius {setting.rho:g}"
-    if setting.batch < EXAMPLES:
-        return f"batches of {setting.batch}, radius {setting.rho:g}"
-    return f"radius {setting.rho:g}"
+# --- the report --------------------------------------------------------------------------------------------------
 
 
-def _figure(runs: Runs, seed: int) -> Figure:
-    lines: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for rho in RADII:
-        run = runs[Setting(rho), seed]
-        lines[f"radius {rho:g}"] = (run.steps, run.sharpness)
-    for rho in RADII:
-        run = runs[Setting(rho), seed]
-        lines[f"predicted for {rho:g}"] = (run.steps, run.edges)
-    return line_chart("Largest eigenvalue under SAM", lines, "step", "largest eigenvalue of the Hessian")
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figure, tables and summary together."""
+    runs = {rho: results[Setting(rho)][0] for rho in RADII}
+    lines = {f"radius {rho:g}": (run.steps, run.sharpness) for rho, run in runs.items()}
+    lines |= {f"predicted for {rho:g}": (run.steps, run.edges) for rho, run in runs.items()}
+    figure = line_chart("Largest eigenvalue under SAM", lines, "step", "largest eigenvalue of the Hessian")
+    summary = f"At learning rate {LR:g} {claims['edge'].text}."
+    return Presentation(summary, [figure, _edge_table(results), _other_table(results), NOTES], figure.figure)
 
 
-def _edge_table(runs: Runs, seeds: Sequence[int]) -> Table:
-    rows = []
-    for rho in RADII:
-        for seed in seeds:
-            run = runs[Setting(rho), seed]
-            plain = run.late_sharpness * LR / 2
-            rows.append([rho, seed, run.edges[-1], run.late_sharpness, run.late_ratio, plain, run.losses[-1]])
+def _edge_table(results: Results) -> Table:
+    rows = [
+        [rho, r.seed, r.edges[-1], r.late_sharpness, r.late_ratio, r.late_sharpness * LR / 2, r.losses[-1]]
+        for rho in RADII
+        for r in results[Setting(rho)]
+    ]
     columns = ["radius", "seed", "predicted level", "median", "by predicted level", "by 2 / lr", "last loss"]
     return Table("Full batch, squared loss", columns, rows, "Medians over the second half of each run.")
 
 
-def _other_table(runs: Runs, seeds: Sequence[int]) -> Table:
+def _other_table(results: Results) -> Table:
     rows = []
-    for seed in seeds:
-        normalized, small = runs[NORMALIZED, seed], runs[SMALL, seed]
+    for normalized, small in zip(results[NORMALIZED], results[SMALL], strict=True):
         level = sam_normalized(small.late_sharpness, LR, SMALL.rho)
-        rows.append([seed, normalized.late_ratio, small.late_sharpness, small.late_ratio, level])
-    columns = [
-        "seed",
-        f"{_name(NORMALIZED)}: by the moving level",
-        f"{_name(SMALL)}: median",
-        "by the full batch's level",
-        "lr * lambda * (1 + rho * lambda)",
-    ]
+        rows.append([small.seed, normalized.late_ratio, small.late_sharpness, small.late_ratio, level])
+    of_small = [f"{SMALL}: median", "by the full batch's level", "lr * lambda * (1 + rho * lambda)"]
+    columns = ["seed", f"{NORMALIZED}: by the moving level", *of_small]
     return Table("Outside the theory", columns, rows, "Reported, not judged. Expected: 0.7 to 1.3 of the moving level.")
 
 
-def _notes() -> Text:
-    return Text(
-        "The level comes from a quadratic model: a step changes the residual along an eigenvector by the factor "
-        "1 - lr * lambda * (1 + rho * lambda), which turns unstable at -1. A baseline that predicts 2 / lr for every "
-        "radius is off by the column *by 2 / lr*.",
-        title="How to read it",
-    )
-
+NOTES = Text(
+    "The level comes from a quadratic model: a step changes the residual along an eigenvector by the factor "
+    "1 - lr * lambda * (1 + rho * lambda), which turns unstable at -1. A baseline that predicts 2 / lr for every "
+    "radius is off by the column *by 2 / lr*.",
+    title="How to read it",
+)
 
 STUDY = Study(
     slug="sam-eos",
@@ -302,7 +262,8 @@ STUDY = Study(
         2023,
         "2302.08692",
     ),
-    claims=CLAIMS,
     seeds={"tiny": 1, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(edge, trajectory),
+    present=present,
 )

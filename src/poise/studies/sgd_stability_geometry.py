@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,7 +23,10 @@ from poise.dynamics.sgd_noise.curvature_moments import curvature_moments
 from poise.dynamics.sgd_noise.per_example_factors import PerExampleGram
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text, line_chart
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.grid import run_each, stage
+from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
+from poise.studies.kit.tables import record_table
 
 FACTORS = (0.7, 0.95, 1.3, 2.0)
 WIDTH, PUSH, ESCAPED = 30, 1e-6, 1e-6
@@ -116,12 +120,8 @@ class TanhNet:
     def initial(self, generator: torch.Generator) -> Float[Tensor, " P"]:
         """Return random weights, output weights large enough that gradient descent comes to rest soon."""
         scales = [self.x.shape[1] ** -0.5, 0.0, 0.4, 0.0]
-        return torch.cat(
-            [
-                scale * torch.randn(size, generator=generator, dtype=torch.float64)
-                for scale, size in zip(scales, self.sizes, strict=True)
-            ]
-        )
+        drawn = [torch.randn(size, generator=generator, dtype=torch.float64) for size in self.sizes]
+        return torch.cat([scale * part for scale, part in zip(scales, drawn, strict=True)])
 
     def residual_and_jacobian(
         self, theta: Float[Tensor, "runs P"]
@@ -217,6 +217,11 @@ class Limits:
     escaped: dict[float, int]
     lyapunov: dict[float, float]
 
+    @property
+    def off(self) -> float:
+        """Factor between the coherence estimate and the exact limit, at least 1."""
+        return max(self.coherence / self.exact, self.exact / self.coherence)
+
 
 def _measure_net(seed: int, plan: Plan) -> list[Limits]:
     generator = torch.Generator().manual_seed(seed)
@@ -229,108 +234,143 @@ def _measure_net(seed: int, plan: Plan) -> list[Limits]:
     out = []
     for batch_size in plan.batch_sizes:
         exact = operator.at(batch_size=batch_size).critical_lr()
+        estimates = found.lr_coherence(batch_size), moments.lr_bound(batch_size, "without"), 2 / moments.trace
         lrs = [factor * exact for factor in FACTORS]
         counts = escapes(net, at, lrs, batch_size, plan.runs, plan.steps, generator)
-        exponents = [
-            sgd_lyapunov_exponent(
-                operator.at(lr=lr, batch_size=batch_size), steps=plan.lyapunov_steps, generator=generator
-            ).value
-            for lr in lrs
-        ]
-        out.append(
-            Limits(
-                seed,
-                batch_size,
-                exact,
-                found.lr_coherence(batch_size),
-                moments.lr_bound(batch_size, "without"),
-                2 / moments.trace,
-                found.lr_gd,
-                found.sigma,
-                dict(zip(FACTORS, counts, strict=True)),
-                dict(zip(FACTORS, exponents, strict=True)),
-            )
-        )
+        noisy = [operator.at(lr=lr, batch_size=batch_size) for lr in lrs]
+        exponents = [sgd_lyapunov_exponent(of, steps=plan.lyapunov_steps, generator=generator).value for of in noisy]
+        escaped, lyapunov = dict(zip(FACTORS, counts, strict=True)), dict(zip(FACTORS, exponents, strict=True))
+        out.append(Limits(seed, batch_size, exact, *estimates, found.lr_gd, found.sigma, escaped, lyapunov))
     return out
 
 
 # --- the experiment ----------------------------------------------------------------------------------------------
 
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What came out."""
+
+    plan: Plan  # what was run
+    tight_error: float  # largest error of the tight family
+    violations: int  # random ensembles that are stable above the paper's bound
+    ratios: list[float]  # exact over estimated limits of all random ensembles
+    limits: list[Limits]  # of every network and batch size, in the order of the seeds
+
+    @property
+    def single(self) -> list[Limits]:
+        """The limits at batch size 1."""
+        return [limit for limit in self.limits if limit.batch_size == 1]
+
+
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run all three parts."""
-    plan = PLANS[budget]
-    progress(0.0, "groups of copies")
-    error = tight_family_error()
-    violations = 0
-    ratios: list[float] = []
-    for i, seed in enumerate(seeds):
-        progress(0.05 + 0.15 * i / len(seeds), "random Hessians")
-        found, more = divergence_violations(plan.ensembles // len(seeds), seed)
-        violations, ratios = violations + found, ratios + more
-    limits: list[Limits] = []
-    for i, seed in enumerate(seeds):
-        progress(0.2 + 0.8 * i / len(seeds), f"digits, network {i + 1}")
-        limits += _measure_net(seed, plan)
-    progress(1.0, "done")
-    claims = {
-        "tight": Measured(f"largest relative error {error:.1e}", {"error": error}),
-        "divergence": Measured(
-            f"{violations} of {len(ratios)} random ensembles", {"violations": violations, "ensembles": len(ratios)}
-        ),
-        "mean-square": _stability_claim(limits, plan),
-        "coherence": _coherence_claim(limits),
-        "gd": _gd_claim(limits, plan),
-    }
-    blocks: list[Text | Table | Figure] = [
-        _lesson(limits, plan),
-        _figure(limits, seeds[0]),
-        _limit_table(limits),
-        _escape_table(limits, plan),
-        _ratio_text(ratios),
-    ]
-    one = [limit for limit in limits if limit.batch_size == 1]
-    overstated = np.mean([limit.gd / limit.exact for limit in one])
+    plan, each = PLANS[budget], PLANS[budget].ensembles // len(seeds)
+    random = run_each(lambda seed: divergence_violations(each, seed), seeds, stage(progress, "Hessians, seed", 0, 0.2))
+    networks = run_each(lambda seed: _measure_net(seed, plan), seeds, stage(progress, "digits, seed", 0.2, 1))
+    violations, ratios = sum(found for found, _ in random.values()), chain(*(ratios for _, ratios in random.values()))
+    return Results(plan, tight_family_error(), violations, list(ratios), list(chain(*networks.values())))
+
+
+# --- the claims --------------------------------------------------------------------------------------------------
+
+
+@claim(
+    "tight",
+    "For orthogonal groups of identical examples the coherence formula is the exact limit.",
+    paper="near-optimality theorem",
+    protocol="Relative distance of exact limit and formula from the closed form, the largest of all group and batch "
+    "sizes.",
+    reproduced=at_most("error", 1e-10),
+)
+def tight(results: Results) -> Measured:
+    return Measured(f"largest relative error {results.tight_error:.1e}", {"error": results.tight_error})
+
+
+@claim(
+    "divergence",
+    "Above min(2, sigma (n/B - 1)^-1/2) / sharpness SGD diverges in mean square.",
+    paper="divergence theorem",
+    protocol="Violations: random ensembles that are stable above it.",
+    reproduced=equal_to("violations", 0),
+)
+def divergence(results: Results) -> Measured:
+    violations, ensembles = results.violations, len(results.ratios)
+    words = f"{violations} of {ensembles} random ensembles"
+    return Measured(words, {"violations": violations, "ensembles": ensembles})
+
+
+@claim(
+    "mean-square",
+    "A network at an interpolating minimum stays below its exact limit, and leaves above it at batch size 1.",
+    paper="boundary seen on synthetic quadratics",
+    protocol="Runs that leave at 0.95 of the limit or less, and at 0.7 (far below); least fraction of a network's runs "
+    "that leave at 1.3 times the limit and batch size 1 (above).",
+    reproduced=equal_to("escaped_below", 0) & at_least("least_share_above", 5 / 6),
+    refuted=above("escaped_far_below", 0),
+)
+def mean_square(results: Results) -> Measured:
+    runs, limits = results.plan.runs, results.limits
+    below_limit = sum(limit.escaped[f] for limit in limits for f in (0.7, 0.95))
+    far_below = sum(limit.escaped[0.7] for limit in limits)
+    single = [limit.escaped[1.3] / runs for limit in results.single]
+    low, high = clopper_pearson(round(sum(single) * runs), len(single) * runs)
+    words = (
+        f"{below_limit} of {2 * len(limits) * runs} runs left at 0.95 of the exact limit or less; at 1.3 times and "
+        f"batch size 1, {np.mean(single):.0%} [{low:.0%}, {high:.0%}] left"
+    )
+    numbers = {"escaped_below": below_limit, "escaped_far_below": far_below, "least_share_above": min(single)}
+    return Measured(words, numbers)
+
+
+@claim(
+    "coherence",
+    "Coherence, sharpness, batch size and n suffice to estimate the limit.",
+    paper="near-optimality theorem",
+    protocol="Factor between the estimate and the exact limit, the worst of all networks and batch sizes.",
+    reproduced=at_most("worst_factor", 1.6),
+    refuted=above("worst_factor", 3),
+)
+def coherence(results: Results) -> Measured:
+    worst = max(limit.off for limit in results.limits)
+    return Measured(f"within a factor of {worst:.2f} over {len(results.limits)} cases", {"worst_factor": worst})
+
+
+@claim(
+    "gd",
+    "The full-batch rule 2 / sharpness is far too permissive for small batches.",
+    paper="motivation of the paper",
+    protocol="Batch size 1. Factor by which 2 / sharpness (gd), 2 / trace and the coherence estimate miss the exact "
+    "limit, means over networks.",
+    reproduced=below("coherence", "gd") & below("coherence", "trace"),
+    refuted=at_most("gd", "coherence"),
+)
+def gradient_descent_rule(results: Results) -> Measured:
+    gd, trace, off = np.mean([[x.gd / x.exact, x.trace / x.exact, x.off] for x in results.single], axis=0)
+    words = (
+        f"2/sharpness {gd:.1f} times too large, 2/trace {trace:.2f} times, coherence estimate off by {off:.2f} times"
+    )
+    return Measured(f"{words}, at batch size 1", {"gd": gd, "trace": trace, "coherence": off})
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figure, tables and summary together."""
+    limits, plan = results.limits, results.plan
+    figure = _figure(limits)
+    overstated = np.mean([limit.gd / limit.exact for limit in results.single])
     summary = (
         f"At single-example batches 2 / sharpness overstates the learning rate that is stable in mean square "
         f"{overstated:.1f} times; the coherence estimate is off by a factor of at most "
-        f"{max(_off(limit) for limit in limits):.2f} over all batch sizes. {claims['mean-square'].ours}."
+        f"{max(limit.off for limit in limits):.2f} over all batch sizes. {claims['mean-square'].text}."
     )
-    return Measurement(claims, summary, blocks, _figure(limits, seeds[0]).figure)
-
-
-def _off(limit: Limits) -> float:
-    return max(limit.coherence / limit.exact, limit.exact / limit.coherence)
-
-
-def _stability_claim(limits: Sequence[Limits], plan: Plan) -> Measured:
-    below = sum(limit.escaped[f] for limit in limits for f in (0.7, 0.95))
-    far_below = sum(limit.escaped[0.7] for limit in limits)
-    single = [limit.escaped[1.3] / plan.runs for limit in limits if limit.batch_size == 1]
-    total = len(single) * plan.runs
-    low, high = clopper_pearson(round(sum(single) * plan.runs), total)
-    ours = (
-        f"{below} of {2 * len(limits) * plan.runs} runs left at 0.95 of the exact limit or less; at 1.3 times and "
-        f"batch size 1, {np.mean(single):.0%} [{low:.0%}, {high:.0%}] left"
+    return Presentation(
+        summary,
+        [_lesson(limits, plan), figure, _limit_table(limits), _escape_table(limits, plan), _ratio_text(results.ratios)],
+        figure.figure,
     )
-    numbers = {"escaped_below": below, "escaped_far_below": far_below, "least_share_above": min(single)}
-    return Measured(ours, numbers)
-
-
-def _coherence_claim(limits: Sequence[Limits]) -> Measured:
-    worst = max(_off(limit) for limit in limits)
-    return Measured(f"within a factor of {worst:.2f} over {len(limits)} cases", {"worst_factor": worst})
-
-
-def _gd_claim(limits: Sequence[Limits], plan: Plan) -> Measured:
-    one = [limit for limit in limits if limit.batch_size == 1]
-    numbers = {
-        "gd": float(np.mean([limit.gd / limit.exact for limit in one])),
-        "trace": float(np.mean([limit.trace / limit.exact for limit in one])),
-        "coherence": float(np.mean([_off(limit) for limit in one])),
-    }
-    ours = f"2/sharpness {numbers['gd']:.1f} times too large, 2/trace {numbers['trace']:.2f} times, coherence estimate "
-    return Measured(f"{ours}off by {numbers['coherence']:.2f} times, at batch size 1", numbers)
 
 
 def _lesson(limits: Sequence[Limits], plan: Plan) -> Text:
@@ -347,15 +387,10 @@ def _lesson(limits: Sequence[Limits], plan: Plan) -> Text:
     return Text(f"{words}, and in these {stayed} of {len(returning) * plan.runs} runs stayed.", _LESSON)
 
 
-def _figure(limits: Sequence[Limits], seed: int) -> Figure:
-    of = [limit for limit in limits if limit.seed == seed]
+def _figure(limits: Sequence[Limits]) -> Figure:
+    of = [limit for limit in limits if limit.seed == limits[0].seed]
     sizes = np.array([limit.batch_size for limit in of], dtype=float)
-    names = {
-        "exact": "exact",
-        "coherence": "coherence estimate",
-        "moment": "moment bound",
-        "gd": "2 / sharpness",
-    }
+    names = {"exact": "exact", "coherence": "coherence estimate", "moment": "moment bound", "gd": "2 / sharpness"}
     curves = {label: (sizes, np.array([getattr(limit, name) for limit in of])) for name, label in names.items()}
     figure = line_chart("Limit of the learning rate over batch size", curves, "batch size", "learning rate", log_y=True)
     figure.figure.update_xaxes(type="log")
@@ -363,39 +398,25 @@ def _figure(limits: Sequence[Limits], seed: int) -> Figure:
 
 
 def _limit_table(limits: Sequence[Limits]) -> Table:
-    columns = [
-        "Network",
-        "Batch size",
-        "Exact",
-        "Coherence estimate",
-        "Moment bound",
-        "2/trace",
-        "2/sharpness",
-        "Sigma",
-    ]
     rows = [
-        [
-            x.seed,
-            x.batch_size,
-            x.exact,
-            x.coherence,
-            x.moment,
-            x.trace if x.batch_size == 1 else None,
-            x.gd,
-            x.sigma,
-        ]
+        {
+            "Network": x.seed,
+            "Batch size": x.batch_size,
+            "Exact": x.exact,
+            "Coherence estimate": x.coherence,
+            "Moment bound": x.moment,
+            "2/trace": x.trace if x.batch_size == 1 else None,
+            "2/sharpness": x.gd,
+            "Sigma": x.sigma,
+        }
         for x in limits
     ]
     caption = "Batches without replacement; the coherence estimate is of batches by independent coins."
-    return Table("Limits of the learning rate", columns, rows, caption)
+    return record_table("Limits of the learning rate", rows, caption)
 
 
 def _escape_table(limits: Sequence[Limits], plan: Plan) -> Table:
-    rows = [
-        [limit.seed, limit.batch_size, factor, limit.escaped[factor], limit.lyapunov[factor]]
-        for limit in limits
-        for factor in FACTORS
-    ]
+    rows = [[x.seed, x.batch_size, factor, x.escaped[factor], x.lyapunov[factor]] for x in limits for factor in FACTORS]
     columns = ["Network", "Batch size", "lr over exact limit", f"Left, of {plan.runs}", "Lyapunov exponent"]
     caption = (
         f"Pushed by {PUSH:g}, {plan.steps} steps; left: loss above {ESCAPED:g} at one of the checks, every 50 steps."
@@ -412,87 +433,15 @@ def _ratio_text(ratios: Sequence[float]) -> Text:
     )
 
 
-# --- the claims --------------------------------------------------------------------------------------------------
-
-
-def judge_tight(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the distance from the closed form."""
-    return "reproduced" if n["error"] <= 1e-10 else "refuted"
-
-
-def judge_divergence(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by violations: a theorem has none."""
-    return "reproduced" if n["violations"] == 0 else "refuted"
-
-
-def judge_mean_square(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by who leaves below and above the exact limit."""
-    if n["escaped_far_below"] > 0:
-        return "refuted"
-    return "reproduced" if n["escaped_below"] == 0 and n["least_share_above"] >= 5 / 6 else "partly"
-
-
-def judge_coherence(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the worst factor."""
-    return "reproduced" if n["worst_factor"] <= 1.6 else "partly" if n["worst_factor"] <= 3 else "refuted"
-
-
-def judge_gd(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by which rule is nearest to the exact limit."""
-    if n["gd"] <= n["coherence"]:
-        return "refuted"
-    return "reproduced" if n["coherence"] < min(n["gd"], n["trace"]) else "partly"
-
-
-CLAIMS = (
-    Claim(
-        "tight",
-        "For orthogonal groups of identical examples the coherence formula is the exact limit.",
-        "near-optimality theorem",
-        "Reproduced if exact limit, formula and closed form agree to 1e-10 for all group and batch sizes.",
-        judge_tight,
-    ),
-    Claim(
-        "divergence",
-        "Above min(2, sigma (n/B - 1)^-1/2) / sharpness SGD diverges in mean square.",
-        "divergence theorem",
-        "Reproduced if no random ensemble is stable above it, refuted by one.",
-        judge_divergence,
-    ),
-    Claim(
-        "mean-square",
-        "A network at an interpolating minimum stays below its exact limit, and leaves above it at batch size 1.",
-        "boundary seen on synthetic quadratics",
-        "Reproduced if no run leaves at 0.95 of the limit or less, at any batch size, and at least 5 of 6 leave at 1.3 "
-        "times for each network at batch size 1. Refuted if one leaves at 0.7.",
-        judge_mean_square,
-    ),
-    Claim(
-        "coherence",
-        "Coherence, sharpness, batch size and n suffice to estimate the limit.",
-        "near-optimality theorem",
-        "Reproduced if the estimate is within a factor of 1.6 of the exact limit for all networks and batch sizes, "
-        "refuted beyond 3.",
-        judge_coherence,
-    ),
-    Claim(
-        "gd",
-        "The full-batch rule 2 / sharpness is far too permissive for small batches.",
-        "motivation of the paper",
-        "Batch size 1. Reproduced if the coherence estimate is nearer to the exact limit than 2 / sharpness and 2 / "
-        "trace, refuted if 2 / sharpness is nearer.",
-        judge_gd,
-    ),
-)
-
 STUDY = Study(
     slug="sgd-stability-geometry",
-    title="Does the coherence of examples tell where SGD becomes unstable?",
+    title="Does the coherence of examples predict the largest stable learning rate of SGD?",
     room="dynamics",
     paper=Paper(
         "A Precise Characterization of SGD Stability Using Loss Surface Geometry", "Dexter et al.", 2024, "2401.12332"
     ),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(tight, divergence, mean_square, coherence, gradient_descent_rule),
+    present=present,
 )

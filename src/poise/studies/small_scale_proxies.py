@@ -9,16 +9,24 @@ windows of the last tenth of the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from joblib import Parallel, delayed
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from scipy.stats import gmean
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from poise.evidence import compare_paired
+from poise.evidence import PairedComparison, compare_paired
+from poise.losses import cross_entropy_with_z_loss
+from poise.nn import transplant_logit_scale
+from poise.optim import IndependentAdamW, mu_param_groups
 from poise.preflight import (
     LRCurve,
     LRSensitivity,
@@ -29,15 +37,230 @@ from poise.preflight import (
     lr_figure,
     lr_sensitivity,
 )
-from poise.report import Code, Figure, Table, Text, line_chart
-from poise.studies.character_gpt import CONTEXT, HEAD_DIM
-from poise.studies.proxy_claims import CLAIMS
-from poise.studies.proxy_runs import BLOCKS, Setting, bigram_loss, train_side_by_side, unigram_loss
-from poise.studies.study import Budget, Measured, Measurement, Paper, Progress, Study
+from poise.report import Figure, Table, Text, line_chart
+from poise.studies.kit import Budget, Claim, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.character_gpt import CONTEXT, HEAD_DIM, Block, CharacterGPT, corpus
+from poise.studies.kit.grid import run_each
+from poise.studies.kit.one_thread import one_thread
+from poise.studies.kit.rules import Rule, above, all_or_none, at_least, at_most, below, equal_to
+from poise.studies.kit.side_by_side import SideBySide
+from poise.studies.kit.words import interval
+
+BLOCKS, BATCH = 2, 8
+FINAL_LR = 1e-5
 
 PLAIN, NORMED = "no qk-norm", "qk-norm"
 NO_WARM_UP, NO_DECAY, NO_Z_LOSS = "no warm-up", "no decay", "no decay, no z-loss"
 NARROW, STANDARD, DEEP, MU, MU_FULL = "narrow", "wide", "deep", "wide, muParam (simple)", "wide, muParam (full)"
+
+# --- attention in the model --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def attention_signals(model: CharacterGPT, ids: Int64[Tensor, "batch time"]) -> tuple[float, float]:
+    """Return max |logit| over visible entries, and the lowest head's mean of entropy / log(visible entries)."""
+    visible = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    largest = torch.log(visible.sum(-1))[1:]  # the first position sees only itself
+    x, logit_max, entropy = model.tokens(ids) + model.positions.weight, 0.0, 1.0
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        q, k, _ = block.heads(x)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(HEAD_DIM)
+        logit_max = max(logit_max, logits[..., visible].abs().max().item())
+        p = logits.masked_fill(~visible, -math.inf).softmax(-1)
+        spread = torch.special.entr(p).sum(-1)[..., 1:] / largest
+        entropy = min(entropy, spread.mean((0, 2)).min().item())
+        x = block(x)
+    return logit_max, entropy
+
+
+class TransplantedScale(nn.Module):
+    """Gives queries and keys the logit scale of a larger model, in the place of a qk-norm."""
+
+    def __init__(self, kappa: float) -> None:
+        super().__init__()
+        self.kappa = kappa
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys whose logits lie between -kappa sqrt(head_dim) and that."""
+        return transplant_logit_scale(query, self.kappa), transplant_logit_scale(key, self.kappa)
+
+
+class ScaledQueries(nn.Module):
+    """Divides queries by sqrt(head_dim), so that attention's scale is 1 / head_dim, after what was there before."""
+
+    def __init__(self, before: nn.Module | None) -> None:
+        super().__init__()
+        self.before = before
+
+    def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scaled queries, and the keys."""
+        query, key = (query, key) if self.before is None else self.before(query, key)
+        return query / math.sqrt(HEAD_DIM), key
+
+
+@torch.no_grad()
+def apply_full_mu_param(model: CharacterGPT, base_width: int) -> None:
+    """What muParam (full) adds to the learning rates: head, attention scale, and queries that begin at zero."""
+    width = model.head.in_features
+    model.head.weight.mul_(math.sqrt(base_width / width))  # std 1 / sqrt(width) becomes sqrt(base width) / width
+    for block in model.blocks:
+        qkv, before = block.qkv, block.qk_norm
+        assert isinstance(qkv, nn.Linear)
+        assert not isinstance(before, Tensor)
+        qkv.weight[:width].zero_()
+        block.qk_norm = ScaledQueries(before)
+
+
+# --- runs side by side -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same in all runs of a sweep."""
+
+    qk_norm: bool
+    width: int = 32
+    blocks: int = BLOCKS
+    batch: int = BATCH
+    steps: int = 200
+    warm_up: int = 20
+    probe_step: int = 60
+    last_step: int | None = None
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    z_coef: float = 1e-4
+    kappa: float | None = None
+    mu_base: int | None = None  # the width at which muParam changes nothing; None is the standard parametrisation
+    mu_full: bool = False
+
+
+def train(setting: Setting, lr: float, seed: int, size: int | None = None) -> dict[str, float]:
+    """Train one model; ``size`` takes the place of the setting's width. Uses one thread and no global random state."""
+    return train_side_by_side(replace(setting, width=size or setting.width), [lr], [seed])[0]
+
+
+def train_side_by_side(setting: Setting, lrs: Sequence[float], seeds: Sequence[int]) -> list[dict[str, float]]:
+    """Train one model for each learning rate and seed; return what each ended with, seeds fastest.
+
+    Uses one thread and no global random state.
+    """
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        text = corpus()
+        begun = [_begin(setting, seed) for _ in lrs for seed in seeds]
+        nets, starts = SideBySide([model for model, _ in begun]), torch.stack([start for _, start in begun])
+        optimizer, shapes = _optimizer(nets, setting, lrs, len(seeds))
+        schedule = LambdaLR(optimizer, shapes)
+        init_losses, early = [_validate(model)["loss"] for model in nets.models], [dict[str, float]() for _ in begun]
+        for step in range(setting.steps if setting.last_step is None else setting.last_step):
+            ids = text.train[starts[:, step] + torch.arange(CONTEXT + 1)]
+            logits = nets(ids[..., :-1]).flatten(0, -2)
+            losses = cross_entropy_with_z_loss(logits, ids[..., 1:].flatten(), coef=setting.z_coef, reduction="sum")
+            nets.zero_grad()
+            (losses / (setting.batch * CONTEXT)).backward()
+            nets.clip_grad_norm(1.0)
+            optimizer.step()
+            schedule.step()
+            if step + 1 == setting.probe_step:
+                early = _probe(nets, optimizer, setting.eps, "early")
+        ended = zip(init_losses, nets.models, early, _probe(nets, optimizer, setting.eps, "end"), strict=True)
+        return [{"init_loss": init_loss} | _validate(model) | a | b for init_loss, model, a, b in ended]
+
+
+def _begin(setting: Setting, seed: int) -> tuple[CharacterGPT, Int64[Tensor, "steps batch 1"]]:
+    """Return a model at its start and where each batch's windows begin."""
+    text, generator = corpus(), torch.Generator().manual_seed(seed)
+    model = CharacterGPT(setting.width, text.classes, setting.qk_norm, generator, setting.blocks)
+    if setting.kappa is not None:
+        for block in model.blocks:
+            block.qk_norm = TransplantedScale(setting.kappa)
+    if setting.mu_full and setting.mu_base is not None:
+        apply_full_mu_param(model, setting.mu_base)
+    return model, torch.randint(len(text.train) - CONTEXT, (setting.steps, setting.batch, 1), generator=generator)
+
+
+def _optimizer(
+    nets: SideBySide[CharacterGPT], setting: Setting, lrs: Sequence[float], seeds: int
+) -> tuple[IndependentAdamW, list[Callable[[int], float]]]:
+    """Return the optimizer, and for each of its groups the shape of its schedule."""
+    factors = _lr_factors(nets.models[0], setting)
+    groups: list[dict[str, Any]] = []
+    shapes: list[Callable[[int], float]] = []
+    for i, lr in enumerate(lrs):
+        own = (i * seeds, (i + 1) * seeds)
+        for factor in sorted(set(factors.values())):
+            leaves = [(name, nets.leaf(name, *own)) for name, its in factors.items() if its == factor]
+            groups.append({"params": leaves, "lr": lr * factor, "models": own})
+            shapes.append(partial(_shape, lr=lr, setting=setting))
+    return IndependentAdamW(groups, lrs[0], (0.9, 0.95), setting.eps, setting.weight_decay, foreach=True), shapes
+
+
+def _lr_factors(model: nn.Module, setting: Setting) -> dict[str, float]:
+    """Return each parameter's fraction of the learning rate, by name."""
+    if setting.mu_base is None:
+        return {name: 1.0 for name, _ in model.named_parameters()}
+    groups = mu_param_groups(model, setting.mu_base, lr=1.0, width=setting.width)
+    by_id = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+
+def _shape(step: int, lr: float, setting: Setting) -> float:
+    """The schedule as a fraction of the peak: linear warm-up, then cosine to ``FINAL_LR``."""
+    if step < setting.warm_up:
+        return (step + 1) / setting.warm_up
+    progress = (step - setting.warm_up) / max(1, setting.steps - setting.warm_up)
+    floor = min(1.0, FINAL_LR / lr)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@torch.no_grad()
+def _validate(model: CharacterGPT) -> dict[str, float]:
+    """Measure cross entropy, mean log normaliser and mean logit over the validation windows."""
+    windows = corpus().windows
+    logits = model(windows[:, :-1])
+    loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    mean_logit = logits.mean().item()
+    return {"loss": loss.item(), "log_z": logits.logsumexp(-1).mean().item(), "mean_logit": mean_logit}
+
+
+def _probe(
+    nets: SideBySide[CharacterGPT], optimizer: IndependentAdamW, eps: float, when: str
+) -> list[dict[str, float]]:
+    roots: list[dict[str, Tensor]] = [{} for _ in nets.models]
+    for group in optimizer.param_groups:
+        for name, leaf in zip(group["param_names"], group["params"], strict=True):
+            for own, square in zip(roots[slice(*group["models"])], optimizer.state[leaf]["exp_avg_sq"], strict=True):
+                own[name] = square.sqrt()
+    return [_signals(model, own, eps, when) for model, own in zip(nets.models, roots, strict=True)]
+
+
+def _signals(model: CharacterGPT, roots: Mapping[str, Tensor], eps: float, when: str) -> dict[str, float]:
+    logit_max, entropy = attention_signals(model, corpus().windows[:, :-1])
+    every = torch.cat([root[root > 0] for root in roots.values()])
+    return {
+        f"logit_max_{when}": logit_max,
+        f"entropy_{when}": entropy,
+        f"eps_shrink_{when}": (every / (every + eps)).mean().item(),
+        f"mlp_grad_rms_{when}": roots["blocks.0.up.weight"].square().mean().sqrt().item(),
+    }
+
+
+@cache
+def unigram_loss() -> float:
+    """Validation loss of the characters' frequencies in the training text."""
+    text = corpus()
+    share = torch.bincount(text.train, minlength=text.classes).double() / len(text.train)
+    return -share.log()[text.windows[:, 1:]].mean().item()
+
+
+@cache
+def bigram_loss() -> float:
+    """Validation loss of the bigram table of the training text (one count added everywhere)."""
+    text = corpus()
+    pairs = text.train[:-1] * text.classes + text.train[1:]
+    counts = 1 + torch.bincount(pairs, minlength=text.classes**2).double().view(text.classes, -1)
+    log_p = (counts / counts.sum(1, keepdim=True)).log()
+    return -log_p[text.windows[:, :-1], text.windows[:, 1:]].mean().item()
 
 
 # --- the experiment ----------------------------------------------------------------------------------------------
@@ -70,22 +293,14 @@ _DEFAULT = Setting(qk_norm=False)
 _FULL = Setting(qk_norm=False, steps=1000, warm_up=50, probe_step=100)
 PLANS: dict[Budget, Plan] = {
     "tiny": Plan(
-        (1e-2, 1e-1, 3e-1),
-        _TINY,
-        (16, 32, 48, 64),
-        forced_steps=6,
-        wide=32,
-        batches=(4,),
-        horizons=(3,),
-        mu_full_lr=1.0,
-        n_jobs=1,  # starting a second process takes longer than the runs
+        (1e-2, 1e-1, 3e-1), _TINY, (16, 32, 48, 64), 6, wide=32, batches=(4,), horizons=(3,), mu_full_lr=1.0, n_jobs=1
     ),
-    "default": Plan((1e-3, 1e-2, 3e-2, 1e-1, 3e-1), _DEFAULT, (16, 32, 64, 128), forced_steps=3000, batches=(32,)),
+    "default": Plan((1e-3, 1e-2, 3e-2, 1e-1, 3e-1), _DEFAULT, (16, 32, 64, 128), 3000, batches=(32,)),
     "full": Plan(
         (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         _FULL,
         (16, 32, 64, 128, 256),
-        forced_steps=10_000,
+        10_000,
         batches=(32,),
         horizons=(500, 2000),
         mu_full_lr=1.0,
@@ -106,365 +321,498 @@ class Job:
         s = self.setting
         return len(self.lrs) * (s.last_step or s.steps) * s.blocks * s.batch * (s.width + 32)
 
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """The runs of the experiment, by what they are for."""
-
-    plan: Plan
-    curves: Mapping[str, SweepResult]
-    growth: Mapping[tuple[str, int], SweepResult]
-    epsilons: Mapping[float, SweepResult]
-    drift: Mapping[str, SweepResult]
-    left_out: Mapping[str, SweepResult]
-    kappas: Mapping[float, SweepResult]
-    scaled: Mapping[str, SweepResult]
-    mu_logits: Mapping[str, SweepResult]
-    batches: Mapping[int, SweepResult]
-    horizons: Mapping[int, SweepResult]
+    def run(self, seeds: Sequence[int]) -> SweepResult:
+        """Train everything."""
+        ended = train_side_by_side(self.setting, self.lrs, seeds)
+        points = [
+            SweepPoint(lr, None, seed, own.pop("loss"), own.pop("init_loss"), own)
+            for (lr, seed), own in zip(product(self.lrs, seeds), ended, strict=True)
+        ]
+        return SweepResult(self.lrs, (None,), tuple(seeds), tuple(points))
 
 
-def jobs_of(plan: Plan) -> dict[str, dict[Any, Job]]:
-    """Return everything that the claims need, by field of :class:`Runs`."""
-    base = plan.setting
-    normed = replace(base, qk_norm=True)
+Key = tuple[str, Any]
+"""What runs are for, and which of them."""
+
+
+def jobs_of(plan: Plan) -> dict[Key, Job]:
+    """Return everything that the claims need."""
+    base, normed = plan.setting, replace(plan.setting, qk_norm=True)
     settings = {PLAIN: base, NORMED: normed}
     # Output logits drift only late, in a small model without decay.
     drifting = replace(normed, width=16, steps=plan.forced_steps, weight_decay=0.0)
     no_decay = replace(normed, weight_decay=0.0)
     left_out = {NO_WARM_UP: replace(normed, warm_up=0), NO_DECAY: no_decay, NO_Z_LOSS: replace(no_decay, z_coef=0.0)}
-    wide = replace(base, width=plan.wide)
-    high, calm, upper = (plan.growth_lr,), (plan.eps_lr,), plan.lrs[-plan.upper :]
-    return {
-        "curves": {name: Job(s, plan.lrs) for name, s in settings.items()},
-        "growth": {
-            (name, w): Job(replace(s, width=w, last_step=s.probe_step), high)
-            for name, s in settings.items()
-            for w in plan.widths
-        },
-        "epsilons": {eps: Job(replace(normed, eps=eps), calm) for eps in plan.epsilons},
-        "drift": {"no z-loss": Job(replace(drifting, z_coef=0.0), high), "z-loss": Job(drifting, high)},
-        "left_out": {name: Job(s, upper) for name, s in left_out.items()},
-        "kappas": {kappa: Job(replace(base, kappa=kappa), calm) for kappa in plan.kappas},
-        "scaled": _scaled(plan, normed),
-        "mu_logits": {STANDARD: Job(wide, high), MU: Job(replace(wide, mu_base=plan.narrow), high)},
-        "batches": {size: Job(replace(normed, batch=size), plan.lrs) for size in plan.batches},
-        "horizons": {steps: Job(replace(normed, steps=steps), plan.lrs) for steps in plan.horizons},
-    }
-
-
-def _scaled(plan: Plan, normed: Setting) -> dict[str, Job]:
-    """Return wider and deeper models, all with qk-norm."""
     wide = replace(normed, width=plan.wide)
     mu = replace(wide, mu_base=plan.narrow)
-    jobs = {
-        NARROW: Job(replace(normed, width=plan.narrow), plan.lrs),
-        STANDARD: Job(wide, plan.lrs),
-        MU: Job(mu, plan.lrs),
-        DEEP: Job(replace(normed, blocks=plan.deep), plan.lrs),
+    scaled = {
+        NARROW: replace(normed, width=plan.narrow),
+        STANDARD: wide,
+        MU: mu,
+        DEEP: replace(normed, blocks=plan.deep),
     }
+    high, calm, upper = (plan.growth_lr,), (plan.eps_lr,), plan.lrs[-plan.upper :]
+    jobs: dict[Key, Job] = {("curves", name): Job(s, plan.lrs) for name, s in settings.items()}
+    for (name, s), w in product(settings.items(), plan.widths):
+        jobs["growth", (name, w)] = Job(replace(s, width=w, last_step=s.probe_step), high)
+    jobs |= {("epsilons", eps): Job(replace(normed, eps=eps), calm) for eps in plan.epsilons}
+    jobs |= {("drift", "no z-loss"): Job(replace(drifting, z_coef=0.0), high), ("drift", "z-loss"): Job(drifting, high)}
+    jobs |= {("left out", name): Job(s, upper) for name, s in left_out.items()}
+    jobs |= {("kappas", kappa): Job(replace(base, kappa=kappa), calm) for kappa in plan.kappas}
+    jobs |= {("scaled", name): Job(s, plan.lrs) for name, s in scaled.items()}
     if plan.mu_full_lr is not None:
-        jobs[MU_FULL] = Job(replace(mu, mu_full=True), (*plan.lrs, plan.mu_full_lr))
-    return jobs
+        jobs["scaled", MU_FULL] = Job(replace(mu, mu_full=True), (*plan.lrs, plan.mu_full_lr))
+    jobs |= {("muParam logits", name): Job(replace(scaled[name], qk_norm=False), high) for name in (STANDARD, MU)}
+    jobs |= {("batches", size): Job(replace(normed, batch=size), plan.lrs) for size in plan.batches}
+    return jobs | {("horizons", steps): Job(replace(normed, steps=steps), plan.lrs) for steps in plan.horizons}
 
 
-def run_all(plan: Plan, seeds: Sequence[int], progress: Progress) -> Runs:
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The runs, by what they are for."""
+
+    plan: Plan
+    runs: Mapping[Key, SweepResult]
+
+    def of(self, group: str) -> dict[Any, SweepResult]:
+        """Return the runs of one group, in the order of :func:`jobs_of`."""
+        return {key: result for (own, key), result in self.runs.items() if own == group}
+
+    def curve(self, group: str, key: Any) -> LRCurve:
+        """Return the final losses of some runs over the learning rate."""
+        return self.runs[group, key].curve()
+
+    def usual_losses(self, name: str) -> Float[np.ndarray, " seeds"]:
+        """Return the losses of usual runs at the low learning rate, at which something is forced in others."""
+        return self.curve("curves", name).effective_losses[self.plan.lrs.index(self.plan.eps_lr)]
+
+    def upper_sensitivity(self, name: str) -> LRSensitivity:
+        """Return the sensitivity over the highest learning rates, of the usual runs or with something left out."""
+        group = "left out" if ("left out", name) in self.runs else "curves"
+        return lr_sensitivity(self.curve(group, name), (self.plan.lrs[-self.plan.upper], self.plan.lrs[-1]))
+
+    def early_logits(self, name: str) -> list[float]:
+        """Return the largest logit at the probe for each width, geometric mean over seeds."""
+        return [gmean(self.runs["growth", (name, w)].signal("logit_max_early")[0]) for w in self.plan.widths]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Parameters of the blocks for each width, as the paper counts them: 12 x depth x width^2."""
+        return [12 * BLOCKS * width**2 for width in self.plan.widths]
+
+    @property
+    def forecast(self) -> SignalForecast:
+        """The fit of early logits without qk-norm of all widths but the largest."""
+        return forecast_signal(self.sizes[:-1], self.early_logits(PLAIN)[:-1])
+
+
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run everything that the claims need, the longest jobs first."""
+    plan = PLANS[budget]
     jobs = jobs_of(plan)
-    order = [(group, key, job) for group, own in jobs.items() for key, job in own.items()]
-    order.sort(key=lambda entry: -entry[2].work)
-    done, total = 0.0, sum(job.work for *_, job in order)
-    found: dict[str, dict[Any, SweepResult]] = {group: {} for group in jobs}
-    parallel = Parallel(plan.n_jobs, return_as="generator")
-    results = parallel(delayed(_run)(job, seeds) for *_, job in order)
-    for (group, key, job), result in zip(order, results, strict=True):
-        found[group][key] = result
-        done += job.work
-        progress(min(1.0, done / total), group.replace("_", " "))
-    return Runs(plan, **{group: {key: found[group][key] for key in own} for group, own in jobs.items()})
+    order = sorted(jobs, key=lambda key: -jobs[key].work)
+    runs = run_each(lambda key: jobs[key].run(seeds), order, progress, plan.n_jobs, "{0[0]}: {0[1]}".format)
+    return Results(plan, {key: runs[key] for key in jobs})
 
 
-def _run(job: Job, seeds: Sequence[int]) -> SweepResult:
-    ended = train_side_by_side(job.setting, job.lrs, seeds)
-    points = [
-        SweepPoint(lr, None, seed, own.pop("loss"), own.pop("init_loss"), own)
-        for (lr, seed), own in zip(product(job.lrs, seeds), ended, strict=True)
-    ]
-    return SweepResult(job.lrs, (None,), tuple(seeds), tuple(points))
+# --- the claims --------------------------------------------------------------------------------------------------
 
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run the experiment and put what came out beside the claims."""
-    runs = run_all(PLANS[budget], seeds, progress)
-    curves = {name: result.curve() for name, result in runs.curves.items()}
-    forecast = _forecast(runs, PLAIN)
-    claims = {
-        "sensitivity": _measure_sensitivity(curves),
-        "high-lr": _measure_high_lr(curves),
-        "logit-growth": _measure_logit_growth(runs),
-        "logit-limit": _measure_logit_limit(runs.curves[PLAIN]),
-        "forecast": _measure_forecast(runs, forecast),
-        "gradient-rms": _measure_gradient_rms(runs),
-        "epsilon": _measure_epsilon(runs),
-        "output-drift": _measure_output_drift(runs),
-        "kappa": _measure_kappa(runs),
-        "warm-up": _measure_left_out(runs, NO_WARM_UP, NORMED, "without warm-up", "with it"),
-        "decay": _measure_left_out(runs, NO_DECAY, NORMED, "without decay", "with it"),
-        "z-loss": _measure_left_out(runs, NO_Z_LOSS, NO_DECAY, "without decay and z-loss", "without decay"),
-        "mu-optimum": _measure_mu_optimum(runs),
-        "mu-loss": _measure_mu_loss(runs),
-        "mu-logits": _measure_mu_logits(runs),
-        "mu-full": _measure_mu_full(runs),
-        "size": _measure_size(runs),
-        "depth": _measure_depth(runs),
-        "batch": _measure_no_effect(runs, runs.batches, runs.plan.setting.batch, "windows a batch"),
-        "steps": _measure_no_effect(runs, runs.horizons, runs.plan.setting.steps, "steps"),
-    }
-    picture = _curves_figure(curves)
-    blocks: list[Text | Table | Figure | Code] = [
-        picture,
-        _logits_figure(runs),
-        _forecast_figure(runs, forecast),
-        _curves_table(runs),
-        _left_out_table(runs),
-        _scaled_figure(runs),
-        _scaled_table(runs),
-        _drift_table(runs),
-        _notes(runs.plan),
-    ]
-    summary = (
-        f"At this size {claims['sensitivity'].ours}. Without qk-norm the largest attention logit at learning rate "
-        f"{runs.plan.growth_lr:g} is {claims['logit-growth'].numbers['logit_plain']:.0f}; with it "
-        f"{claims['logit-growth'].numbers['logit_normed']:.1f}."
-    )
-    return Measurement(claims, summary, blocks, picture.figure)
+def rise(usual: Sequence[float] | np.ndarray, other: Sequence[float] | np.ndarray) -> PairedComparison:
+    """Compare values of the same seeds: by how much the other are higher, and how sure that is."""
+    return compare_paired(usual, other, lower_is_better=False)
 
 
-def _measure_sensitivity(curves: Mapping[str, LRCurve]) -> Measured:
-    plain, normed = lr_sensitivity(curves[PLAIN]), lr_sensitivity(curves[NORMED])
-    paired = compare_paired(plain.per_seed, normed.per_seed)
-    ratio = _ratio(curves[PLAIN], curves[NORMED])
-    low, high = (-end for end in reversed(paired.interval))
-    ours = (
+def sensitivity_ratio(high: LRSensitivity, low: LRSensitivity) -> float:
+    """Return the ratio of two sensitivities, infinite where the lower is exactly zero."""
+    return high.value / low.value if low.value > 0 else math.inf
+
+
+@claim(
+    "sensitivity",
+    "qk-norm makes the final loss less sensitive to the learning rate.",
+    paper="a strong reduction at every size (figure only)",
+    protocol="Sensitivity without over that with qk-norm.",
+    reproduced=at_least("ratio", 1.5) & at_least("p_better", 0.975, "P(lower)"),
+    refuted=below("ratio", 1.1),
+)
+def sensitivity(results: Results) -> Measured:
+    plain, normed = (lr_sensitivity(results.curve("curves", name)) for name in (PLAIN, NORMED))
+    paired, ratio = rise(normed.per_seed, plain.per_seed), sensitivity_ratio(plain, normed)
+    words = (
         f"learning-rate sensitivity is {plain.value:.3f} without and {normed.value:.3f} with qk-norm, a ratio of "
-        f"{ratio:.2f} (difference {plain.value - normed.value:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+        f"{ratio:.2f} (difference {plain.value - normed.value:.3f}, {interval(*paired.interval, '.3f')})"
     )
-    return Measured(ours, {"ratio": ratio, "p_better": paired.p_better})
+    return Measured(words, {"ratio": ratio, "p_better": paired.p_better})
 
 
-def _measure_high_lr(curves: Mapping[str, LRCurve]) -> Measured:
-    plain, normed = (curves[name].effective_losses[-1] for name in (PLAIN, NORMED))
-    paired = compare_paired(plain, normed)
-    low, high = (-end for end in reversed(paired.interval))
-    ours = (
-        f"at learning rate {curves[PLAIN].lrs[-1]:g}: {plain.mean():.3f} without, {normed.mean():.3f} with "
-        f"(worse by {-paired.difference:.3f}, 95 % interval {low:.3f} to {high:.3f})"
+@claim(
+    "high-lr",
+    "At a learning rate of 0.3 training is worse without qk-norm.",
+    paper="with it a 1.2-billion-parameter model trains at 0.3",
+    protocol="Gap: by how much the loss at the largest learning rate is worse without.",
+    reproduced=at_least("gap", 0.15) & at_least("p_better", 0.975, "P(worse)"),
+    refuted=at_most("gap", 0.02),
+)
+def high_lr(results: Results) -> Measured:
+    plain, normed = (results.curve("curves", name).effective_losses[-1] for name in (PLAIN, NORMED))
+    paired = rise(normed, plain)
+    words = (
+        f"at learning rate {results.plan.lrs[-1]:g}: {plain.mean():.3f} without, {normed.mean():.3f} with "
+        f"(worse by {paired.difference:.3f}, {interval(*paired.interval, '.3f')})"
     )
-    return Measured(ours, {"gap": -paired.difference, "p_better": paired.p_better})
+    return Measured(words, {"gap": paired.difference, "p_better": paired.p_better})
 
 
-def _measure_logit_growth(runs: Runs) -> Measured:
-    row = runs.plan.lrs.index(runs.plan.growth_lr)
-    logits = {name: _geometric(result.signal("logit_max_end")[row]) for name, result in runs.curves.items()}
-    entropy = {name: float(result.signal("entropy_end")[row].mean()) for name, result in runs.curves.items()}
-    ours = (
-        f"at learning rate {runs.plan.growth_lr:g}: largest logit {logits[PLAIN]:.0f} and lowest entropy "
-        f"{entropy[PLAIN]:.3f} without; {logits[NORMED]:.1f} and {entropy[NORMED]:.3f} with qk-norm"
+@claim(
+    "logit-growth",
+    "At high learning rates attention logits grow without bound, attention collapses, and qk-norm prevents it.",
+    paper="logits above 1e4 before divergence",
+    protocol="At learning rate 0.1, end of training: largest logit and entropy of the lowest head, without qk-norm "
+    "(plain) and with it (normed).",
+    rule=all_or_none(
+        above("logit_plain", 1e3), below("entropy_plain", 0.1), below("logit_normed", "logit_plain", times=0.1)
+    ),
+)
+def logit_growth(results: Results) -> Measured:
+    row, runs = results.plan.lrs.index(results.plan.growth_lr), results.of("curves")
+    plain, normed = (gmean(runs[name].signal("logit_max_end")[row]) for name in (PLAIN, NORMED))
+    entropy, usual = (runs[name].signal("entropy_end")[row].mean() for name in (PLAIN, NORMED))
+    words = (
+        f"at learning rate {results.plan.growth_lr:g}: largest logit {plain:.0f} and lowest entropy "
+        f"{entropy:.3f} without; {normed:.1f} and {usual:.3f} with qk-norm"
     )
-    numbers = {"logit_plain": logits[PLAIN], "entropy_plain": entropy[PLAIN], "logit_normed": logits[NORMED]}
-    return Measured(ours, {**numbers, "entropy_normed": entropy[NORMED]})
+    numbers = {"logit_plain": plain, "entropy_plain": entropy, "logit_normed": normed, "entropy_normed": usual}
+    return Measured(words, numbers)
 
 
-def _measure_logit_limit(plain: SweepResult) -> Measured:
-    above = (plain.signal("logit_max_early") > 1e4) | (plain.signal("logit_max_end") > 1e4)
-    if not above.any():
+@claim(
+    "logit-limit",
+    "Every run whose attention logits pass 1e4 diverges.",
+    paper="all such runs diverged",
+    protocol="Runs without qk-norm whose logits pass 1e4; diverged: how many of them end no better than they began.",
+    reproduced=equal_to("diverged", "runs"),
+    refuted=equal_to("diverged", 0),
+)
+def logit_limit(results: Results) -> Measured:
+    plain, curve = results.runs["curves", PLAIN], results.curve("curves", PLAIN)
+    over = (plain.signal("logit_max_early") > 1e4) | (plain.signal("logit_max_end") > 1e4)
+    if not over.any():
         return Measured("no run had a logit above 1e4")
-    curve, count = plain.curve(), int(above.sum())
-    diverged, losses = int(curve.diverged[above].sum()), curve.effective_losses[above]
-    ours = (
+    count, diverged, losses = int(over.sum()), int(curve.diverged[over].sum()), curve.effective_losses[over]
+    words = (
         f"{count} runs above 1e4, {diverged} of them diverged; they ended at {losses.min():.3f} to {losses.max():.3f}, "
         f"far from the {curve.init_losses.mean():.3f} of the start but worse than the best learning rate's "
         f"{curve.best_loss:.3f}"
     )
-    return Measured(ours, {"runs": count, "diverged": diverged})
+    return Measured(words, {"runs": count, "diverged": diverged})
 
 
-def _forecast(runs: Runs, name: str) -> SignalForecast:
-    """Fit all widths but the largest."""
-    widths = runs.plan.widths[:-1]
-    return forecast_signal([_parameters(w) for w in widths], [_early_logit(runs, name, w) for w in widths])
-
-
-def _measure_forecast(runs: Runs, forecast: SignalForecast) -> Measured:
-    width = runs.plan.widths[-1]
-    observed = _early_logit(runs, PLAIN, width)
-    predicted, low, high = forecast.predict(_parameters(width))
+@claim(
+    "forecast",
+    "Attention logits of a larger model can be forecast from smaller ones by a quadratic in log size.",
+    paper="crossing of 1e4 at 4.8 billion parameters and learning rate 0.01, as forecast",
+    protocol="Decades between the logit at the largest width, left out of the fit, and its forecast.",
+    reproduced=at_most("decades", 0.35),
+    refuted=above("decades", 0.7),
+)
+def forecast(results: Results) -> Measured:
+    fit, observed = results.forecast, results.early_logits(PLAIN)[-1]
+    predicted, low, high = fit.predict(results.sizes[-1])
     miss = abs(math.log10(predicted / observed))
-    limit = "is never reached by the fit" if math.isinf(forecast.crossing) else f"at {forecast.crossing:.2g} parameters"
-    ours = (
-        f"width {width}: predicted {predicted:.0f} ({low:.0f} to {high:.0f} leaving one width out), observed "
-        f"{observed:.0f}, {miss:.2f} decades apart; 1e4 {limit}"
+    limit = "is never reached by the fit" if math.isinf(fit.crossing) else f"at {fit.crossing:.2g} parameters"
+    words = (
+        f"width {results.plan.widths[-1]}: predicted {predicted:.0f} ({low:.0f} to {high:.0f} leaving one width out), "
+        f"observed {observed:.0f}, {miss:.2f} decades apart; 1e4 {limit}"
     )
-    return Measured(ours, {"decades": miss})
+    return Measured(words, {"decades": miss})
 
 
-def _measure_gradient_rms(runs: Runs) -> Measured:
-    over_lr = _slope(runs.plan.lrs, [_geometric(row) for row in runs.curves[NORMED].signal("mlp_grad_rms_end")])
-    by_width = [_geometric(runs.growth[NORMED, w].signal("mlp_grad_rms_early")) for w in runs.plan.widths]
-    over_size = _slope([_parameters(w) for w in runs.plan.widths], by_width)
-    ours = f"exponent {over_lr:+.2f} in the learning rate and {over_size:+.2f} in the number of parameters"
-    return Measured(ours, {"over_lr": over_lr, "over_size": over_size})
+@claim(
+    "gradient-rms",
+    "The gradient of the first MLP layer shrinks with the learning rate and with size.",
+    paper="it reaches Adam's epsilon of 1e-8 at 4.8 billion parameters and learning rate 0.3",
+    protocol="Exponents of its root mean square over learning rates (end of training) and over the number of "
+    "parameters (early), both with qk-norm.",
+    rule=all_or_none(below("over_lr", 0), below("over_size", 0)),
+)
+def gradient_rms(results: Results) -> Measured:
+    def slope(x: Sequence[float], y: Sequence[float]) -> float:
+        return float(np.polyfit(np.log10(x), np.log10(y), 1)[0])
+
+    by_lr = [gmean(row) for row in results.runs["curves", NORMED].signal("mlp_grad_rms_end")]
+    grown = (results.runs["growth", (NORMED, w)].signal("mlp_grad_rms_early")[0] for w in results.plan.widths)
+    over_lr, over_size = slope(results.plan.lrs, by_lr), slope(results.sizes, [gmean(rms) for rms in grown])
+    words = f"exponent {over_lr:+.2f} in the learning rate and {over_size:+.2f} in the number of parameters"
+    return Measured(words, {"over_lr": over_lr, "over_size": over_size})
 
 
-def _measure_epsilon(runs: Runs) -> Measured:
-    row = runs.plan.lrs.index(runs.plan.eps_lr)
+@claim(
+    "epsilon",
+    "When gradients are no larger than Adam's epsilon, updates vanish and the loss suffers.",
+    paper="epsilon 1e-15 improves the largest model; 1e-6 diverges",
+    protocol="Forced here by epsilon 1e-3. Shrink: what is left of the size of updates, there and at the usual 1e-8; "
+    "harm: by how much the loss is worse.",
+    rule=all_or_none(
+        below("shrink", 0.5) & above("shrink_usual", 0.95), above("harm", 0) & at_least("p_worse", 0.975, "P(worse)")
+    ),
+)
+def epsilon(results: Results) -> Measured:
+    runs, usual = results.of("epsilons"), results.runs["curves", NORMED]
+    harm = {eps: rise(results.usual_losses(NORMED), r.curve().effective_losses[0]) for eps, r in runs.items()}
+    shrink = {eps: float(result.signal("eps_shrink_end").mean()) for eps, result in runs.items()}
+    usual_shrink = float(usual.signal("eps_shrink_end")[results.plan.lrs.index(results.plan.eps_lr)].mean())
+    updates = ", ".join(f"{shrink[e]:.2f} at {e:g} (loss {harm[e].difference:+.3f})" for e in runs)
     # The protocol was written for the smaller one. The larger, added after a first look, is shown and not judged.
-    usual, judged = runs.curves[NORMED], min(runs.epsilons)
-    harm = {
-        eps: compare_paired(result.curve().effective_losses[0], usual.curve().effective_losses[row])
-        for eps, result in runs.epsilons.items()
-    }
-    shrink = {eps: float(result.signal("eps_shrink_end").mean()) for eps, result in runs.epsilons.items()}
-    usual_shrink = float(usual.signal("eps_shrink_end")[row].mean())
-    updates = ", ".join(f"{shrink[e]:.2f} at {e:g} (loss {-harm[e].difference:+.3f})" for e in runs.epsilons)
-    ours = f"updates are {usual_shrink:.2f} of their size at epsilon 1e-08, {updates}"
-    numbers = {"shrink_usual": usual_shrink, "shrink": shrink[judged], "harm": -harm[judged].difference}
-    return Measured(ours, {**numbers, "p_worse": harm[judged].p_better})
+    judged = min(runs)
+    numbers = {"shrink_usual": usual_shrink, "shrink": shrink[judged], "harm": harm[judged].difference}
+    words = f"updates are {usual_shrink:.2f} of their size at epsilon 1e-08, {updates}"
+    return Measured(words, {**numbers, "p_worse": harm[judged].p_better})
 
 
-def _measure_output_drift(runs: Runs) -> Measured:
-    log_z = {name: float(np.abs(result.signal("log_z")).mean()) for name, result in runs.drift.items()}
-    logit = float(runs.drift["no z-loss"].signal("mean_logit").mean())
-    ours = (
-        f"after {runs.plan.forced_steps} steps without decay: mean logit {logit:.1f} and |log Z| "
-        f"{log_z['no z-loss']:.2f} without z-loss, |log Z| {log_z['z-loss']:.2f} with it"
+@claim(
+    "output-drift",
+    "Without weight decay output logits drift to very negative values, and z-loss prevents it.",
+    paper="seen at every size; 2.4 million parameters at learning rate 0.1",
+    protocol="Forced by a long run: mean logit without z-loss, and |log Z| with it.",
+    rule=all_or_none(below("mean_logit", -20), below("log_z_with", 1, "|log Z|")),
+)
+def output_drift(results: Results) -> Measured:
+    runs = results.of("drift")
+    without, with_it = (float(np.abs(runs[name].signal("log_z")).mean()) for name in ("no z-loss", "z-loss"))
+    logit = float(runs["no z-loss"].signal("mean_logit").mean())
+    words = (
+        f"after {results.plan.forced_steps} steps without decay: mean logit {logit:.1f} and |log Z| "
+        f"{without:.2f} without z-loss, |log Z| {with_it:.2f} with it"
     )
-    return Measured(ours, {"mean_logit": logit, "log_z_without": log_z["no z-loss"], "log_z_with": log_z["z-loss"]})
+    return Measured(words, {"mean_logit": logit, "log_z_without": without, "log_z_with": with_it})
 
 
-def _measure_kappa(runs: Runs) -> Measured:
-    row = runs.plan.lrs.index(runs.plan.eps_lr)
-    usual = runs.curves[PLAIN].curve().effective_losses[row]
-    losses = {kappa: result.curve().effective_losses[0] for kappa, result in runs.kappas.items()}
-    low, high = min(losses), max(losses)
-    harm, over = compare_paired(losses[low], usual), losses[high].mean() - bigram_loss()
-    words = ", ".join(f"{loss.mean():.3f} at {kappa:g}" for kappa, loss in losses.items())
-    ours = (
-        f"at learning rate {runs.plan.eps_lr:g} the loss is {usual.mean():.3f} without a scale, {words}; a bigram "
+@claim(
+    "kappa",
+    "Large logits do harm by themselves: a small model that is given the logit scale of a large one trains worse.",
+    paper="worse near a scale of 1e3, worse than bigrams at 1e4 (10 million parameters)",
+    protocol="Learning rate 0.01, queries and keys rescaled. Harm: by how much the loss at 1e3 is higher than without; "
+    "over bigram: loss at 1e4 minus that of a bigram table; usual over bigram: that of the usual model minus it.",
+    # A model that is behind bigrams anyway says nothing with its loss beside theirs.
+    rule=all_or_none(
+        above("harm", 0) & at_least("p_worse", 0.975, "P(worse)"),
+        above("over_bigram", 0) & below("usual_over_bigram", 0),
+    ),
+)
+def kappa(results: Results) -> Measured:
+    usual = results.usual_losses(PLAIN)
+    losses = {kappa: result.curve().effective_losses[0] for kappa, result in results.of("kappas").items()}
+    harm, highest = rise(usual, losses[min(losses)]), losses[max(losses)].mean()
+    scaled = ", ".join(f"{loss.mean():.3f} at {kappa:g}" for kappa, loss in losses.items())
+    words = (
+        f"at learning rate {results.plan.eps_lr:g} the loss is {usual.mean():.3f} without a scale, {scaled}; a bigram "
         f"table has {bigram_loss():.3f}"
     )
-    numbers = {"harm": -harm.difference, "p_worse": harm.p_better, "over_bigram": float(over)}
-    return Measured(ours, numbers | {"usual_over_bigram": float(usual.mean()) - bigram_loss()})
+    over = {"over_bigram": highest - bigram_loss(), "usual_over_bigram": usual.mean() - bigram_loss()}
+    return Measured(words, {"harm": harm.difference, "p_worse": harm.p_better, **over})
 
 
-def _measure_left_out(runs: Runs, without: str, kept: str, words: str, kept_words: str) -> Measured:
-    """Compare the sensitivities over the highest learning rates with one thing left out and kept."""
-    absent, present = (_upper_sensitivity(runs, name) for name in (without, kept))
-    paired = compare_paired(absent.per_seed, present.per_seed)
-    low, high = (-end for end in reversed(paired.interval))
-    ours = (
-        f"over learning rates {runs.plan.lrs[-runs.plan.upper]:g} to {runs.plan.lrs[-1]:g} sensitivity is "
-        f"{absent.value:.3f} {words} and {present.value:.3f} {kept_words} (difference "
-        f"{-paired.difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
+HIGHER = Rule(at_least("p_better", 0.975, "P(higher)"), at_most("difference", 0))
+
+
+def compare_sensitivities(
+    low: LRSensitivity, high: LRSensitivity, low_words: str, high_words: str, start: str = ""
+) -> Measured:
+    """Compare the sensitivity that should be higher with the one that should be lower."""
+    paired = rise(low.per_seed, high.per_seed)
+    words = (
+        f"{start}sensitivity is {high.value:.3f} {high_words} and {low.value:.3f} {low_words} (difference "
+        f"{paired.difference:+.3f}, {interval(*paired.interval)})"
     )
-    return Measured(ours, {"difference": -paired.difference, "p_better": paired.p_better})
+    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better})
 
 
-def _upper_sensitivity(runs: Runs, name: str) -> LRSensitivity:
-    result = runs.left_out[name] if name in runs.left_out else runs.curves[name]
-    return lr_sensitivity(result.curve(), (runs.plan.lrs[-runs.plan.upper], runs.plan.lrs[-1]))
+def left_out_claim(id: str, text: str, paper: str, protocol: str, arms: Mapping[str, str]) -> Claim[Results]:
+    """Return the claim that leaving one thing out raises the sensitivity over the highest learning rates.
+
+    ``arms`` names the runs without it, then those with it, each with the words for it.
+    """
+
+    def measure(results: Results) -> Measured:
+        start = f"over learning rates {results.plan.lrs[-results.plan.upper]:g} to {results.plan.lrs[-1]:g} "
+        high, low = (results.upper_sensitivity(name) for name in arms)
+        without, kept = arms.values()
+        return compare_sensitivities(low, high, kept, without, start)
+
+    return Claim(id, text, paper, protocol, HIGHER, measure)
 
 
-def _measure_mu_optimum(runs: Runs) -> Measured:
-    narrow = _best_log_lrs(runs.scaled[NARROW])
-    moved = {name: _best_log_lrs(runs.scaled[name]) - narrow for name in (STANDARD, MU)}
-    paired = compare_paired(np.abs(moved[STANDARD]), np.abs(moved[MU]))
-    low, high = (-end for end in reversed(paired.interval))
-    ours = (
-        f"from width {runs.plan.narrow} to {runs.plan.wide} the best learning rate moves by "
-        f"{moved[STANDARD].mean():+.2f} decades, with muParam by {moved[MU].mean():+.2f}; a seed's distance is "
-        f"{np.abs(moved[STANDARD]).mean():.2f} and {np.abs(moved[MU]).mean():.2f} (shorter by "
-        f"{-paired.difference:.2f}, 95 % interval {low:+.2f} to {high:+.2f})"
+warm_up = left_out_claim(
+    "warm-up",
+    "Warm-up lowers the sensitivity to the learning rate.",
+    "lower, most for large models (figure only)",
+    "Difference of sensitivities over the highest learning rates, with qk-norm: without warm-up minus with it.",
+    {NO_WARM_UP: "without warm-up", NORMED: "with it"},
+)
+decay = left_out_claim(
+    "decay",
+    "Independent weight decay lowers the sensitivity to the learning rate.",
+    "lower (figure only)",
+    "The same, without weight decay minus with it.",
+    {NO_DECAY: "without decay", NORMED: "with it"},
+)
+z_loss = left_out_claim(
+    "z-loss",
+    "Without weight decay, z-loss lowers the sensitivity to the learning rate.",
+    "lower (figure only)",
+    "The same, both without weight decay, without z-loss minus with it.",
+    {NO_Z_LOSS: "without decay and z-loss", NO_DECAY: "without decay"},
+)
+
+
+@claim(
+    "mu-optimum",
+    "muParam (simple) keeps the best learning rate where it is when the model becomes wider.",
+    paper="the optimum is stabilised (figure only)",
+    protocol="With qk-norm, distance in decades between the best learning rates of the narrow and the wide model, "
+    "without muParam minus with it.",
+    rule=HIGHER,
+)
+def mu_optimum(results: Results) -> Measured:
+    narrow, standard, mu = (best_log_lrs(results.runs["scaled", name]) for name in (NARROW, STANDARD, MU))
+    distances = np.abs(standard - narrow), np.abs(mu - narrow)
+    paired = rise(distances[1], distances[0])
+    words = (
+        f"from width {results.plan.narrow} to {results.plan.wide} the best learning rate moves by "
+        f"{(standard - narrow).mean():+.2f} decades, with muParam by {(mu - narrow).mean():+.2f}; a seed's distance is "
+        f"{distances[0].mean():.2f} and {distances[1].mean():.2f} (shorter by "
+        f"{paired.difference:.2f}, {interval(*paired.interval, '+.2f')})"
     )
-    return Measured(ours, {"difference": -paired.difference, "p_better": paired.p_better})
+    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better})
 
 
-def _measure_mu_loss(runs: Runs) -> Measured:
-    standard, mu = (runs.scaled[name].curve() for name in (STANDARD, MU))
-    gain, ratio = standard.best_loss - mu.best_loss, _ratio(standard, mu)
-    ours = (
-        f"at width {runs.plan.wide} the best loss is {standard.best_loss:.3f} without and {mu.best_loss:.3f} with "
-        f"muParam, sensitivity {lr_sensitivity(standard).value:.3f} and {lr_sensitivity(mu).value:.3f}"
+@claim(
+    "mu-loss",
+    "muParam (simple) lowers neither the loss nor the sensitivity to the learning rate.",
+    paper="no improvement of either (figure only)",
+    protocol="Wide model with qk-norm. Gain: by how much the best loss is lower with muParam; ratio: sensitivity "
+    "without over that with it.",
+    rule=all_or_none(at_most("gain", 0.02), below("ratio", 1.1)),
+)
+def mu_loss(results: Results) -> Measured:
+    standard, mu = (results.curve("scaled", name) for name in (STANDARD, MU))
+    without, with_it = lr_sensitivity(standard), lr_sensitivity(mu)
+    words = (
+        f"at width {results.plan.wide} the best loss is {standard.best_loss:.3f} without and {mu.best_loss:.3f} with "
+        f"muParam, sensitivity {without.value:.3f} and {with_it.value:.3f}"
     )
-    return Measured(ours, {"gain": gain, "ratio": ratio})
+    return Measured(words, {"gain": standard.best_loss - mu.best_loss, "ratio": sensitivity_ratio(without, with_it)})
 
 
-def _measure_mu_logits(runs: Runs) -> Measured:
-    logits = {name: _geometric(result.signal("logit_max_end")[0]) for name, result in runs.mu_logits.items()}
-    ours = (
-        f"width {runs.plan.wide}, learning rate {runs.plan.growth_lr:g}, no qk-norm: largest logit "
-        f"{logits[STANDARD]:.0f} without and {logits[MU]:.0f} with muParam, under which linear layers learn at "
-        f"{runs.plan.growth_lr * runs.plan.narrow / runs.plan.wide:g}"
+@claim(
+    "mu-logits",
+    "muParam (simple) does not replace qk-norm: without it attention logits still grow.",
+    paper="still unstable (figure only)",
+    protocol="Wide model, learning rate 0.1, no qk-norm: largest logit, with muParam (mu) and without (standard).",
+    reproduced=above("logit_mu", 1e3),
+    refuted=at_most("logit_mu", "logit_standard", times=0.1),
+)
+def mu_logits(results: Results) -> Measured:
+    plan, runs = results.plan, results.of("muParam logits")
+    standard, mu = (gmean(runs[name].signal("logit_max_end")[0]) for name in (STANDARD, MU))
+    words = (
+        f"width {plan.wide}, learning rate {plan.growth_lr:g}, no qk-norm: largest logit {standard:.0f} without and "
+        f"{mu:.0f} with muParam, under which linear layers learn at {plan.growth_lr * plan.narrow / plan.wide:g}"
     )
-    return Measured(ours, {"logit_standard": logits[STANDARD], "logit_mu": logits[MU]})
+    return Measured(words, {"logit_standard": standard, "logit_mu": mu})
 
 
-def _measure_mu_full(runs: Runs) -> Measured:
-    if MU_FULL not in runs.scaled:
-        return Measured("not tested at this budget; the full budget does")
-    standard, full = (runs.scaled[name].curve() for name in (STANDARD, MU_FULL))
-    gain, last = standard.best_loss - full.best_loss, full.effective_losses[-1]
-    ours = (
-        f"with muParam (full) and qk-norm, width {runs.plan.wide}, the loss at learning rate {full.lrs[-1]:g} is "
+NOT_TESTED = "not tested at this budget; the full budget does"
+
+
+@claim(
+    "mu-full",
+    "muParam (full) with qk-norm trains at a learning rate of 1, but is no better at the best one.",
+    paper="trains at 1; no better (figure only)",
+    protocol="Over unigram: loss of the worst run at 1 minus that of the characters' frequencies; gain: by how much "
+    "the best loss is lower.",
+    rule=all_or_none(below("over_unigram", 0), at_most("gain", 0.02)),
+)
+def mu_full(results: Results) -> Measured:
+    if ("scaled", MU_FULL) not in results.runs:
+        return Measured(NOT_TESTED)
+    standard, full = (results.curve("scaled", name) for name in (STANDARD, MU_FULL))
+    last = full.effective_losses[-1]
+    words = (
+        f"with muParam (full) and qk-norm, width {results.plan.wide}, the loss at learning rate {full.lrs[-1]:g} is "
         f"{last.mean():.3f} (characters drawn by frequency: {unigram_loss():.3f}); best losses are "
         f"{standard.best_loss:.3f} without and {full.best_loss:.3f} with it"
     )
-    return Measured(ours, {"over_unigram": float(last.max()) - unigram_loss(), "gain": gain})
+    numbers = {"over_unigram": last.max() - unigram_loss(), "gain": standard.best_loss - full.best_loss}
+    return Measured(words, numbers)
 
 
-def _measure_size(runs: Runs) -> Measured:
-    narrow, wide = (runs.scaled[name].curve() for name in (NARROW, STANDARD))
-    return _measure_rise(wide, narrow, f"at width {runs.plan.wide}", f"at width {runs.plan.narrow}")
+@claim(
+    "size",
+    "The sensitivity to the learning rate rises with size, also with qk-norm.",
+    paper="rises (figure only)",
+    protocol="Sensitivity of the wide model minus that of the narrow one.",
+    rule=HIGHER,
+)
+def size(results: Results) -> Measured:
+    narrow, wide = (lr_sensitivity(results.curve("scaled", name)) for name in (NARROW, STANDARD))
+    return compare_sensitivities(narrow, wide, f"at width {results.plan.narrow}", f"at width {results.plan.wide}")
 
 
-def _measure_depth(runs: Runs) -> Measured:
-    wide, deep = (runs.scaled[name].curve() for name in (STANDARD, DEEP))
-    shape = f"with {runs.plan.deep} blocks of width {runs.plan.setting.width}"
-    return _measure_rise(deep, wide, shape, f"with {BLOCKS} of width {runs.plan.wide}, as many parameters")
+@claim(
+    "depth",
+    "Sensitivity rises faster with depth than with width.",
+    paper="faster (figure only)",
+    protocol="With qk-norm, the deep model's sensitivity minus that of the wide one, which has as many parameters.",
+    rule=HIGHER,
+)
+def depth(results: Results) -> Measured:
+    plan, (wide, deep) = results.plan, (lr_sensitivity(results.curve("scaled", name)) for name in (STANDARD, DEEP))
+    shape = f"with {plan.deep} blocks of width {plan.setting.width}"
+    return compare_sensitivities(wide, deep, f"with {BLOCKS} of width {plan.wide}, as many parameters", shape)
 
 
-def _measure_rise(high: LRCurve, low: LRCurve, high_words: str, low_words: str) -> Measured:
-    """Compare the sensitivity that should be higher with the one that should be lower."""
-    above, below = lr_sensitivity(high), lr_sensitivity(low)
-    paired = compare_paired(above.per_seed, below.per_seed)
-    start, end = (-end for end in reversed(paired.interval))
-    ours = (
-        f"sensitivity is {above.value:.3f} {high_words} and {below.value:.3f} {low_words} (difference "
-        f"{-paired.difference:+.3f}, 95 % interval {start:+.3f} to {end:+.3f})"
-    )
-    return Measured(ours, {"difference": -paired.difference, "p_better": paired.p_better})
+# The bounds are those of qk-norm's effect: below 1.1 there is none, from 1.5 there is one.
+NO_EFFECT = Rule(below("ratio", 1.1), at_least("ratio", 1.5) & at_least("p_apart", 0.975, "P(apart)"))
 
 
-def _measure_no_effect(runs: Runs, others: Mapping[int, SweepResult], usual: int, words: str) -> Measured:
+@claim(
+    "batch",
+    "The batch size does not change the sensitivity to the learning rate.",
+    paper="no effect from 256 to 1024 (figure only)",
+    protocol="With qk-norm, batch four times larger: the larger sensitivity over the smaller.",
+    rule=NO_EFFECT,
+)
+def batch_size(results: Results) -> Measured:
+    return compare_extremes(results, "batches", results.plan.setting.batch, "windows a batch")
+
+
+@claim(
+    "steps",
+    "The number of training steps does not change the sensitivity to the learning rate.",
+    paper="no effect from 5e4 to 2e5 (figure only)",
+    protocol="The same, for half and twice as many steps.",
+    rule=NO_EFFECT,
+)
+def training_steps(results: Results) -> Measured:
+    return compare_extremes(results, "horizons", results.plan.setting.steps, "steps")
+
+
+def compare_extremes(results: Results, group: str, usual: int, words: str) -> Measured:
     """Compare the highest sensitivity with the lowest, over the values of something that should not matter."""
+    others = results.of(group)
     if not others:
-        return Measured("not tested at this budget; the full budget does")
-    curves = {usual: runs.curves[NORMED].curve()} | {value: result.curve() for value, result in others.items()}
-    by_value = {value: lr_sensitivity(curves[value]) for value in sorted(curves)}
+        return Measured(NOT_TESTED)
+    runs = {usual: results.runs["curves", NORMED], **others}
+    by_value = {value: lr_sensitivity(runs[value].curve()) for value in sorted(runs)}
     low, *_, high = sorted(by_value.values(), key=lambda sensitivity: sensitivity.value)
-    p_lower = compare_paired(high.per_seed, low.per_seed).p_better
-    listed = ", ".join(f"{sensitivity.value:.3f} at {value} {words}" for value, sensitivity in by_value.items())
-    ratio = high.value / low.value if low.value > 0 else math.inf
-    return Measured(f"sensitivity is {listed}", {"ratio": ratio, "p_apart": p_lower})
+    values = ", ".join(f"{sensitivity.value:.3f} at {value} {words}" for value, sensitivity in by_value.items())
+    numbers = {"ratio": sensitivity_ratio(high, low), "p_apart": rise(low.per_seed, high.per_seed).p_better}
+    return Measured(f"sensitivity is {values}", numbers)
 
 
-def _ratio(without: LRCurve, with_it: LRCurve) -> float:
-    # A sensitivity of exactly zero would make the ratio undefined; it is infinite then.
-    low = lr_sensitivity(with_it).value
-    return lr_sensitivity(without).value / low if low > 0 else math.inf
-
-
-def _best_log_lrs(result: SweepResult) -> Float[np.ndarray, " seeds"]:
+def best_log_lrs(result: SweepResult) -> Float[np.ndarray, " seeds"]:
     """Return each seed's best learning rate, as its decimal logarithm."""
     return np.array([best_log_lr(result.lrs, own) for own in result.curve().effective_losses.T])
 
@@ -481,142 +829,136 @@ def best_log_lr(lrs: Sequence[float], losses: Float[np.ndarray, " lrs"]) -> floa
     return float(-linear / (2 * square)) if square > 0 else float(x[i])
 
 
-def _early_logit(runs: Runs, name: str, width: int) -> float:
-    return _geometric(runs.growth[name, width].signal("logit_max_early"))
+# --- the report --------------------------------------------------------------------------------------------------
 
 
-def _parameters(width: int) -> int:
-    """Parameters of the blocks, as the paper counts them: 12 x depth x width^2."""
-    return 12 * BLOCKS * width**2
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figures, tables and summary together."""
+    picture, logits = _curves_figure(results), claims["logit-growth"].numbers
+    summary = (
+        f"At this size {claims['sensitivity'].text}. Without qk-norm the largest attention logit at learning rate "
+        f"{results.plan.growth_lr:g} is {logits['logit_plain']:.0f}; with it {logits['logit_normed']:.1f}."
+    )
+    shapes = _shapes_of_models(results)
+    scaled = {name: result.curve() for name, result in shapes.items() if "steps" not in name}
+    return Presentation(
+        summary,
+        [
+            picture,
+            _logits_figure(results),
+            _forecast_figure(results),
+            _curves_table(results),
+            _left_out_table(results),
+            lr_figure(scaled, "Wider and deeper models, with qk-norm"),
+            _scaled_table(shapes, results.plan.narrow),
+            _drift_table(results),
+            _notes(results.plan),
+        ],
+        picture.figure,
+    )
 
 
-def _geometric(values: np.ndarray) -> float:
-    return float(np.exp(np.log(values).mean()))
-
-
-def _slope(x: Sequence[float], y: Sequence[float]) -> float:
-    return float(np.polyfit(np.log10(x), np.log10(y), 1)[0])
-
-
-# --- figures and tables ------------------------------------------------------------------------------------------
-
-
-def _curves_figure(curves: Mapping[str, LRCurve]) -> Figure:
-    figure = lr_figure(curves, "Validation loss over learning rate")
-    bigram = bigram_loss()
+def _curves_figure(results: Results) -> Figure:
+    curves = {name: result.curve() for name, result in results.of("curves").items()}
+    figure, bigram = lr_figure(curves, "Validation loss over learning rate"), bigram_loss()
     figure.figure.add_hline(y=bigram, line_dash="dot", line_width=1, annotation_text="bigram table")
     return Figure(figure.title, figure.figure, f"{figure.alt} A bigram table has {bigram:.3f}.")
 
 
-def _logits_figure(runs: Runs) -> Figure:
-    series = {
-        name: (runs.plan.lrs, [_geometric(row) for row in result.signal("logit_max_early")])
-        for name, result in runs.curves.items()
-    }
-    title = f"Largest attention logit after {runs.plan.setting.probe_step} steps"
-    figure = line_chart(title, series, "learning rate", "largest attention logit", log_y=True)
-    figure.figure.update_xaxes(type="log", exponentformat="power")
-    return figure
+def _logits_figure(results: Results) -> Figure:
+    lrs, runs = results.plan.lrs, results.of("curves")
+    series = {name: (lrs, gmean(result.signal("logit_max_early"), axis=1)) for name, result in runs.items()}
+    title = f"Largest attention logit after {results.plan.setting.probe_step} steps"
+    return _log_x(line_chart(title, series, "learning rate", "largest attention logit", log_y=True))
 
 
-def _forecast_figure(runs: Runs, forecast: SignalForecast) -> Figure:
-    sizes = [_parameters(w) for w in runs.plan.widths]
+def _forecast_figure(results: Results) -> Figure:
+    fit, sizes, name = results.forecast, results.sizes, "forecast from all but the largest"
     fine = np.geomspace(sizes[0], sizes[-1], 30)
-    fit = np.array([forecast.predict(size) for size in fine])
-    series: dict[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]] = {
-        f"observed, {PLAIN}": (sizes, [_early_logit(runs, PLAIN, w) for w in runs.plan.widths]),
-        "forecast from all but the largest": (fine, fit[:, 0]),
-        f"observed, {NORMED}": (sizes, [_early_logit(runs, NORMED, w) for w in runs.plan.widths]),
+    predicted, low, high = np.transpose([fit.predict(size) for size in fine])
+    series: dict[str, tuple[Any, Any]] = {
+        f"observed, {PLAIN}": (sizes, results.early_logits(PLAIN)),
+        name: (fine, predicted),
+        f"observed, {NORMED}": (sizes, results.early_logits(NORMED)),
     }
-    bands = {"forecast from all but the largest": (fine, fit[:, 1], fit[:, 2])}
-    title = f"Attention logits over model size, learning rate {runs.plan.growth_lr:g}"
-    figure = line_chart(title, series, "parameters in the blocks", "largest attention logit", log_y=True, bands=bands)
+    title, bands = (
+        f"Attention logits over model size, learning rate {results.plan.growth_lr:g}",
+        {name: (fine, low, high)},
+    )
+    x_title, y_title = "parameters in the blocks", "largest attention logit"
+    return _log_x(line_chart(title, series, x_title, y_title, log_y=True, bands=bands))
+
+
+def _log_x(figure: Figure) -> Figure:
     figure.figure.update_xaxes(type="log", exponentformat="power")
     return figure
 
 
-def _curves_table(runs: Runs) -> Table:
-    columns = [
-        "Model",
-        "Learning rate",
-        "Loss",
-        "Lowest seed",
-        "Highest seed",
-        "Logit early",
-        "Logit at end",
-        "Entropy",
-    ]
-    rows: list[list[object]] = []
-    for name, result in runs.curves.items():
-        losses = result.curve().effective_losses
-        early, end, entropy = (result.signal(s) for s in ("logit_max_early", "logit_max_end", "entropy_end"))
-        for i, lr in enumerate(result.lrs):
-            row = [losses[i].mean(), losses[i].min(), losses[i].max()]
-            rows.append([name, lr, *row, _geometric(early[i]), _geometric(end[i]), entropy[i].mean()])
+def _curves_table(results: Results) -> Table:
+    rows = []
+    for name, result in results.of("curves").items():
+        signals = (result.signal(s) for s in ("logit_max_early", "logit_max_end", "entropy_end"))
+        for lr, losses, early, end, entropy in zip(result.lrs, result.curve().effective_losses, *signals, strict=True):
+            of_losses = [losses.mean(), losses.min(), losses.max()]
+            rows.append([name, lr, *of_losses, gmean(early), gmean(end), entropy.mean()])
+    columns = ["Model", "Learning rate", "Loss", "Lowest seed", "Highest seed"]
     caption = (
         "Loss in nats per character. Logits are the largest of a run, geometric means over seeds; entropy is that of "
         "the lowest head at the end, as a share of the largest possible."
     )
-    return Table("Runs by learning rate", columns, rows, caption)
+    return Table("Runs by learning rate", [*columns, "Logit early", "Logit at end", "Entropy"], rows, caption)
 
 
-def _left_out_table(runs: Runs) -> Table:
-    lrs = runs.plan.lrs[-runs.plan.upper :]
-    rows: list[list[object]] = []
-    for name in (NORMED, *runs.left_out):
-        result = runs.left_out[name] if name in runs.left_out else runs.curves[name]
-        curve = result.curve().within(lrs[0], lrs[-1])
-        means = curve.effective_losses.mean(axis=1)
-        rows.append([name, *map(float, means), _upper_sensitivity(runs, name).value])
+def _left_out_table(results: Results) -> Table:
+    lrs = results.plan.lrs[-results.plan.upper :]
+    rows = []
+    for name, result in {NORMED: results.runs["curves", NORMED], **results.of("left out")}.items():
+        means = result.curve().within(lrs[0], lrs[-1]).effective_losses.mean(axis=1)
+        rows.append([name, *means, results.upper_sensitivity(name).value])
     columns = ["Runs", *(f"Loss at {lr:g}" for lr in lrs), "Sensitivity"]
     caption = "Models with qk-norm; sensitivity over these learning rates only, means over seeds."
     return Table("One thing left out", columns, rows, caption)
 
 
-def _shapes_of_models(runs: Runs) -> dict[str, SweepResult]:
+def _shapes_of_models(results: Results) -> dict[str, SweepResult]:
     """Return the runs with qk-norm by what differs in the model or its training."""
-    plan, s = runs.plan, runs.plan.setting
+    plan, width, scaled = results.plan, results.plan.setting.width, results.of("scaled")
     words = {
         NARROW: f"width {plan.narrow}",
         STANDARD: f"width {plan.wide}",
         MU: f"width {plan.wide}, muParam (simple)",
+        DEEP: f"width {width}, {plan.deep} blocks",
         MU_FULL: f"width {plan.wide}, muParam (full)",
-        DEEP: f"width {s.width}, {plan.deep} blocks",
     }
     return {
-        f"width {s.width}, as in the other runs": runs.curves[NORMED],
-        **{words[name]: result for name, result in runs.scaled.items()},
-        **{f"width {s.width}, batch {size}": result for size, result in runs.batches.items()},
-        **{f"width {s.width}, {steps} steps": result for steps, result in runs.horizons.items()},
+        f"width {width}, as in the other runs": results.runs["curves", NORMED],
+        **{words[name]: result for name, result in scaled.items()},
+        **{f"width {width}, batch {size}": result for size, result in results.of("batches").items()},
+        **{f"width {width}, {steps} steps": result for steps, result in results.of("horizons").items()},
     }
 
 
-def _scaled_figure(runs: Runs) -> Figure:
-    curves = {name: result.curve() for name, result in _shapes_of_models(runs).items() if "steps" not in name}
-    return lr_figure(curves, "Wider and deeper models, with qk-norm")
-
-
-def _scaled_table(runs: Runs) -> Table:
-    rows: list[list[object]] = []
-    for name, result in _shapes_of_models(runs).items():
-        curve, best = result.curve(), _best_log_lrs(result)
+def _scaled_table(shapes: Mapping[str, SweepResult], narrow: int) -> Table:
+    rows = []
+    for name, result in shapes.items():
+        curve, best = result.curve(), best_log_lrs(result)
         rows.append([name, lr_sensitivity(curve).value, curve.best_loss, 10 ** best.mean(), 10 ** best.std()])
     columns = ["Runs", "Sensitivity", "Best loss", "Best learning rate", "Its spread over seeds, as a factor"]
     caption = (
         "Models with qk-norm. The best learning rate is the lowest point of a parabola through a seed's best loss and "
         "its neighbours on the grid; geometric mean over seeds. muParam's learning rate is that of the width at which "
-        f"it changes nothing, {runs.plan.narrow}."
+        f"it changes nothing, {narrow}."
     )
     return Table("Width, depth, muParam, batch size and number of steps", columns, rows, caption)
 
 
-def _drift_table(runs: Runs) -> Table:
+def _drift_table(results: Results) -> Table:
     rows = [
-        [name, *(float(result.signal(s).mean()) for s in ("mean_logit", "log_z")), result.curve().best_loss]
-        for name, result in runs.drift.items()
+        [name, *(result.signal(s).mean() for s in ("mean_logit", "log_z")), result.curve().best_loss]
+        for name, result in results.of("drift").items()
     ]
-    columns = ["Runs", "Mean output logit", "Mean log Z", "Validation loss"]
-    caption = f"Width 16, learning rate {runs.plan.growth_lr:g}, no weight decay, {runs.plan.forced_steps} steps."
+    columns, plan = ["Runs", "Mean output logit", "Mean log Z", "Validation loss"], results.plan
+    caption = f"Width 16, learning rate {plan.growth_lr:g}, no weight decay, {plan.forced_steps} steps."
     return Table("Output logits in a long run", columns, rows, caption)
 
 
@@ -642,7 +984,29 @@ STUDY = Study(
     paper=Paper(
         "Small-scale proxies for large-scale Transformer training instabilities", "Wortsman et al.", 2023, "2309.14322"
     ),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(
+        sensitivity,
+        high_lr,
+        logit_growth,
+        logit_limit,
+        forecast,
+        gradient_rms,
+        epsilon,
+        output_drift,
+        kappa,
+        warm_up,
+        decay,
+        z_loss,
+        mu_optimum,
+        mu_loss,
+        mu_logits,
+        mu_full,
+        size,
+        depth,
+        batch_size,
+        training_steps,
+    ),
+    present=present,
 )

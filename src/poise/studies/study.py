@@ -135,6 +135,11 @@ class Outcome:
     measurement: Measurement
 
     @property
+    def presentation(self) -> Measurement:
+        """The same by the name that the kit gives it."""
+        return self.measurement
+
+    @property
     def verdict(self) -> ClaimVerdict:
         """*reproduced* or *refuted* if every tested claim is, *partly* otherwise."""
         words = {result.verdict for result in self.results} - {"not tested"}

@@ -10,24 +10,26 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from joblib import Parallel, delayed
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from poise.data import load_digits
 from poise.evidence import PairedComparison, compare_paired
 from poise.nn import ReferenceUnifiedNorm, UnifiedNorm, fuse_norms, replace_norm
 from poise.nn.replace_norm import ChannelLastBatchNorm
-from poise.report import Code, Figure, Table, Text, bar_chart
-from poise.studies.study import Budget, Claim, ClaimVerdict, Measured, Measurement, Paper, Progress, Study
-from poise.studies.threads import one_thread
+from poise.report import Figure, Table, Text, bar_chart
+from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.digits import digits
+from poise.studies.kit.grid import part_of, run_grid
+from poise.studies.kit.one_thread import one_thread
+from poise.studies.kit.rules import above, all_or_none, at_least, at_most, below
+from poise.studies.kit.tables import seed_table
+from poise.studies.kit.words import interval
 
 WIDTH, BLOCKS, HEADS, BATCH, LR, WARM_UP = 32, 3, 2, 16, 3e-3, 20
 TRAIN = 1300
@@ -115,14 +117,9 @@ def norms(arm: str, warmup_iters: int) -> Callable[[int], nn.Module]:
     return made[arm]
 
 
-@cache
-def digits(seed: int) -> tuple[Images, Tensor, Images, Tensor]:
-    """Return 1300 training images as patches, their classes, and the 497 others."""
-    data = load_digits()
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    x = (data.inputs[order] / 16).unflatten(1, (4, 2, 4, 2)).transpose(2, 3).reshape(-1, 16, 4)
-    y = data.targets[order]
-    return x[:TRAIN], y[:TRAIN], x[TRAIN:], y[TRAIN:]
+def patches(x: Float[Tensor, "batch 64"]) -> Images:
+    """Cut digits into squares of 2 x 2 pixels."""
+    return x.unflatten(1, (4, 2, 4, 2)).transpose(2, 3).reshape(-1, 16, 4)
 
 
 # --- one run -----------------------------------------------------------------------------------------------------
@@ -142,7 +139,8 @@ class Run:
 
 def train(arm: str, stressed: bool, steps: int, seed: int) -> Run:
     """Train one network with AdamW, warm-up and cosine; a twentieth of the stressed batches has an outlier."""
-    x, y, held_out, truth = digits(seed)
+    x, y, x_test, y_test = digits(seed, TRAIN, "unit")
+    images, held_out = patches(x), patches(x_test)
     generator = torch.Generator().manual_seed(seed)
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -153,7 +151,7 @@ def train(arm: str, stressed: bool, steps: int, seed: int) -> Run:
         for step in range(steps):
             chosen = torch.randint(TRAIN, (BATCH,), generator=generator)
             spoilt = torch.rand((), generator=generator) < OUTLIER_SHARE
-            batch = x[chosen]
+            batch = images[chosen]
             if stressed and spoilt:
                 batch[0] *= OUTLIER_SCALE
             probe.on = step >= steps - max(2, steps // 4)
@@ -164,7 +162,7 @@ def train(arm: str, stressed: bool, steps: int, seed: int) -> Run:
         net.eval()
         probe.on = False
         with torch.no_grad():
-            right = (net(held_out).argmax(1) == truth).double().mean().item()
+            right = (net(held_out).argmax(1) == y_test).double().mean().item()
     skipped = sum(int(m.skip_counter) for m in net.modules() if isinstance(m, UnifiedNorm))
     return Run(100 * right, skipped, probe.moments())
 
@@ -186,6 +184,19 @@ class MomentProbe:
     def _keep(self, kept: list[Tensor], x: Tensor) -> None:
         if self.on:
             kept.append(x.detach().square().mean((0, 1)))
+
+
+def fluctuation(moments: Float[np.ndarray, "steps norms channels"]) -> Float[np.ndarray, "norms 3"]:
+    """Return of each norm the variation of its statistics over time, their gap of means, and how outliers stick out.
+
+    The standard deviation over steps by the mean (median over channels); the arithmetic less the geometric mean over
+    steps, by the arithmetic (largest channel); and the largest over the median of all values of a channel (largest).
+    """
+    mean = moments.mean(0)
+    variation = np.median(moments.std(0) / mean, axis=-1)
+    gap = (1 - np.exp(np.log(moments).mean(0)) / mean).max(-1)
+    sticking_out = (moments.max(0) / np.median(moments, axis=0)).max(-1)
+    return np.stack([variation, gap, sticking_out], -1)
 
 
 # --- inference ---------------------------------------------------------------------------------------------------
@@ -211,73 +222,14 @@ def inference_times(repeats: int, seed: int) -> dict[str, list[float]]:
     return {name: row[1:] for name, row in times.items()}  # the first round warms up
 
 
-# --- the claims --------------------------------------------------------------------------------------------------
-
-
-def judge_parity(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the difference of accuracies, in points."""
-    if n["far_below"] >= 2 / 3 - 1e-9:
-        return "refuted"
-    return "reproduced" if n["difference"] >= -1.5 else "partly"
-
-
-def judge_outliers(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by points lost to outliers."""
-    small, less = n["lost"] <= 2, n["lost"] < n["lost_unfiltered"]
-    return "reproduced" if small and less else "partly" if small or less else "refuted"
-
-
-def judge_collapse(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by how far batch norm ends below layer norm, in points."""
-    both = n["below"], n["below_with_outliers"]
-    return "reproduced" if min(both) > 3 else "refuted" if max(both) <= 1.5 else "partly"
-
-
-def judge_speed(n: Mapping[str, float]) -> ClaimVerdict:
-    """Decide by the ratio of times."""
-    return "reproduced" if n["ratio"] >= 1 else "refuted"
-
-
-CLAIMS = (
-    Claim(
-        "parity",
-        "With unified norms a Transformer is as accurate as with layer norms.",
-        "on par on ImageNet, CIFAR and in translation",
-        "Test accuracy with the filter, as the paper sets it for images: reproduced if the mean is at most 1.5 points "
-        "below layer norm, refuted if it is more than 3 points below in two thirds of the seeds.",
-        judge_parity,
-    ),
-    Claim(
-        "outliers",
-        "The filter keeps outliers in the activations from doing harm.",
-        "figures only",
-        "One image of a twentieth of the batches times 30: reproduced if the filter (which lets skipped steps leave no "
-        "trace) loses at most 2 points and less than the published algorithm without filter, refuted if neither.",
-        judge_outliers,
-    ),
-    Claim(
-        "batch-norm",
-        "Plain batch norm degrades or collapses where unified norm trains.",
-        "degrades or does not converge",
-        "How far batch norm ends below layer norm: reproduced above 3 points both with and without outliers, refuted "
-        "up to 1.5 in both.",
-        judge_collapse,
-    ),
-    Claim(
-        "inference",
-        "Folded into the linear maps, unified norm makes inference faster than layer norm does.",
-        "31 % faster on a GPU",
-        "Time of a block (width 256, 8 x 197 positions, CPU, one thread), layer norm by folded, median of ratios: "
-        "reproduced in kind from 1, refuted below.",
-        judge_speed,
-    ),
-)
+# --- the experiment ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
     """Runs by arm and whether outliers were there, one a seed, and the times of inference."""
 
+    plan: Plan
     runs: Mapping[tuple[str, bool], list[Run]]
     times: Mapping[str, list[float]]
 
@@ -294,41 +246,35 @@ class Results:
         return statistics.median(a / b for a, b in zip(self.times[LN], self.times[name], strict=True))
 
 
-def measure(budget: Budget, seeds: Sequence[int], progress: Progress) -> Measurement:
-    """Run the parts and put what came out beside the claims."""
+def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
+    """Measure inference while nothing else runs, then train everything."""
     plan = PLANS[budget]
     progress(0.0, "inference")
     times = inference_times(plan.repeats, seeds[0])
-    results = Results(_train_all(plan, seeds, progress), times)
-    claims = {
-        "parity": _measure_parity(results),
-        "outliers": _measure_outliers(results),
-        "batch-norm": _measure_collapse(results),
-        "inference": _measure_speed(results),
-    }
-    figure = _figure(results)
-    blocks: list[Text | Table | Figure | Code] = [
-        figure,
-        _accuracy_table(results),
-        _times_table(results),
-        _fluctuation_table(results),
-        _notes(plan),
-    ]
-    summary = f"On digits {claims['parity'].ours}. With outliers {claims['outliers'].ours}."
-    return Measurement(claims, summary, blocks, figure.figure)
+    runs = run_grid(
+        lambda cell, seed: train(*cell, plan.steps, seed),
+        [*((arm, False) for arm in CLEAN_ARMS), *((arm, True) for arm in STRESSED_ARMS)],
+        seeds,
+        part_of(progress, 0.05, 1),
+        plan.n_jobs,
+        lambda cell: f"digits{', outliers' if cell[1] else ''}, {cell[0]}",
+    )
+    return Results(plan, runs, times)
 
 
-def _train_all(plan: Plan, seeds: Sequence[int], progress: Progress) -> dict[tuple[str, bool], list[Run]]:
-    cells = [(arm, False) for arm in CLEAN_ARMS] + [(arm, True) for arm in STRESSED_ARMS]
-    jobs = [delayed(train)(arm, stressed, plan.steps, seed) for arm, stressed in cells for seed in seeds]
-    runs: list[Run] = []
-    for run in Parallel(plan.n_jobs, return_as="generator")(jobs):
-        runs.append(run)
-        progress(0.05 + 0.95 * len(runs) / len(jobs), "digits" if len(runs) <= 4 * len(seeds) else "outliers")
-    return {cell: runs[i * len(seeds) : (i + 1) * len(seeds)] for i, cell in enumerate(cells)}
+# --- the claims --------------------------------------------------------------------------------------------------
 
 
-def _measure_parity(results: Results) -> Measured:
+@claim(
+    "parity",
+    "With unified norms a Transformer is as accurate as with layer norms.",
+    paper="on par on ImageNet, CIFAR and in translation",
+    protocol="Test accuracy with the filter, as the paper sets it for images, minus that with layer norm, in points; "
+    "far below: fraction of the seeds with more than 3 points less.",
+    reproduced=at_least("difference", -1.5),
+    refuted=at_least("far_below", 2 / 3 - 1e-9),
+)
+def parity(results: Results) -> Measured:
     ln, un, plain = (results.accuracy(arm) for arm in (LN, FILTERED, UN))
     paired = compare_paired(ln, un, lower_is_better=False)
     words = (
@@ -339,7 +285,15 @@ def _measure_parity(results: Results) -> Measured:
     return Measured(words, {"difference": paired.difference, "far_below": float(far_below)})
 
 
-def _measure_outliers(results: Results) -> Measured:
+@claim(
+    "outliers",
+    "The filter keeps outliers in the activations from doing harm.",
+    paper="figures only",
+    protocol="One image of a twentieth of the batches times 30. Lost: points that this costs with the filter (which "
+    "lets skipped steps leave no trace), and with the published algorithm without filter (unfiltered).",
+    rule=all_or_none(at_most("lost", 2), below("lost", "lost_unfiltered")),
+)
+def outliers(results: Results) -> Measured:
     filtered, unfiltered, published = results.lost(FILTERED), results.lost(UN), results.accuracy(PUBLISHED, True)
     words = (
         f"the accuracy with the filter changes from {filtered.mean_control:.1f} to {filtered.mean_treated:.1f} % "
@@ -349,16 +303,34 @@ def _measure_outliers(results: Results) -> Measured:
     return Measured(words, {"lost": -filtered.difference, "lost_unfiltered": -unfiltered.difference})
 
 
-def _measure_collapse(results: Results) -> Measured:
-    below = {s: float(np.mean(results.accuracy(LN, s)) - np.mean(results.accuracy(BN, s))) for s in (False, True)}
-    words = (
-        f"batch norm has {np.mean(results.accuracy(BN)):.1f} % where layer norm has {np.mean(results.accuracy(LN)):.1f}"
-        f" %, with outliers {np.mean(results.accuracy(BN, True)):.1f} % and {np.mean(results.accuracy(LN, True)):.1f} %"
+@claim(
+    "batch-norm",
+    "Plain batch norm degrades or collapses where unified norm trains.",
+    paper="degrades or does not converge",
+    protocol="How many points batch norm ends below layer norm, without and with outliers.",
+    reproduced=above("below", 3) & above("below_with_outliers", 3),
+    refuted=at_most("below", 1.5) & at_most("below_with_outliers", 1.5),
+)
+def batch_norm(results: Results) -> Measured:
+    (bn, ln), (bn_stressed, ln_stressed) = (
+        [float(np.mean(results.accuracy(arm, stressed))) for arm in (BN, LN)] for stressed in (False, True)
     )
-    return Measured(words, {"below": below[False], "below_with_outliers": below[True]})
+    words = (
+        f"batch norm has {bn:.1f} % where layer norm has {ln:.1f} %, with outliers {bn_stressed:.1f} % and "
+        f"{ln_stressed:.1f} %"
+    )
+    return Measured(words, {"below": ln - bn, "below_with_outliers": ln_stressed - bn_stressed})
 
 
-def _measure_speed(results: Results) -> Measured:
+@claim(
+    "inference",
+    "Folded into the linear maps, unified norm makes inference faster than layer norm does.",
+    paper="31 % faster on a GPU",
+    protocol="Time of a block (width 256, 8 x 197 positions, CPU, one thread), layer norm by folded, median of ratios; "
+    "what is reproduced is the kind of the effect.",
+    reproduced=at_least("ratio", 1),
+)
+def inference(results: Results) -> Measured:
     fused, unfused, rms = (results.speed_up(name) for name in ("unified, fused", UN, "RMS norm"))
     words = (
         f"a block with folded unified norms is {fused:.2f} times as fast as with layer norms (not folded "
@@ -368,59 +340,45 @@ def _measure_speed(results: Results) -> Measured:
 
 
 def _points(paired: PairedComparison) -> str:
-    low, high = paired.interval
-    return f"{paired.difference:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+    return f"{paired.difference:+.1f} points, {interval(*paired.interval, '+.1f')}"
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation:
+    """Put figure, tables and summary together."""
+    figure = _figure(results)
+    accuracy = seed_table(
+        "Accuracy",
+        ["norm", "outliers"],
+        {(arm, "yes" if stressed else ""): results.accuracy(arm, stressed) for arm, stressed in results.runs},
+        "test, %",
+        "Steps skipped are summed over the seven norms of a network, mean over seeds.",
+        {"steps skipped": [float(np.mean([run.skipped for run in runs])) for runs in results.runs.values()]},
+    )
+    rows = [[name, statistics.median(times), results.speed_up(name)] for name, times in results.times.items()]
+    columns = ["norm", "ms", "layer norm's time by this"]
+    times = Table("Inference of a block", columns, rows, "Median of the rounds.")
+    summary = f"On digits {claims['parity'].text}. With outliers {claims['outliers'].text}."
+    return Presentation(
+        summary, [figure, accuracy, times, _fluctuation_table(results), _notes(results.plan)], figure.figure
+    )
 
 
 def _figure(results: Results) -> Figure:
-    arms = {
-        arm + (", outliers" if stressed else ""): [run.accuracy for run in runs]
-        for (arm, stressed), runs in results.runs.items()
-    }
+    arms = {arm + (", outliers" if stressed else ""): results.accuracy(arm, stressed) for arm, stressed in results.runs}
     means = {label: float(np.mean(values)) for label, values in arms.items()}
     ranges = {label: (min(values), max(values)) for label, values in arms.items()}
     return bar_chart("Test accuracy, mean and range over seeds", means, "test accuracy, %", ranges)
 
 
-def _accuracy_table(results: Results) -> Table:
-    rows: list[list[object]] = []
-    for (arm, stressed), runs in results.runs.items():
-        accuracy = [run.accuracy for run in runs]
-        skipped = float(np.mean([run.skipped for run in runs]))
-        rows.append([arm, "yes" if stressed else "", np.mean(accuracy), min(accuracy), max(accuracy), skipped])
-    columns = ["norm", "outliers", "test, %", "lowest seed", "highest seed", "steps skipped"]
-    caption = "Steps skipped are summed over the seven norms of a network, mean over seeds."
-    return Table("Accuracy", columns, rows, caption)
-
-
-def _times_table(results: Results) -> Table:
-    rows: list[list[object]] = [
-        [name, statistics.median(times), results.speed_up(name)] for name, times in results.times.items()
-    ]
-    return Table("Inference of a block", ["norm", "ms", "layer norm's time by this"], rows, "Median of the rounds.")
-
-
-def fluctuation(moments: Float[np.ndarray, "steps norms channels"]) -> Float[np.ndarray, "norms 3"]:
-    """Return of each norm the variation of its statistics over time, their gap of means, and how outliers stick out.
-
-    The standard deviation over steps by the mean (median over channels); the arithmetic less the geometric mean over
-    steps, by the arithmetic (largest channel); and the largest over the median of all values of a channel (largest).
-    """
-    mean = moments.mean(0)
-    variation = np.median(moments.std(0) / mean, axis=-1)
-    gap = (1 - np.exp(np.log(moments).mean(0)) / mean).max(-1)
-    sticking_out = (moments.max(0) / np.median(moments, axis=0)).max(-1)
-    return np.stack([variation, gap, sticking_out], -1)
-
-
 def _fluctuation_table(results: Results) -> Table:
     names = [f"block {i + 1}, {part}" for i in range(BLOCKS) for part in ("attention", "MLP")] + ["last norm"]
-    found = {arm: np.mean([fluctuation(run.moments) for run in results.runs[arm, False]], 0) for arm in (LN, FILTERED)}
-    rows: list[list[object]] = [
-        [name, *(float(v) for arm in found for v in found[arm][i])] for i, name in enumerate(names)
-    ]
+    measured = [np.mean([fluctuation(run.moments) for run in results.runs[arm, False]], 0) for arm in (LN, FILTERED)]
+    rows = [[name, *values] for name, values in zip(names, np.concatenate(measured, 1), strict=True)]
     measures = ("variation", "gap of means", "largest by median")
-    columns = ["input of", *(f"{measure}, {arm}" for arm in found for measure in measures)]
+    columns = ["input of", *(f"{measure}, {arm}" for arm in (LN, FILTERED) for measure in measures)]
     caption = (
         "Second moments of channels over the last quarter of the steps, clean batches: standard deviation by mean "
         "(median channel), 1 - geometric by arithmetic mean (largest channel), largest by median step (largest "
@@ -447,7 +405,8 @@ STUDY = Study(
     paper=Paper(
         "Unified Normalization for Accelerating and Stabilizing Transformers", "Yang et al.", 2022, "2208.01313"
     ),
-    claims=CLAIMS,
     seeds={"tiny": 2, "default": 3, "full": 5},
-    measure=measure,
+    experiment=experiment,
+    claims=(parity, outliers, batch_norm, inference),
+    present=present,
 )

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poise.curvature.eigen.eigen_result import EigenResult, Which
+from poise.curvature.eigen.limits import basis_limit, product_limit
 from poise.curvature.eigen.orthogonal import ASYMMETRY, AsymmetryError, orthogonalize, random_unit_vector
 from poise.curvature.eigen.ritz import rounding, select, separated_bounds
 from poise.curvature.operators.linear_operator import LinearOperator
@@ -39,7 +40,8 @@ def block_davidson(
         v0: start vectors; k + 2 random ones by default.
         generator: source of random vectors.
         max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
-        basis_size: most basis vectors in memory, ``max(3 k + 20, 40)`` by default.
+        basis_size: most basis vectors in memory; ``max(3 k + 20, 40)`` by default, or n if that is at most 4 times as
+            many.
         edge: a number beyond which no eigenvalue lies but the k wanted ones, if that is known (from an earlier
             measurement, for ``which`` "LA" or "SA"). It turns residuals into far smaller error bounds.
 
@@ -52,11 +54,11 @@ def block_davidson(
     if edge is not None and which not in ("LA", "SA"):
         raise ValueError(f'edge needs which="LA" or "SA", got which={which!r}')
     n = op.shape[0]
-    columns = k + 2 if v0 is None else v0.shape[1]
-    space = _Space(op, min(n, max(basis_size or max(3 * k + 20, 40), columns + 1)), generator)
-    start = _start_block(op, columns, generator) if v0 is None else v0
+    most = product_limit(max_matvecs, n)
+    columns = min(k + 2 if v0 is None else v0.shape[1], most)
+    space = _Space(op, min(n, max(basis_limit(basis_size, max(3 * k + 20, 40), n), columns + 1)), generator)
+    start = _start_block(op, columns, generator) if v0 is None else v0[:, :columns]
     space.grow(start.T.to(op.dtype))
-    most = max_matvecs or 20 * n
     while True:
         pairs = space.ritz(k, which)
         bounds = _bounds(pairs.values, pairs.residuals, edge)

@@ -13,6 +13,7 @@ from poise.curvature.eigen.dense_eigs import dense_general, dense_symmetric
 from poise.curvature.eigen.eigen_result import EigenResult, Which
 from poise.curvature.eigen.krylov_schur import krylov_schur
 from poise.curvature.eigen.lanczos import lanczos
+from poise.curvature.eigen.limits import product_limit
 from poise.curvature.operators.linear_operator import LinearOperator
 
 EigenMethod = Literal["lanczos", "block", "arnoldi"]
@@ -33,7 +34,7 @@ def eigs(
 ) -> EigenResult:
     """Return k extreme eigenvalues with bounds on their errors, outermost first.
 
-    Operators of up to 40 columns are written out and solved exactly.
+    Operators of up to 40 columns are written out and solved exactly, if ``max_matvecs`` allows a product per column.
 
     Args:
         op: square; symmetric unless ``method="arnoldi"``.
@@ -46,14 +47,15 @@ def eigs(
             for multiple eigenvalues and starts from several vectors, ``"arnoldi"``
             (:func:`poise.curvature.krylov_schur`) for operators that are not symmetric.
         generator: source of random starts; torch's global one by default.
-        max_matvecs: most products to take; ``converged`` then says what is reliable.
+        max_matvecs: most products to take, never exceeded; ``converged`` then says what is reliable, and there are
+            fewer than k values if it is below k.
 
     Raises:
         ValueError: if ``k`` is not in [1, n], the operator is not square or, for ``"lanczos"`` and ``"block"``, not
             symmetric, a product is not finite, or an argument is out of range.
     """
     _check(op, k, which, tol, v0, method, max_matvecs)
-    if op.shape[0] <= DENSE:
+    if op.shape[0] <= DENSE and op.shape[0] <= product_limit(max_matvecs, op.shape[0]):
         return dense_general(op, k, which) if method == "arnoldi" else dense_symmetric(op, k, which)
     if method == "block":
         columns = None if v0 is None else v0.reshape(op.shape[0], -1)
@@ -85,8 +87,7 @@ def _check(
         raise ValueError(f'op must be symmetric for method={method!r}, {op!r} is not; use method="arnoldi"')
     if not 0.0 < tol < 1.0:
         raise ValueError(f"tol must lie in (0, 1), got {tol}")
-    if max_matvecs is not None and max_matvecs < 1:
-        raise ValueError(f"max_matvecs must be at least 1, got {max_matvecs}")
+    product_limit(max_matvecs, rows)
     if v0 is not None:
         _check_start(v0, rows, method)
 

@@ -9,6 +9,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from poise.curvature.eigen.eigen_result import EigenResult, Which
+from poise.curvature.eigen.limits import basis_limit, product_limit
 from poise.curvature.eigen.orthogonal import orthogonalize, random_unit_vector
 from poise.curvature.eigen.ritz import rounding
 from poise.curvature.operators.linear_operator import LinearOperator
@@ -60,7 +61,8 @@ def krylov_schur(
         v0: start vector; random by default.
         generator: source of random vectors.
         max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
-        basis_size: most basis vectors in memory, ``max(3 k + 20, 40)`` by default.
+        basis_size: most basis vectors in memory; ``max(3 k + 20, 40)`` by default, or n if that is at most 4 times as
+            many.
 
     Raises:
         ValueError: if a product is not finite, ``which`` is ``"BE"``, or ``basis_size`` is below ``k + 6``.
@@ -69,12 +71,12 @@ def krylov_schur(
         Stewart, "A Krylov-Schur algorithm for large eigenproblems", SIAM J. Matrix Analysis 2001.
     """
     n = op.shape[0]
-    size = min(n, basis_size or max(3 * k + 20, 40))
+    size = basis_limit(basis_size, max(3 * k + 20, 40), n)
     if size < min(n, k + 6):
         raise ValueError(f"basis_size must be at least k + 6 = {k + 6}, got {basis_size}")
     run = _Run(op, k, which, tol, size, generator)
     run.start(v0)
-    most = max_matvecs or 20 * n
+    most = product_limit(max_matvecs, n)
     while not run.step() and run.n_matvec < most:
         if run.j == size:
             run.restart()

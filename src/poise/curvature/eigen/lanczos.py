@@ -9,6 +9,7 @@ from torch import Tensor
 
 from poise.curvature.eigen.eigen_result import EigenResult, Which
 from poise.curvature.eigen.false_convergence import log_growth, needed_growth, suspects
+from poise.curvature.eigen.limits import basis_limit, product_limit
 from poise.curvature.eigen.orthogonal import ASYMMETRY, AsymmetryError, orthogonalize, random_unit_vector
 from poise.curvature.eigen.ritz import rounding, select
 from poise.curvature.operators.linear_operator import LinearOperator
@@ -49,7 +50,8 @@ def lanczos(
         v0: a warm start: an approximate eigenvector, to which 1 % of noise is added. Random by default.
         generator: source of the random start.
         max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
-        basis_size: most basis vectors in memory; ``max(2 k + 20, 40)`` by default.
+        basis_size: most basis vectors in memory; ``max(2 k + 20, 40)`` by default, or n if that is at most 4 times as
+            many.
 
     Raises:
         ValueError: if the operator turns out not to be symmetric, returns values that are not finite, or
@@ -60,12 +62,12 @@ def lanczos(
         2000.
     """
     n = op.shape[0]
-    size = min(n, basis_size or max(2 * k + 20, 40))
+    size = basis_limit(basis_size, max(2 * k + 20, 40), n)
     if size < min(n, k + 6):
         raise ValueError(f"basis_size must be at least k + 6 = {k + 6}, got {basis_size}")
     run = _Run(op, k, which, tol, size, generator)
     run.start(v0)
-    most = max_matvecs or 20 * n
+    most = product_limit(max_matvecs, n)
     while not run.step() and run.n_matvec < most:
         if run.j == size:
             run.restart()

@@ -6,6 +6,7 @@ import torch
 
 from poise.curvature.eigen.eigen_result import EigenResult
 from poise.curvature.eigen.eigs import eigs
+from poise.curvature.eigen.limits import pair_limit
 from poise.curvature.operators.function_operator import FunctionOperator
 from poise.curvature.operators.linear_operator import LinearOperator
 
@@ -25,11 +26,11 @@ def numerical_abscissa(
         op: square, knows the product with its transpose.
         tol: relative tolerance.
         generator: source of the random start.
-        max_matvecs: most products to take.
+        max_matvecs: most products to take, at least 2.
 
     Raises:
         NotImplementedError: if ``op`` does not know its transpose.
-        ValueError: if ``op`` is not square.
+        ValueError: if ``op`` is not square or ``max_matvecs`` is below 2.
 
     References:
         Trefethen and Embree, "Spectra and Pseudospectra", Princeton University Press 2005, chapter 14.
@@ -39,7 +40,7 @@ def numerical_abscissa(
     part = FunctionOperator(
         lambda v: (op.matvec(v) + op.rmatvec(v)) / 2, op.shape[0], symmetric=True, dtype=op.dtype, device=op.device
     )
-    most = None if max_matvecs is None else max(1, max_matvecs // 2)
+    most = pair_limit(max_matvecs)
     found = eigs(part, 1, "LA", tol, generator=generator, max_matvecs=most)
     return EigenResult(
         found.values, found.vectors, found.error_bounds, found.residuals, 2 * found.n_matvec, found.converged

@@ -6,6 +6,7 @@ import torch
 
 from poise.curvature.eigen.eigen_result import EigenResult
 from poise.curvature.eigen.eigs import eigs
+from poise.curvature.eigen.limits import pair_limit
 from poise.curvature.operators.function_operator import FunctionOperator
 from poise.curvature.operators.linear_operator import LinearOperator
 
@@ -26,10 +27,11 @@ def spectral_norm(
         op: any operator that knows the product with its transpose.
         tol: relative tolerance.
         generator: source of the random start.
-        max_matvecs: most products to take.
+        max_matvecs: most products to take, at least 2.
 
     Raises:
         NotImplementedError: if ``op`` does not know its transpose.
+        ValueError: if ``max_matvecs`` is below 2.
 
     References:
         Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numerical Analysis
@@ -38,7 +40,7 @@ def spectral_norm(
     squared = FunctionOperator(
         lambda v: op.rmatvec(op.matvec(v)), op.shape[1], symmetric=True, dtype=op.dtype, device=op.device
     )
-    most = None if max_matvecs is None else max(1, max_matvecs // 2)
+    most = pair_limit(max_matvecs)
     found = eigs(squared, 1, "LA", tol, generator=generator, max_matvecs=most)
     value = found.values.clamp_min(0.0).sqrt()
     # |s - sigma| (s + sigma) = |s^2 - sigma^2|, and sigma is not negative.

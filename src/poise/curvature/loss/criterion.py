@@ -20,9 +20,11 @@ class Criterion(ABC):
 
     Attributes:
         curvature: ``"mse"`` or ``"ce"`` where the Hessian in the outputs has a closed form, else ``"other"``.
+        is_mean: whether the loss of a batch is a mean over its terms, not their sum.
     """
 
     curvature = "other"
+    is_mean = True
 
     @abstractmethod
     def mean(self, outputs: Tensor, targets: Any) -> Float[Tensor, ""]:
@@ -184,30 +186,79 @@ class AnyCriterion(Criterion):
         return torch.cat([losses for (losses,) in alone])
 
 
+class SumOf(Criterion):
+    """``reduction="sum"`` of a criterion that is known as a mean: the loss of a batch is the sum of its terms.
+
+    Args:
+        criterion: the mean.
+    """
+
+    is_mean = False
+
+    def __init__(self, criterion: MeanSquaredError | CrossEntropy) -> None:
+        self.criterion, self.curvature = criterion, criterion.curvature
+
+    def mean(self, outputs: Tensor, targets: Any) -> Float[Tensor, ""]:
+        """Return the sum; of several batches the mean of their sums is taken."""
+        return self.example_sums(outputs, targets, 1).sum()
+
+    def hessian(self, outputs: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        """Return v -> product, that of the mean times the number of terms."""
+        product, terms = self.criterion.hessian(outputs, targets), self.criterion.n_terms(targets, 1)
+        return lambda v: product(v) * terms
+
+    def n_terms(self, targets: Any, n_examples: int) -> float:
+        """Return 1: batches count alike, whatever their size."""
+        return 1.0
+
+    def example_sums(self, outputs: Tensor, targets: Any, n_examples: int) -> Float[Tensor, " n"]:
+        """Return the sum of the terms of each example."""
+        return self.criterion.example_sums(outputs, targets, n_examples)
+
+
+class AnySum(AnyCriterion):
+    """Any other criterion with ``reduction="sum"``."""
+
+    is_mean = False
+
+    def n_terms(self, targets: Any, n_examples: int) -> float:
+        """Return 1: batches count alike, whatever their size."""
+        return 1.0
+
+
 def as_criterion(criterion: Any) -> Criterion:
     """Return what is known of a torch criterion, or of any function of outputs and targets.
 
     Args:
         criterion: ``nn.MSELoss()``, ``nn.CrossEntropyLoss()``, their functional forms, those with
-            ``functools.partial``, or any function of outputs and targets that returns a mean.
+            ``functools.partial``, or any function of outputs and targets that returns a mean. With ``reduction="sum"``
+            the loss of a batch is its sum, and that of several batches the mean of their sums.
 
     Returns:
         The criterion with its curvature in the outputs where that is known.
 
     Raises:
-        ValueError: if its ``reduction`` is not ``"mean"``.
+        ValueError: if its ``reduction`` is neither ``"mean"`` nor ``"sum"``.
     """
     if isinstance(criterion, Criterion):
         return criterion
     settings = dict(criterion.keywords) if isinstance(criterion, functools.partial) else {}
     function = criterion.func if isinstance(criterion, functools.partial) else criterion
     reduction = settings.pop("reduction", getattr(criterion, "reduction", "mean"))
-    if reduction != "mean":
-        raise ValueError(f"the criterion must average over examples (reduction='mean'), got reduction={reduction!r}")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction of the criterion must be 'mean' or 'sum', got {reduction!r}")
+    known = _known(function, settings)
+    if known is None:
+        return AnyCriterion(criterion) if reduction == "mean" else AnySum(criterion)
+    return known if reduction == "mean" else SumOf(known)
+
+
+def _known(function: Any, settings: dict[str, Any]) -> MeanSquaredError | CrossEntropy | None:
+    """The criterion whose curvature in the outputs has a closed form, as a mean."""
     if type(function) is nn.CrossEntropyLoss:
         return CrossEntropy(function.weight, function.ignore_index, function.label_smoothing)
     if function is F.cross_entropy and settings.keys() <= {"weight", "ignore_index", "label_smoothing"}:
         return CrossEntropy(**settings)
     if type(function) is nn.MSELoss or (function is F.mse_loss and not settings):
         return MeanSquaredError()
-    return AnyCriterion(criterion)
+    return None

@@ -26,7 +26,8 @@ class GGN(LinearOperator):
 
     Args:
         model: float32 or float64.
-        loss_fn: a criterion for batches of inputs and targets, or a :class:`Supervised`.
+        loss_fn: a criterion for batches of inputs and targets, or a :class:`Supervised`; ``reduction="sum"`` as in
+            :class:`Hessian`.
         data: a batch or an iterable of batches.
         params: names of parameters or of modules; by default all that require gradients.
         mode: ``"retained"`` keeps the linearised model, ``"rebuild"`` has one batch in memory at a time, and ``"auto"``

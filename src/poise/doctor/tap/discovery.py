@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+
+from poise.tools.unwrap import unwrap
 
 # What torch.compile and FSDP put into the names the user knows. (DDP's "module" is removed by unwrapping its root: a
 # user may have a module of that name.)
@@ -38,12 +41,17 @@ def plain_name(name: str) -> str:
 def live_modules() -> list[nn.Module]:
     """Return every module alive in this process.
 
-    Only types are compared: ``isinstance`` on unknown objects would resolve lazy proxies, which may import large
-    packages.
+    Only types are compared: ``isinstance`` on unknown objects would load lazy proxies, some of which import a library.
     """
     objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, nn.Module)}
-    return [o for o in objects if type(o) in kinds]
+    kinds = set(_subclasses(nn.Module))
+    return list(itertools.compress(objects, map(kinds.__contains__, map(type, objects))))
+
+
+def _subclasses(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
+    yield cls
+    for subclass in cls.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 def find_roots(parameters: Iterable[Tensor]) -> list[nn.Module]:
@@ -62,23 +70,9 @@ def find_roots(parameters: Iterable[Tensor]) -> list[nn.Module]:
     return [m for _, m in sorted(roots, key=lambda pair: -pair[0])]
 
 
-def unwrap(root: nn.Module) -> nn.Module:
-    """Return the user's own module inside DDP, DataParallel or torch.compile wrappers."""
-    while True:
-        children = root._modules
-        inner = children.get("_orig_mod") or (children.get("module") if _is_parallel_wrapper(root) else None)
-        if inner is None:
-            return root
-        root = inner
-
-
 def is_compiled(root: nn.Module) -> bool:
     """Return whether ``root`` or a part of it is compiled by torch.compile or ``Module.compile``."""
     return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in root.modules())
-
-
-def _is_parallel_wrapper(module: nn.Module) -> bool:
-    return type(module).__name__ in ("DistributedDataParallel", "DataParallel")
 
 
 def name_model(roots: list[nn.Module]) -> Names:

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import torch
 
 from poise.doctor.tap.state import TapState
+from poise.tools.clock import cpu_seconds
 
 
 class HasState(Protocol):
@@ -38,6 +39,7 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
         if state.off or state.busy or (state.thread is not None and state.thread != threading.get_ident()):
             return None
         start = time.perf_counter()
+        cpu_start = cpu_seconds() if state.sampler.sampling else None  # too slow for a hook that runs on every step
         state.busy = True
         # Hooks nest where the watch runs a forward pass itself: each puts back what it found.
         outer, enabled = state.grad_enabled, torch.is_grad_enabled()
@@ -57,7 +59,7 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
             state.busy = False
             # In a forward pass that the watch runs itself, the hook around it is timed already.
             if not state.shadowing:
-                state.budget.charge(start)
+                state.budget.charge(start, cpu_start)
 
     return call
 

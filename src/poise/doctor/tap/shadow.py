@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from poise.doctor.tap.discovery import unwrap
+from poise.tools.random_states import preserved_random_states
+from poise.tools.unwrap import unwrap
 
 
 @dataclass
@@ -60,8 +59,8 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
 def undisturbed(models: Sequence[nn.Module]) -> Iterator[None]:
     """Put random states, buffers and attributes of the models back at the end, and discard what is printed."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(), enabled=True))
-        stack.enter_context(_host_random_states())
+        for device in _devices():
+            stack.enter_context(preserved_random_states(device))
         for model in models:
             stack.enter_context(_own_buffers(model))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -73,18 +72,10 @@ def can_shadow(call: RootCall) -> bool:
     return not any(isinstance(m, nn.SyncBatchNorm) for m in call.root.modules())
 
 
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
-@contextlib.contextmanager
-def _host_random_states() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that scripts use
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+def _devices() -> list[torch.device]:
+    if not torch.cuda.is_initialized():
+        return [torch.device("cpu")]
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ def gradient_flow_solution(
         loss: a criterion, or any ``loss(model, batch)`` that returns a mean.
         params: names of parameters or modules that move; by default all that require gradients.
         method: integrator, see :func:`gradient_flow_limit`; by default ``"bdf"`` for up to 500 parameters, else
-            ``"rk4"``.
+            ``"rk45"``.
         tol: norm of the gradient at which the flow counts as at rest.
         t_max: time at which to give up.
         max_evals: number of gradients at which to give up.
@@ -108,7 +108,7 @@ def gradient_flow_solution(
         system.gradient,
         start,
         hess=system.hessian,
-        method=method or ("bdf" if len(start) <= LARGEST_FACTORED else "rk4"),
+        method=method or ("bdf" if len(start) <= LARGEST_FACTORED else "rk45"),
         tol=tol,
         t_max=t_max,
         max_evals=max_evals,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -44,7 +45,7 @@ class ScalarNetwork:
 
     def product(self) -> Float[Tensor, "..."]:
         """Return the network's output ``p``."""
-        return self.w.prod(-1)
+        return _product(self.w)
 
     def loss(self) -> Float[Tensor, "..."]:
         """Return ``(p - 1)^2 / 2``."""
@@ -142,16 +143,32 @@ class ScalarNetwork:
         return self.w.abs()
 
     def _product_without_one(self) -> Float[Tensor, "... depth"]:
-        return self.w[..., None, :].expand(*self.w.shape, self.depth).clone().where(~self._eye(), 1.0).prod(-1)
+        return _product(self.w[..., None, :].where(~self._eye(), 1.0))
 
     def _mixed(self) -> Float[Tensor, "... depth depth"]:
         """Second derivatives of the product: what is left of it without ``w_i`` and ``w_j``, zero on the diagonal."""
         keep = ~(self._eye()[:, None, :] | self._eye()[None, :, :])
-        rest = self.w[..., None, None, :].where(keep, 1.0).prod(-1)
+        rest = _product(self.w[..., None, None, :].where(keep, 1.0))
         return rest.masked_fill(self._eye(), 0.0)
 
     def _eye(self) -> Bool[Tensor, "depth depth"]:
         return torch.eye(self.depth, dtype=torch.bool, device=self.w.device)
+
+
+def _product(factors: Float[Tensor, "... depth"]) -> Float[Tensor, "..."]:
+    """Return the product over the last dimension; only where the whole leaves the range of floats does it overflow.
+
+    Factors are multiplied in pairs, and powers of two are taken out after each round: they are exact.
+    """
+    mantissa, exponent = torch.frexp(factors)
+    while mantissa.shape[-1] > 1:
+        if mantissa.shape[-1] % 2:
+            mantissa, exponent = (F.pad(x, (0, 1), value=v) for x, v in ((mantissa, 1.0), (exponent, 0)))
+        mantissa, more = torch.frexp(mantissa[..., ::2] * mantissa[..., 1::2])
+        exponent = exponent[..., ::2] + exponent[..., 1::2] + more
+    power = exponent[..., 0].clamp(-2200, 2200).double()
+    half = (power / 2).floor()  # 2 ** 1024 is no float, but may be a factor of one
+    return mantissa[..., 0] * torch.pow(2.0, half) * torch.pow(2.0, power - half)
 
 
 def _require_positive(lr: float) -> None:

@@ -45,7 +45,10 @@ class PerExampleFactors:
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str] | None = None) -> None:
-        self._evaluation = Evaluation(model, as_supervised(loss_fn, "stability of SGD"), data, params)
+        objective = as_supervised(loss_fn, "stability of SGD")
+        if not objective.criterion.is_mean:
+            raise ValueError("stability of SGD needs a loss that is a mean over the batch, got reduction='sum'")
+        self._evaluation = Evaluation(model, objective, data, params)
         check_examples_are_independent(self._evaluation.model)
         self._evaluation.examine(self._evaluation.outputs)
         self._sizes = self._evaluation.n_examples

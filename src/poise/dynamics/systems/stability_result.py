@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,7 +61,8 @@ class Stability:
     @property
     def radius(self) -> float:
         """The factor by which the fastest growing direction grows per step or unit of time; of a map, its radius."""
-        return math.exp(self.abscissa)
+        # A stiff flow may have a rate whose exponential is no float.
+        return math.exp(self.abscissa) if self.abscissa < math.log(sys.float_info.max) else math.inf
 
     def report(self) -> Report:
         """Return the report: the verdict in words, eigenvalues, growth before decay, and where the analysis ends."""

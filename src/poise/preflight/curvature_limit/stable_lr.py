@@ -26,6 +26,7 @@ from poise.report.words import number
 
 _TOLERANCE = 1e-2
 _MOST_PRODUCTS = 100
+_DOWNWARD_PRODUCTS = 30
 _BASIS_BYTES = 2**30
 
 
@@ -40,6 +41,8 @@ class StableLR:
         advice: what that means, in sentences.
         error_bound: an eigenvalue lies this close to ``lambda1``.
         n_matvec: Hessian products that this took.
+        negative_curvature: the most negative curvature that was met, of the mean loss; 0 if none was. Some direction
+            has at least this much. Every learning rate leaves the point along it.
     """
 
     lambda1: float
@@ -48,6 +51,7 @@ class StableLR:
     advice: str
     error_bound: float
     n_matvec: int
+    negative_curvature: float = 0.0
 
 
 def stable_lr(
@@ -63,6 +67,9 @@ def stable_lr(
     With :math:`\lambda_1` the largest eigenvalue of the Hessian, SGD with momentum :math:`\beta` is stable below
     :math:`2(1+\beta)/\lambda_1`. Adam is stable below :math:`2(1+\beta_1)/(1-\beta_1)` over the largest eigenvalue of
     :math:`P^{-1}H`, with P what it divides by, taken as this batch's gradient would make it if there was no step yet.
+    At a saddle these are limits for the directions that are curved upwards; along negative curvature, which is looked
+    for with up to 30 more products and reported, every learning rate leaves the point.
+
     These are limits of the present point: SGD often survives a few times its own by a jump to a flatter place, and a
     fresh Adam a hundred times, since weights with next to no gradient have next to no divisor for the first steps only.
 
@@ -103,6 +110,7 @@ def stable_lr(
         hessian = Hessian(model, loss_fn, batch, params)
         generator = torch.Generator(hessian.device).manual_seed(seed)
         top = _top(hessian, generator)
+        negative = _negative_curvature(hessian, float(top.values[0]), generator)
         gradient = _gradient(model, loss_fn, batch, params)
         adam_limit = None
         if sgd is None:
@@ -116,8 +124,10 @@ def stable_lr(
     notes = [] if top.converged[0] else [f"The search stopped after {top.n_matvec} products: it may be larger."]
     if any(isinstance(module, _BatchNorm) and not module.training for module in model.modules()):
         notes.append("Batch norm is in evaluation mode, so this is not the loss that training would see.")
+    if negative and lambda1 > 0:
+        notes.insert(0, _saddle(negative))
     advice = " ".join([*_advice(lambda1, limit, adam_limit, optimizer, momentum), *notes])
-    return StableLR(lambda1, limit, adam_limit, advice, float(top.error_bounds[0]), hessian.n_matvec)
+    return StableLR(lambda1, limit, adam_limit, advice, float(top.error_bounds[0]), hessian.n_matvec, negative)
 
 
 def _moved(model: nn.Module, optimizer: Optimizer) -> list[str]:
@@ -138,6 +148,17 @@ def _top(operator: LinearOperator, generator: torch.Generator) -> EigenResult:
         return eigs(operator)
     basis = max(7, min(40, _BASIS_BYTES // (operator.dtype.itemsize * n)))
     return lanczos(operator, 1, "LA", _TOLERANCE, None, generator, _MOST_PRODUCTS, basis)
+
+
+def _negative_curvature(operator: LinearOperator, largest: float, generator: torch.Generator) -> float:
+    """Return the smallest Ritz value if it is negative beyond the tolerance: the curvature along its own vector."""
+    n = operator.shape[0]
+    if n <= DENSE:
+        found = eigs(operator, 1, "SA")
+    else:
+        found = lanczos(operator, 1, "SA", 0.1, None, generator, _DOWNWARD_PRODUCTS, _DOWNWARD_PRODUCTS)
+    smallest = float(found.values[0])
+    return smallest if smallest < -_TOLERANCE * abs(largest) else 0.0
 
 
 def _gradient(model: nn.Module, loss_fn: Any, batch: Any, params: list[str] | None) -> Float[Tensor, " P"]:
@@ -223,6 +244,13 @@ def _advice(
     if adam_limit is not None:
         words += " Its limit rises within some ten steps, so that this alone may do no harm."
     return [words, _BEYOND]
+
+
+def _saddle(negative: float) -> str:
+    return (
+        f"The point is a saddle: along some direction the curvature is {number(negative)}, and training leaves it "
+        "along that direction at every learning rate. The limit is that of the other directions."
+    )
 
 
 _BEYOND = (

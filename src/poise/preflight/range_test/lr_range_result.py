@@ -24,7 +24,7 @@ class LRRangeTest:
     curves: tuple[LRRangeCurve, ...]
     notes: tuple[str, ...] = ()
 
-    def suggest(self, rule: Rule = "valley") -> LRSuggestion:
+    def suggest(self, rule: Rule = "minimum/10") -> LRSuggestion:
         """Return the learning rates that a rule reads from the best curve.
 
         With several weight decays that is the largest one under which the loss comes, within the noise, as low as under
@@ -42,10 +42,12 @@ class LRRangeTest:
         ================  =============================================================================================
 
         None chooses one of the first or last five points, and all of them need a loss that falls and comes to an end of
-        falling within the range. ``valley`` is the default because more of its suggestions trained as well as the best
-        of a grid than those of any other rule, on problems made to choose among them
-        (``benchmarks/lr_range_development.py``); ``divergence/3`` aims at the largest learning rate that is stable,
-        which schedules with a short peak want.
+        falling within the range; otherwise there is no suggestion. ``minimum/10`` is the default because on the
+        problems made to choose among them it failed least often. On 20 others, 3 seeds each, it suggested in 48 of 60
+        tests; training worked in all 48 (``valley``: 52 of 52, ``steepest``: 47 of 52, ``divergence/3``: 38 of 43; see
+        ``benchmarks/lr_range_suggestion.py``). On a deep network without normalisation ``valley`` trained in 15 of 24
+        seeds only, ``minimum/10`` in all. ``divergence/3`` aims at the largest learning rate that is stable, which
+        schedules with a short peak want, and is the least safe.
 
         Args:
             rule: one of these.

@@ -22,6 +22,13 @@ from poise.tools.random_states import seeded_random_states
 
 Mode = Literal["exp", "linear"]
 
+_FIRST = 5
+"""Losses whose mean is the loss at the start."""
+_MEDIAN_OF_DIFFERENCES = 0.954
+"""Median absolute difference of two normal numbers of standard deviation 1."""
+_ROUNDING = 1e-5
+"""Share of a loss, with what may have been added to it, that float32 does not hold over a network."""
+
 
 def lr_range_test(
     model: nn.Module,
@@ -36,15 +43,17 @@ def lr_range_test(
     val_batch: Any = None,
     weight_decays: Sequence[float] = (),
     momentums: Sequence[float] = (),
-    stop_factor: float = 4,
+    stop_factor: float = 1,
     smoothing: float = 0.9,
     seed: int = 0,
 ) -> LRRangeTest:
     r"""Train for a few steps while the learning rate rises from ``lo`` to ``hi``, and record the loss.
 
     The run is made on copies: model, optimizer, the generators of Python, NumPy and torch, and those of the loader stay
-    bit for bit as they were. A run ends when its smoothed loss is ``stop_factor`` times its lowest, or not finite. All
-    runs of one test see the same batches and the same random numbers.
+    bit for bit as they were. A run ends when its loss is not finite, or when its smoothed loss has risen from its
+    lowest by more than ``stop_factor`` times what it had fallen to there (or, if that is more, five times its noise
+    from step to step). Only differences of losses count: losses may be negative, and a constant added to the loss
+    changes nothing. All runs of one test see the same batches and the same random numbers.
 
     Validation loss is measured with the statistics of ``val_batch`` in BatchNorm layers, for their running averages lag
     behind weights that change fast, and with dropout off.
@@ -63,7 +72,7 @@ def lr_range_test(
         val_batch: a batch that is not trained on; without it the training loss is judged.
         weight_decays: values to compare; the optimizer's own by default.
         momentums: momenta (or first betas) to compare; the optimizer's own by default.
-        stop_factor: how many times its lowest value the smoothed loss may reach, more than 1.
+        stop_factor: how much of its fall the smoothed loss may lose again, positive; 1 lets it rise to the first loss.
         smoothing: share that the average keeps at each step, in [0, 1); bias-corrected, it starts from the first loss.
         seed: of the random numbers that the runs draw.
 
@@ -139,7 +148,8 @@ class _Run:
         """Return training and validation losses before each step, and the learning rate that ended the run, if any."""
         train: list[float] = []
         val: list[float] = []
-        average, weight, lowest = 0.0, 0.0, math.inf
+        average, weight = 0.0, 0.0
+        smoothed: list[float] = []
         for lr in lrs:
             held_out = None if val_batch is None else self._validate(val_batch)
             loss = self._step(next(batches), float(lr))
@@ -149,9 +159,8 @@ class _Run:
             train.append(loss)
             val.append(judged)
             average, weight = smoothing * average + (1 - smoothing) * judged, smoothing * weight + 1 - smoothing
-            smoothed = average / weight
-            lowest = min(lowest, smoothed)
-            if smoothed > lowest + (stop_factor - 1) * abs(lowest):
+            smoothed.append(average / weight)
+            if _has_diverged(val, smoothed, stop_factor):
                 return train, val, float(lr)
         return train, val, None
 
@@ -188,6 +197,16 @@ class _Run:
         for module, training in modes:
             module.training = training
         return float(loss)
+
+
+def _has_diverged(losses: list[float], smoothed: list[float], stop_factor: float) -> bool:
+    """Whether the smoothed loss has risen too far above its lowest; only differences of losses are looked at."""
+    if len(losses) < _FIRST:
+        return False
+    start, lowest = float(np.mean(losses[:_FIRST])), min(smoothed)
+    noise = float(np.median(np.abs(np.diff(losses)))) / _MEDIAN_OF_DIFFERENCES
+    rounding = _ROUNDING * max(abs(start), abs(lowest))
+    return smoothed[-1] - lowest > stop_factor * max(start - lowest, 5 * noise, rounding)
 
 
 class _Cycle:
@@ -247,8 +266,8 @@ def _check(
         raise ValueError(f"num_steps must be at least 10, got {num_steps}")
     if mode not in ("exp", "linear"):
         raise ValueError(f"mode must be 'exp' or 'linear', got {mode!r}")
-    if not stop_factor > 1:
-        raise ValueError(f"stop_factor must be more than 1, got {stop_factor!r}")
+    if not stop_factor > 0:
+        raise ValueError(f"stop_factor must be positive, got {stop_factor!r}")
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing must lie in [0, 1), got {smoothing!r}")
 

@@ -125,7 +125,7 @@ def smooth(values: Float[np.ndarray, " steps"], keep: float) -> Float[np.ndarray
     return out
 
 
-def suggest_lr(curve: LRRangeCurve, rule: Rule = "valley") -> LRSuggestion:
+def suggest_lr(curve: LRRangeCurve, rule: Rule = "minimum/10") -> LRSuggestion:
     """Read learning rates from one curve; the rules are described at :meth:`LRRangeTest.suggest`.
 
     Args:
@@ -154,6 +154,9 @@ def suggest_lr(curve: LRRangeCurve, rule: Rule = "valley") -> LRSuggestion:
 def divergence_lr(curve: LRRangeCurve) -> float:
     """Return the last learning rate at which the loss was within its noise of the lowest, before it ended the run.
 
+    Momentum makes the loss swing: its lowest value may be a swing's, long before the end. So the answer is never before
+    the rise that lasts to the end of the run begins.
+
     Raises:
         NoSuggestion: if the run did not diverge, or did so at once.
     """
@@ -164,7 +167,14 @@ def divergence_lr(curve: LRRangeCurve) -> float:
     if last < _EDGE:
         raise NoSuggestion(f"diverged from lr={curve.lrs[last]:g} on, the start of the range; lower lo")
     nearby = slice(last - 2, last + 3)  # as far as the median may have moved it
-    return float(curve.lrs[nearby][curve.judged[nearby].argmin()])
+    lowest = last - 2 + int(curve.judged[nearby].argmin())
+    return float(curve.lrs[max(lowest, _last_rise(curve))])
+
+
+def _last_rise(curve: LRRangeCurve) -> int:
+    """Index of the point from which the loss only rises, up to falls that may be noise (4 standard deviations)."""
+    falls = np.flatnonzero(np.diff(curve.judged) < -6 * curve.noise)
+    return int(falls[-1]) + 1 if len(falls) else 0
 
 
 def _require_turn(curve: LRRangeCurve) -> None:

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from poise.nn import LayerNormGRU, LayerNormLSTM, LayerNormRNN
+
+_RECURRENT = (nn.RNNBase, LayerNormLSTM, LayerNormGRU, LayerNormRNN)
 _SAMPLES = 4  # of a batch
 _LONGEST = 200  # time steps
 _ITERATIONS = 8  # an error of the norm's logarithm is divided by the number of steps
@@ -42,7 +45,7 @@ class HiddenStateGain:
 
 
 def hidden_state_gain(model: nn.Module, run: Callable[[], Any]) -> list[HiddenStateGain]:
-    r"""Return the gain of every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` in a model.
+    r"""Return the gain of every LSTM, GRU and Elman network in a model, of torch and of :mod:`poise.nn`.
 
     The norm of :math:`\partial h_T / \partial h_0` (of all layers; the cell state of an LSTM is held) comes from power
     iteration on products with the Jacobian and its transpose. The first four samples and 200 steps of a batch are used.
@@ -59,7 +62,7 @@ def hidden_state_gain(model: nn.Module, run: Callable[[], Any]) -> list[HiddenSt
         Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
     """
     layers: dict[nn.Module, str] = {
-        m: name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, nn.RNNBase)
+        m: name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, _RECURRENT)
     }
     inputs: dict[nn.Module, Any] = {}
 
@@ -96,11 +99,15 @@ def _gain(layer: Any, name: str, x: Float[Tensor, "..."]) -> HiddenStateGain:
 def _log_norms(layer: Any, x: Float[Tensor, "..."]) -> Float[Tensor, " samples"]:
     """Logarithms of the spectral norms of all samples at once: the Jacobian of a batch is block diagonal."""
     samples = x.shape[0 if layer.batch_first else 1]
-    shape = (layer.num_layers * (2 if layer.bidirectional else 1), samples, layer.proj_size or layer.hidden_size)
+    shape = (
+        layer.num_layers * (2 if layer.bidirectional else 1),
+        samples,
+        getattr(layer, "proj_size", 0) or layer.hidden_size,
+    )
     with torch.enable_grad():
         start = x.new_zeros(shape).requires_grad_()
         first: Any = start
-        if isinstance(layer, nn.LSTM):
+        if isinstance(layer, nn.LSTM | LayerNormLSTM):
             first = (start, x.new_zeros(shape[0], samples, layer.hidden_size))
         last = layer(x, first)[1]
         end = last[0] if isinstance(last, tuple) else last

@@ -39,7 +39,8 @@ class Hessian(LinearOperator):
     Args:
         model: float32 or float64; under ``torch.autocast`` its forward pass runs as the context says.
         loss_fn: a criterion for batches of inputs and targets, a :class:`poise.curvature.Supervised`, or any
-            ``loss_fn(model, batch)`` that returns a mean.
+            ``loss_fn(model, batch)`` that returns a mean. Of a criterion with ``reduction="sum"`` it is the Hessian of
+            the batch's sum; of several batches, of the mean of their sums.
         data: a batch (tensor, tuple, mapping) or an iterable of batches, which are kept; a batch counts in
             proportion to its examples (terms, for the cross entropy and the squared error).
         params: names of parameters or of modules; by default all that require gradients.

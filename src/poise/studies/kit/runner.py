@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.studies.kit.results import RESULTS, entry_of, read_results, record_result
+from poise.studies.kit.rules import ClaimVerdict
+from poise.studies.kit.study import Budget, Progress
 from poise.studies.registry import STUDIES, load_study
-from poise.studies.results import RESULTS, entry_of, read_results, record_result
-from poise.studies.study import Budget, ClaimVerdict, Progress
 
 if TYPE_CHECKING:
     from poise.report import Report

@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from poise.studies.study import Outcome
+from poise.studies.kit.study import Outcome
 from poise.tools.atomic_write import write_text
 
-RESULTS = Path(__file__).with_name("RESULTS.json")
+RESULTS = Path(__file__).parents[1] / "RESULTS.json"
 """Results of the last ``make studies``; the gallery page is built from it."""
 
 _PACKAGES = ("poise", "torch", "numpy", "scipy")
@@ -35,10 +35,10 @@ def entry_of(outcome: Outcome, seconds: float) -> dict[str, Any]:
         "room": study.room,
         "paper": {"title": paper.title, "authors": paper.authors, "year": paper.year, "arxiv": paper.arxiv},
         "verdict": outcome.verdict,
-        "summary": outcome.measurement.summary,
+        "summary": outcome.presentation.summary,
         "claims": [result.to_dict() for result in outcome.results],
         # Without its template, which the page brings along, a picture is small.
-        "picture": json.loads(outcome.measurement.picture.update_layout(template="none").to_json(engine="json")),
+        "picture": json.loads(outcome.presentation.picture.update_layout(template="none").to_json(engine="json")),
         "provenance": {
             "budget": outcome.budget,
             "seeds": list(outcome.seeds),

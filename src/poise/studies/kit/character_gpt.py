@@ -40,6 +40,14 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
+class Positions(nn.Embedding):
+    """Learned positions, added to a sequence that is as long as there are positions."""
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        """Add them."""
+        return x + self.weight
+
+
 class CharacterGPT(nn.Module):
     """Pre-norm blocks with learned positions, no biases and a head of its own.
 
@@ -53,7 +61,7 @@ class CharacterGPT(nn.Module):
 
     def __init__(self, width: int, classes: int, qk_norm: bool, generator: torch.Generator, blocks: int = 2) -> None:
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(classes, width), nn.Embedding(CONTEXT, width)
+        self.tokens, self.positions = nn.Embedding(classes, width), Positions(CONTEXT, width)
         self.blocks = nn.ModuleList(Block(width, qk_norm) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6, bias=False)
         self.head = nn.Linear(width, classes, bias=False)
@@ -66,10 +74,15 @@ class CharacterGPT(nn.Module):
 
     def forward(self, ids: Int64[Tensor, "batch time"]) -> Float[Tensor, "batch time classes"]:
         """Return the logits of the next character."""
-        x = self.tokens(ids) + self.positions.weight
+        x = self.positions(self.tokens(ids))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def next_character_loss(model: nn.Module, ids: Int64[Tensor, "batch time"]) -> Float[Tensor, ""]:
+    """Return the mean cross entropy of each character but the first, given those before it."""
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
 @dataclass(frozen=True, slots=True)

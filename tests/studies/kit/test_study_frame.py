@@ -2,7 +2,6 @@ import io
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
@@ -11,52 +10,58 @@ from typer.testing import CliRunner
 
 from poise.report import Table
 from poise.studies import (
-    BUDGETS,
-    CLAIM_VERDICTS,
     STUDIES,
     Claim,
     Measured,
-    Measurement,
     Paper,
+    Presentation,
+    Rule,
     Study,
+    claim,
     list_studies,
     load_study,
     read_results,
     record_result,
     run_study,
 )
-from poise.studies.results import entry_of
+from poise.studies.kit.results import entry_of
+from poise.studies.kit.rules import above
 
 
-def judge(numbers):
-    return "reproduced" if numbers["gap"] > 0 else "refuted"
+@claim("first", "A beats B", paper="gap 1.0", protocol="Same data.", reproduced=above("gap", 0))
+def first_claim(results):
+    gap = results["first"]
+    return Measured(f"gap {gap}", {"gap": gap}, {"gap": [gap, 1.0]})
 
 
-CLAIMS = (
-    Claim("first", "A beats B", "gap 1.0", "reproduced if the gap is positive", judge),
-    Claim("second", "C beats D", "gap 2.0", "reproduced if the gap is positive", judge),
-)
+@claim("second", "C beats D", paper="gap 2.0", reproduced=above("gap", 0))
+def second_claim(results):
+    gap = results["second"]
+    return Measured("no data") if gap is None else Measured(f"gap {gap}", {"gap": gap})
+
+
+CLAIMS = (first_claim, second_claim)
 
 
 def study(first=1.0, second=1.0):
-    def measure(budget, seeds, progress):
-        progress(0.5, "half")
-        progress(1.0, f"{budget} {len(seeds)}")
-        claims = {
-            "first": Measured(f"gap {first}", {"gap": first}),
-            "second": Measured("no data") if second is None else Measured(f"gap {second}", {"gap": second}),
-        }
-        return Measurement(claims, "A was compared with B.", [Table("T", ["a"], [[1]])], go.Figure(go.Bar(y=[1])))
+    def experiment(budget, seeds, progress):
+        progress(0.5, f"{budget} {len(seeds)}")
+        return {"first": first, "second": second}
+
+    def present(results, claims):
+        summary = f"A was compared with B: {claims['first'].text}."
+        return Presentation(summary, [Table("T", ["a"], [[1]])], go.Figure(go.Bar(y=[1])))
 
     paper = Paper("On A", "Somebody", 2020, "2001.00001")
-    return Study("on-a", "Does A beat B?", "evidence", paper, CLAIMS, {"tiny": 1, "default": 3, "full": 5}, measure)
+    seeds = {"tiny": 1, "default": 3, "full": 5}
+    return Study("on-a", "Does A beat B?", "evidence", paper, seeds, experiment, CLAIMS, present)
 
 
 @pytest.fixture
 def registered(monkeypatch):
     """Make `fair-coins` load as the small study above, or whatever the test puts in its place."""
     box = {"study": replace(study(), slug="fair-coins")}
-    monkeypatch.setattr("poise.studies.runner.load_study", lambda slug: box["study"])
+    monkeypatch.setattr("poise.studies.kit.runner.load_study", lambda slug: box["study"])
     return box
 
 
@@ -80,18 +85,29 @@ def test_verdicts_come_from_the_numbers(first, second, verdict):
 
 def test_seeds_and_budget_reach_the_experiment():
     told = []
-    outcome = study().run("default", seed=4, progress=lambda share, words: told.append((share, words)))
+    outcome = study().run("default", seed=4, progress=lambda fraction, words: told.append((fraction, words)))
     assert outcome.seeds == (4, 5, 6)
-    assert told == [(0.5, "half"), (1.0, "default 3")]
+    assert told == [(0.5, "default 3"), (1.0, "done")]
     assert study().run("tiny", seeds=2).seeds == (0, 1)
 
 
 def test_what_cannot_be_judged_is_an_error():
     with pytest.raises(ValueError, match=r"'first' cannot be judged: \['gap'\] are NaN"):
         study(math.nan).run("tiny")
-    forgetful = replace(study(), claims=(*CLAIMS, replace(CLAIMS[0], id="third")))
-    with pytest.raises(ValueError, match="returned nothing for claim 'third'"):
-        forgetful.run("tiny")
+    untested = Claim("third", "E beats F", "none", "No data are public.", None, lambda results: Measured("no data"))
+    assert untested.judge({}).verdict == "not tested"
+    assert untested.test == "No data are public."
+    with pytest.raises(ValueError, match="'third' has no rule, so nothing may be measured"):
+        replace(untested, measure=lambda results: Measured("1", {"gap": 1.0})).judge({})
+
+
+def test_a_claim_says_how_it_is_tested_and_keeps_the_values_of_single_seeds():
+    assert first_claim.test == "Same data. Reproduced if gap > 0; refuted otherwise."
+    assert first_claim.rule == Rule(first_claim.rule.reproduced)
+    (first, second) = study(2.0).run("tiny").results
+    assert first.by_seed == {"gap": (2.0, 1.0)}
+    assert first.to_dict()["by_seed"] == {"gap": [2.0, 1.0]}
+    assert "by_seed" not in second.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +130,7 @@ def test_a_study_is_checked_when_it_is_made():
 def test_report_names_claims_paper_and_run():
     report = study().run("tiny").report()
     html = report.to_html()
-    for words in ("A beats B", "gap 1.0", "reproduced", "2001.00001", "A was compared with B."):
+    for words in ("A beats B", "gap 1.0", "reproduced", "2001.00001", "A was compared with B: gap 1.0."):
         assert words in html
     assert report.meta["budget"] == "tiny"
     out = io.StringIO()
@@ -178,7 +194,7 @@ def test_one_failing_study_neither_hides_nor_stops_the_others(monkeypatch, tmp_p
     def load(slug):
         return replace(study(math.nan if slug == "fair-coins" else 1.0), slug=slug)
 
-    monkeypatch.setattr("poise.studies.runner.load_study", load)
+    monkeypatch.setattr("poise.studies.kit.runner.load_study", load)
     app = typer.Typer()
     app.command()(main)
     done = CliRunner().invoke(app, ["--budget", "tiny", "--results", str(tmp_path / "R.json")])
@@ -194,26 +210,3 @@ def test_unknown_study_offers_the_nearest_names():
         load_study("fair-coin")
     with pytest.raises(ValueError, match="slug must name a study"):
         run_study("zzz")
-
-
-@pytest.mark.parametrize("slug", list(STUDIES))
-def test_every_registered_study_is_what_the_registry_says(slug):
-    loaded = load_study(slug)
-    assert (loaded.slug, loaded.title) == (slug, STUDIES[slug])
-    folder = Path(__file__).parents[2] / "src" / "poise"
-    assert (folder / loaded.room).is_dir()
-    assert set(loaded.seeds) == set(BUDGETS)
-    assert loaded.seeds["default"] >= 3
-    assert loaded.paper.arxiv in loaded.paper.url
-
-
-def test_recorded_results_are_of_claims_that_the_studies_make():
-    for slug, entry in read_results().items():
-        loaded = load_study(slug)
-        assert entry["title"] == loaded.title
-        assert [c["id"] for c in entry["claims"]] == [c.id for c in loaded.claims]
-        for result, claim in zip(entry["claims"], loaded.claims, strict=True):
-            numbers = {k: float(v) for k, v in result["numbers"].items()}
-            assert result["verdict"] in CLAIM_VERDICTS
-            # A recorded verdict is what today's test says of the recorded numbers.
-            assert result["verdict"] == (claim.judge(numbers) if numbers else "not tested")

@@ -1,0 +1,140 @@
+"""A claim of a paper: its text, the paper's figure, the rule that decides it, and what is measured for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, get_args
+
+from poise.studies.kit.rules import ClaimVerdict, Condition, Rule
+
+CLAIM_VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
+
+Results = TypeVar("Results")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured for one claim.
+
+    Args:
+        text: the measured figure in words, to stand beside the paper's; or why it was not measured.
+        numbers: what the claim's rule reads. Empty if the claim was not measured.
+        by_seed: for numbers that are statistics over seeds, the values of the single seeds, in the order of the seeds.
+    """
+
+    text: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    by_seed: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(Generic[Results]):
+    """One claim of a paper.
+
+    Args:
+        id: short name, unique in its study, for example ``"same-side"``.
+        text: the claim in one plain sentence.
+        paper: the paper's figure for it, for example ``"BF = 2359"``.
+        protocol: how it is tested, as far as the rule does not say it: what is compared, at which settings.
+        rule: turns the measured numbers into a verdict. ``None`` for a claim that is not tested; ``protocol`` says why.
+        measure: reads the claim's numbers from the results of the study's experiment. It never sees a verdict.
+    """
+
+    id: str
+    text: str
+    paper: str
+    protocol: str
+    rule: Rule | None
+    measure: Callable[[Results], Measured]
+
+    @property
+    def test(self) -> str:
+        """In words, how the claim is tested, and when it counts as reproduced and when as refuted."""
+        return self.protocol if self.rule is None else f"{self.protocol} {self.rule.words}".strip()
+
+    def judge(self, results: Results) -> ClaimResult:
+        """Measure the claim and decide it.
+
+        Args:
+            results: what the study's experiment returned.
+
+        Raises:
+            ValueError: if a number is NaN, or numbers were measured for a claim without a rule.
+        """
+        measured = self.measure(results)
+        numbers = {name: float(value) for name, value in measured.numbers.items()}
+        by_seed = {name: tuple(float(value) for value in values) for name, values in measured.by_seed.items()}
+        undefined = [name for name, value in numbers.items() if math.isnan(value)]
+        undefined += [name for name, values in by_seed.items() if any(math.isnan(v) for v in values)]
+        if undefined:  # every comparison with NaN is false, so a rule would quietly say "refuted" or worse
+            raise ValueError(f"claim {self.id!r} cannot be judged: {sorted(set(undefined))} are NaN")
+        if numbers and self.rule is None:
+            raise ValueError(f"claim {self.id!r} has no rule, so nothing may be measured for it, got {numbers}")
+        verdict: ClaimVerdict = "not tested"
+        if numbers and self.rule is not None:
+            verdict = self.rule.verdict(numbers, by_seed)
+        return ClaimResult(self, measured.text, verdict, numbers, by_seed)
+
+
+def claim(
+    id: str,
+    text: str,
+    *,
+    paper: str,
+    protocol: str = "",
+    reproduced: Condition | None = None,
+    refuted: Condition | None = None,
+    rule: Rule | None = None,
+) -> Callable[[Callable[[Results], Measured]], Claim[Results]]:
+    """Return a decorator that makes a claim of the function that measures it.
+
+    Args:
+        id: short name, unique in its study.
+        text: the claim in one plain sentence.
+        paper: the paper's figure for it.
+        protocol: how it is tested, as far as the conditions do not say it.
+        reproduced: when it is reproduced; with ``refuted`` a short form of ``rule``.
+        refuted: when it is refuted; whenever it is not reproduced by default.
+        rule: a rule of another shape. Without conditions and rule the claim is not tested.
+    """
+    if reproduced is not None:
+        rule = Rule(reproduced, refuted)
+
+    def decorate(measure: Callable[[Results], Measured]) -> Claim[Results]:
+        return Claim(id, text, paper, protocol, rule, measure)
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimResult:
+    """A claim after the experiment.
+
+    Args:
+        claim: the claim.
+        text: the measured figure in words.
+        verdict: what its rule says of the numbers; *not tested* without numbers.
+        numbers: measured numbers by name.
+        by_seed: values of single seeds by name.
+    """
+
+    claim: Claim[Any]
+    text: str
+    verdict: ClaimVerdict
+    numbers: dict[str, float]
+    by_seed: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; infinities become strings that ``float`` reads back."""
+        words = {"id": self.claim.id, "text": self.claim.text, "paper": self.claim.paper, "test": self.claim.test}
+        entry: dict[str, Any] = {**words, "ours": self.text, "verdict": self.verdict}
+        entry["numbers"] = {name: _json_number(value) for name, value in self.numbers.items()}
+        if self.by_seed:
+            entry["by_seed"] = {name: [_json_number(v) for v in values] for name, values in self.by_seed.items()}
+        return entry
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)

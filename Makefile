@@ -1,4 +1,4 @@
-# Every target does its own set-up: Python 3.11 or newer is all that has to be there.
+# Every target does its own set-up: only Python 3.11 or newer has to be there.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -7,8 +7,8 @@ JOBS ?= 2
 .PHONY: help demo test quick lint studies bench docs clean
 
 help:
-	@echo "make demo     watch a training run go wrong, and try the remedies on it"
-	@echo "make test     lint, types, floors and all tests"
+	@echo "make demo     watch an unstable training run, and test remedies on it"
+	@echo "make test     lint, types, imports and all tests"
 	@echo "make quick    the tests without the slow ones"
 	@echo "make studies  run every study at its default budget and write its results"
 	@echo "make bench    compare with peers, in an environment of their own"
@@ -46,8 +46,13 @@ lint: .venv/test
 	@$(BIN)/lint-imports
 
 test: lint
+<<<<<<< HEAD
 	@$(BIN)/python tests/say_browser.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --durations=20
+=======
+	@$(BIN)/python tests/report_browser.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+>>>>>>> words
 
 quick: .venv/test
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

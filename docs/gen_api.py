@@ -1,4 +1,4 @@
-"""Write one API page per room, from the names that the room hands on."""
+"""Write one API page per room, from the names that the room exports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def path_of(room: ModuleType, name: str) -> str:
     value = getattr(room, name)
     if inspect.isclass(value) or inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}"
-    # Constants do not know where they were made; the room's imports do.
+    # Constants do not hold the place of their definition; the room's imports do.
     return f"{_imports(room)[name]}.{name}"
 
 
@@ -39,7 +39,7 @@ def write_room(name: str) -> None:
 
 with mkdocs_gen_files.open("api/index.md", "w") as index:
     index.write("# API\n\nThe rooms of the package. A room imports only from rooms on floors below its own.\n\n")
-    index.write("| room | what lives there |\n|---|---|\n")
+    index.write("| room | contents |\n|---|---|\n")
     for room_name in poise._ROOMS:
         write_room(room_name)
         what = (import_module(f"poise.{room_name}").__doc__ or "").strip().splitlines()[0]

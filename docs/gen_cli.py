@@ -30,7 +30,7 @@ with mkdocs_gen_files.open("cli.md", "w") as page:
         page.write(f"## poise {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
         page.write(f"```text\n{usage}\n```\n\n{table(context, 'argument')}{table(context, 'option')}")
     page.write(
-        "## Exit codes\n\n`poise run` ends with the script's own exit code, never another one, save that `--check` "
+        "## Exit codes\n\n`poise run` ends with the script's own exit code, except that `--check` "
         "turns 0 into 3 if an error was found. A mistake in the command line ends with 2 and one line "
-        "that says what is wanted.\n"
+        "that explains it.\n"
     )

@@ -1,4 +1,4 @@
-"""Write the gallery: what came out of the studies, from their results file."""
+"""Write the gallery: the results of the studies, from their results file."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def provenance(entry: dict[str, Any]) -> str:
 
 
 def claim_row(claim: dict[str, Any]) -> str:
-    """Return a claim as a row of its study's table; on a phone the labels stand before the cells."""
+    """Return a claim as a row of its study's table; on a phone the labels are before the cells."""
     test = f"<details><summary>Test</summary>{text(claim['test'])}</details>"
     cells = {
         "Claim": text(claim["text"]) + test,

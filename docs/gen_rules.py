@@ -68,8 +68,8 @@ def write(page: str, text: str) -> None:
 def write_cause_index() -> None:
     """Write the list of all causes, by family."""
     text = (
-        f"# Causes\n\nThe {len(CAUSES)} mechanisms of instability that poise can name in a run. An *exact* rule "
-        "recognises a fact, a *statistical* one a pattern and says how sure it is. `poise explain` prints these pages "
+        f"# Causes\n\nThe {len(CAUSES)} mechanisms of instability that poise can find in a run. An *exact* rule "
+        "recognises a fact, a *statistical* one a pattern, with a confidence. `poise explain` prints these pages "
         "in a terminal.\n\n"
     )
     by_id = {cause.id: cause for cause in CAUSES}
@@ -87,7 +87,7 @@ def write_cause_index() -> None:
 def write_audit_index() -> None:
     """Write the list of the rules of audits, by audit."""
     text = (
-        "# Audits\n\nAn audit measures the stability of one thing and reads its rules in what it measured. These are "
+        "# Audits\n\nAn audit measures the stability of one thing and applies its rules to the measurements. These are "
         "the rules of each; `poise explain` prints their pages in a terminal.\n\n"
     )
     for rules in AUDITS:

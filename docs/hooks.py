@@ -1,4 +1,4 @@
-"""What MkDocs does beyond its settings: navigation of generated pages, and outputs below the code that made them."""
+"""Hooks of MkDocs: the navigation of generated pages, and outputs below the code that made them."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def _shown(block: Block, recorded: dict[str, Any], page: Page) -> str:
         )
     parts = []
     if output["text"]:
-        said = f"``` {{ .text .no-copy }}\n{output['text'].rstrip()}\n```"
-        parts.append(f'<div class="poise-output" markdown>\n\n{said}\n\n</div>\n')
+        block_of_text = f"``` {{ .text .no-copy }}\n{output['text'].rstrip()}\n```"
+        parts.append(f'<div class="poise-output" markdown>\n\n{block_of_text}\n\n</div>\n')
     parts += [figure_html(**figure) for figure in output["figures"]]
     return "\n".join(parts)
 

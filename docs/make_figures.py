@@ -31,14 +31,14 @@ from poise.report import Figure
 _DOCS = Path(__file__).resolve().parent
 _WIDTH = "80"
 
-# Pictures of reports that a page's commands leave behind: name, report, width and height in pixels.
+# Pictures of the reports that a page's commands write: name, report, width and height in pixels.
 _PICTURES = {
     "doctor": [("report.png", "demo/trial/report.html", 1000, 1860), ("run.png", "demo/run/report.html", 1000, 1500)]
 }
 
 
 def record_page(name: str) -> None:
-    """Run the blocks of one tutorial and write what they gave."""
+    """Run the blocks of one tutorial and write their outputs."""
     blocks = find_blocks((_DOCS / "tutorials" / f"{name}.md").read_text(encoding="utf-8"))
     scope: dict[str, Any] = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory(prefix="poise-docs-") as folder, contextlib.chdir(folder):
@@ -76,7 +76,7 @@ def run_python(block: Block, scope: dict[str, Any]) -> tuple[str, list[dict[str,
 
 
 def plain_figure(figure: Figure) -> dict[str, Any]:
-    """Return a figure of a report as plain JSON types; four digits are more than a picture shows."""
+    """Return a figure of a report as plain JSON types; four digits are enough for a figure."""
     drawn = PlotlyFigure(figure.figure).update_layout(template="none", title=None)
     plain = json.loads(drawn.to_json(engine="json"), parse_float=lambda number: float(f"{float(number):.4g}"))
     return {"title": figure.title, "figure": plain, "alt": figure.alt, "caption": figure.caption}
@@ -102,7 +102,7 @@ def run_console(block: Block) -> str:
             text=True,
             check=True,
         )
-        # A terminal overwrites what stands before a carriage return.
+        # A terminal overwrites the text before a carriage return.
         out.append(re.sub(r"^.*\r(?!\n)", "", done.stdout, flags=re.MULTILINE).strip("\n"))
     return "\n".join(out) + "\n"
 
@@ -112,7 +112,7 @@ def take_picture(name: str, page: str, width: int, height: int) -> None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
-        raise FileNotFoundError(f"pictures need a browser; looked for {', '.join(names)}")
+        raise FileNotFoundError(f"pictures need a browser, one of {', '.join(names)}")
     options = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
         "--disable-background-networking --disable-component-update --disable-sync --virtual-time-budget=10000"

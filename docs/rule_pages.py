@@ -1,4 +1,4 @@
-"""Where the page of each rule lies: one folder for the causes, one for each audit."""
+"""Where the page of each rule is: one folder for the causes, one for each audit."""
 
 from __future__ import annotations
 

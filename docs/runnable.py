@@ -20,7 +20,7 @@ class Block:
     Args:
         name: name of its output; ``None`` if the page does not show the output.
         language: ``"python"`` or ``"console"`` (lines that begin with ``$`` are commands).
-        code: what stands in the block.
+        code: the text of the block.
         end: where in the page the block ends.
     """
 
@@ -31,13 +31,13 @@ class Block:
 
     @property
     def digest(self) -> str:
-        """What tells this code from another; comments and layout do not count."""
+        """A hash that identifies this code; comments and layout do not count."""
         meaning = ast.dump(ast.parse(self.code)) if self.language == "python" else "\n".join(self.commands)
         return hashlib.sha256(" ".join(meaning.split()).encode()).hexdigest()[:16]
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a console block; a line that ends with a backslash goes on in the next one."""
+        """The commands of a console block; a line that ends with a backslash continues in the next one."""
         lines = self.code.replace("\\\n", " ").splitlines()
         return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 

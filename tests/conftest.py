@@ -31,7 +31,7 @@ _FLAGS = (
 
 @dataclass
 class PageLog:
-    """What a page said and asked for while a test looked at it."""
+    """The messages and requests of a page during a test."""
 
     errors: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if path is None:
-        pytest.skip(f"no browser on this machine (looked for {', '.join(_BROWSERS)})")
+        pytest.skip(f"no browser on this machine (none of {', '.join(_BROWSERS)})")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, args=list(_FLAGS))
         yield chromium

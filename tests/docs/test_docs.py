@@ -83,7 +83,7 @@ def test_skeletons_of_contributing_work(tmp_path: Path, monkeypatch: pytest.Monk
             optimizer.step()
             largest.append(model.bias.abs().max().item())
     series = run.record["bias_absmax"]
-    # The first step is always looked at; whether later ones are is up to the budget, on a busy machine.
+    # The first step is always sampled; whether later ones are depends on the budget, on a busy machine.
     assert series.steps[0] == 0
     assert list(series.values) == pytest.approx([largest[step] for step in series.steps])
 

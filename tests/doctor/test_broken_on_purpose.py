@@ -1,4 +1,4 @@
-"""What testers try: odd scripts, places, ends and files. Weights and exit codes stay; what is wrong is said."""
+"""Unusual scripts, places, ends and files. Weights and exit codes stay; errors are reported."""
 
 import json
 import os
@@ -209,13 +209,13 @@ def test_places_that_are_none(poise, tmp_path):
     (tmp_path / "train.py").write_text(TRAIN + "train(3)\nweights(model)\n")
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    for arguments, said in {
+    for arguments, message in {
         ("run", "nowhere/train.py"): "script 'nowhere/train.py' does not exist",
         ("run", "folder"): "script 'folder' is a folder without a __main__.py",
     }.items():
         done = poise(*arguments, cwd=tmp_path)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
     # Where nothing can be written (here: below a file), the run is recorded elsewhere.
@@ -324,17 +324,17 @@ def test_a_live_run_and_a_killed_one_are_reported(tmp_path, poise):
 def test_a_pipe_that_nobody_reads(tmp_path):
     script = TRAIN + "train(3)\nfor i in range(100_000):\n    print(i)\n"
     (tmp_path / "train.py").write_text(script)
-    codes, said = [], []
+    codes, errors = [], []
     for command in (["train.py"], ["-m", "poise", "run", "--out", "run", "train.py"]):
         process = subprocess.Popen(
             [sys.executable, *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         process.stdout.readline()
         process.stdout.close()
-        said.append(process.stderr.read())
+        errors.append(process.stderr.read())
         codes.append(process.wait())
     assert codes[0] == codes[1] == 120 or codes == [1, 1]
-    assert said[1].startswith(said[0].split("Exception ignored")[0])
+    assert errors[1].startswith(errors[0].split("Exception ignored")[0])
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -381,14 +381,14 @@ def test_a_damaged_run_file_is_read_or_named(seed, run_file, tmp_path, monkeypat
         monkeypatch.setattr(sys, "argv", ["poise", *arguments])
         with pytest.raises(SystemExit) as end:
             app.main()
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         if end.value.code == 0:
             continue
         assert arguments[0] == "report"
         assert end.value.code == 2
-        assert said.err.startswith("poise: error: ")
-        assert "run.db" in said.err
-        assert len(said.err.splitlines()) == 1
+        assert output.err.startswith("poise: error: ")
+        assert "run.db" in output.err
+        assert len(output.err.splitlines()) == 1
 
 
 def test_a_file_of_another_version(run_file, poise, tmp_path):

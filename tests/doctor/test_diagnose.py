@@ -54,7 +54,7 @@ def test_an_unknown_cause_is_an_error_that_offers_the_nearest():
         explain("zzz")
 
 
-# ---- which causes are looked for
+# ---- which causes are selected
 
 
 def test_select_and_ignore():

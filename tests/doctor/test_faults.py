@@ -50,7 +50,7 @@ def test_a_probe_that_raises(hook, watching, capfd):
         model = train()
     assert watched.tap.fault == "RuntimeError: two lines"
     err = capfd.readouterr().err.splitlines()
-    assert err == ["poise: the watch switched itself off (RuntimeError: two lines); the run goes on"]
+    assert err == ["poise: the watch switched itself off (RuntimeError: two lines); the run continues"]
     assert_equal(model.state_dict(), expected)
 
 
@@ -110,7 +110,7 @@ def test_a_fault_in_any_hook_ends_the_watch_and_not_the_run(group, name, watchin
         model = train_with_everything(tmp_path)
     assert_equal(model.state_dict(), expected)
     assert watched.tap.fault == "RuntimeError: broken"
-    line = "poise: the watch switched itself off (RuntimeError: broken); the run goes on"
+    line = "poise: the watch switched itself off (RuntimeError: broken); the run continues"
     assert capfd.readouterr().err.splitlines() == [line]
 
 

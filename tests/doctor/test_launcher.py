@@ -194,7 +194,7 @@ def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path, poise):
         ("run", "--remedy", "lr_scale=-1", "train.py"): "value of remedy lr_scale must be",
         ("run", "--select", "attention", "train.py"): "attention_logit_growth",
         ("run", "--stop-on", "fatal", "train.py"): "stop_on must be one of info, warning, error",
-        ("run", "--overhead", "7", "train.py"): "overhead must be a share in (0, 1]",
+        ("run", "--overhead", "7", "train.py"): "overhead must be a fraction in (0, 1]",
         ("run", "--out", "old", "train.py"): "old already holds a run",
         ("report", "old"): "run.db",
         ("report", "nowhere"): "nowhere",
@@ -202,10 +202,10 @@ def test_what_the_user_gets_wrong_is_said_in_a_line(tmp_path, poise):
         ("explain", "atention"): "attention_logit_growth",
         ("trial", "--remedy", "nope", "train.py"): "remedy 'nope' is unknown",
     }
-    for arguments, said in cases.items():
+    for arguments, message in cases.items():
         done = poise(*arguments, cwd=tmp_path)
         assert done.returncode == 2, (arguments, done.stderr)
-        assert said in done.stderr, (arguments, done.stderr)
+        assert message in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert (tmp_path / "old" / "run.db").read_bytes() == b"not a run file"

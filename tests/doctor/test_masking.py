@@ -177,11 +177,11 @@ def test_a_run_that_is_forwarded_holds_no_secret_and_no_path(tmp_path, monkeypat
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
     session.finish("exception", f"OSError: https://bob:letmein9@db/{here}/x refused hunter-two-three in {here}/a.py")
-    said = everything_in(Path("run"))
+    text_of_files = everything_in(Path("run"))
     for text in ("sk-thekey1", "hunter-two-three", "letmein9", RANDOM, "alice", str(tmp_path)):
-        assert text not in said.replace(str(here), ""), text
-    assert "~/lib/loss.py:7" in said
-    assert json.dumps(["--api-key=***", "--password", "***", "--name", "***", "--data=data"]) in said
+        assert text not in text_of_files.replace(str(here), ""), text
+    assert "~/lib/loss.py:7" in text_of_files
+    assert json.dumps(["--api-key=***", "--password", "***", "--name", "***", "--data=data"]) in text_of_files
     with sqlite3.connect("run/run.db") as database:
         assert database.execute("SELECT value FROM meta WHERE key = 'script'").fetchone() == ('"train.py"',)
     assert os.listdir(here) == ["run"]

@@ -128,7 +128,7 @@ def test_first_nonfinite_of_the_backward_pass(make, op, text, watching):
     assert text in linecache.getline(file, int(line))
 
 
-def test_looking_for_the_culprit_changes_nothing(watching):
+def test_the_search_for_the_origin_changes_nothing(watching):
     def run():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Middle(torch.log), nn.Linear(4, 2))

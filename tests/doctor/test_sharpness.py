@@ -156,8 +156,8 @@ def hooked(model):
 def test_where_it_cannot_measure_it_says_so_once(loss_of, optimizer_of, reason, watching):
     with watching() as watched:
         descend(optimizer_of, loss_of=loss_of)
-    (said,) = watched.record.events("sharpness_off")
-    assert reason in said.payload["reason"]
+    (event,) = watched.record.events("sharpness_off")
+    assert reason in event.payload["reason"]
     assert "sharpness" not in watched.record
     assert watched.tap.fault is None
     assert len(watched["loss"]) == 30
@@ -202,7 +202,7 @@ def test_competing_networks_are_left_alone(watching):
 
 
 def test_a_tight_budget_leaves_it_out(watching, monkeypatch):
-    monkeypatch.setattr("poise.doctor.probes.sharpness._SHARE", 1e-9)
+    monkeypatch.setattr("poise.doctor.probes.sharpness._FRACTION", 1e-9)
     with watching() as watched:
         descend(sgd)
     assert "sharpness" not in watched.record

@@ -315,16 +315,16 @@ def test_a_trial_that_is_forwarded_holds_no_secret_and_runs_again_if_one_changes
         plan = make_plan(script, ["--api-key", key], ["warmup=10"], 2, keep_args=keep_args)
         result = carry_out(plan, Path("out"), runner, 1)
         trial_report(result).save("out/report.html")
-        said = json.dumps(result.to_dict()) + "".join(
+        text = json.dumps(result.to_dict()) + "".join(
             p.read_text() for p in Path("out").rglob("*") if p.suffix in (".html", ".json")
         )
-        return len(runner.ran), said
+        return len(runner.ran), text
 
-    runs, said = ran("sk-first")
+    runs, text = ran("sk-first")
     assert runs == 4
-    assert "***" in said
+    assert "***" in text
     for secret in ("sk-first", str(script.parent)):
-        assert secret not in said
+        assert secret not in text
     assert ran("sk-first")[0] == 0
     assert ran("sk-second")[0] == 4
     assert "sk-second" in ran("sk-second", keep_args=True)[1]

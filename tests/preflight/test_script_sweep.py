@@ -112,7 +112,7 @@ def test_what_is_read_from_a_run(tmp_path):
     assert math.isnan(read_script_run(tmp_path, 1)["loss"])
 
 
-def test_a_run_without_a_loss_shows_what_the_script_said(tmp_path):
+def test_a_run_without_a_loss_shows_the_output_of_the_script(tmp_path):
     (tmp_path / "stderr.txt").write_text("usage: train.py\ntrain.py: error: unrecognized arguments: --widht 3\n")
     with pytest.raises(ValueError, match=r"showed no loss with '--widht 3' \(exit code 2\):\n(.|\n)*unrecognized"):
         read_script_run(tmp_path, 2, ["--widht", "3"])
@@ -205,7 +205,7 @@ def test_logits_from_before_the_norm_are_not_read(script, tmp_path, monkeypatch)
     assert LOGIT not in read["qk_norm"]
 
 
-def test_what_cannot_be_said_is_not_said(plan):
+def test_nothing_is_claimed_without_evidence(plan):
     none = script_report(plan, {"": power_law(signal=None, failing=0.0)}, 4.0, "").summary
     assert none == "No stable learning rate between 0.001 and 0.1 (decided by width 10)."
     few = script_report(plan, {"": power_law(sizes=(10, 20))}, 4.0, "").summary
@@ -259,9 +259,9 @@ def test_an_unmodified_script_is_swept_interrupted_and_taken_up_again(tmp_path):
     while first.poll() is None and not points.exists():
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate()
-    assert first.returncode == 130, said
-    assert "1 of 2 runs are kept in out/untreated. The same command goes on from there." in said
+    _, stderr = first.communicate()
+    assert first.returncode == 130, stderr
+    assert "1 of 2 runs are kept in out/untreated. The same command continues there." in stderr
     diverged = points.read_text()
     assert json.loads(diverged)["lr"] == 30.0
     (tmp_path / "go").write_text("")

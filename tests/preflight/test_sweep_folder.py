@@ -118,11 +118,11 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
         sweep(Counting(), LRS, n_jobs=1, folder=tmp_path)
 
 
-def test_a_damaged_line_in_the_middle_is_said(tmp_path):
+def test_a_damaged_line_in_the_middle_is_reported(tmp_path):
     sweep(Counting(), LRS, n_jobs=1, folder=tmp_path)
     points = tmp_path / "points.jsonl"
     points.write_text("{}\n" + points.read_text())
-    with pytest.raises(ValueError, match=r"line 1 of .* is no point of a sweep"):
+    with pytest.raises(ValueError, match=r"line 1 of .* is not a point of a sweep"):
         sweep(Counting(), LRS, n_jobs=1, folder=tmp_path)
 
 

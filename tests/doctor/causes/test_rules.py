@@ -1,4 +1,4 @@
-"""Where each rule draws its line: things that look like a cause and are none, and the words of the findings."""
+"""The limits of each rule: cases close to a cause that are none, and the sentences of the findings."""
 
 from __future__ import annotations
 
@@ -149,10 +149,10 @@ def test_a_forecast_is_of_the_future(values, forecast):
     run = healthy(every=1)
     run.change(f"attention_logit_max[{ATTENTION[0]}]", 40, values)
     finding = only("attention_logit_growth", run)
-    said = re.search(r"near step (\d+)", finding.summary)
-    assert bool(said) is forecast, finding.summary
-    if said:
-        assert int(said[1]) > run.record().last_step
+    match = re.search(r"near step (\d+)", finding.summary)
+    assert bool(match) is forecast, finding.summary
+    if match:
+        assert int(match[1]) > run.record().last_step
 
 
 def test_confident_logits_grow_apart_but_not_away():
@@ -321,7 +321,7 @@ def test_an_infinity_that_harms_nothing_is_only_worth_knowing():
     assert (finding.severity, finding.where, finding.event_step) == ("info", ("mask",), None)
 
 
-def test_the_victim_of_an_explosion_is_less_sure_to_be_the_culprit():
+def test_a_module_with_huge_inputs_is_less_probable_as_the_origin():
     run = healthy()
     run.event(50, "nonfinite_forward", module="head", op="linear", input_min=-1e30, input_max=1e30)
     assert only("forward_nonfinite", run).probability < 0.7

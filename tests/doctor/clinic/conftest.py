@@ -18,7 +18,7 @@ def watch(tmp_path, poise):
     def run(source: str, *args: str, overhead: float = 0.1) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
         script = tmp_path / "train.py"
         script.write_text(source, encoding="utf-8")
-        # Looks are paid for in seconds: on a busy machine the default would buy too few of them in so short a run.
+        # Samples cost seconds: on a busy machine the default would allow too few of them in so short a run.
         result = poise("run", "--json", "--overhead", overhead, "--out", tmp_path / "run", script, *args)
         findings = tmp_path / "run" / "findings.json"
         assert findings.exists(), result.stderr

@@ -1,4 +1,4 @@
-"""Faults as people make them: one edit or option of a healthy script, and what the doctor must say of it."""
+"""Faults as people make them: one edit or option of a healthy script, and what the doctor must find."""
 
 # ruff: noqa: E501  (edits are lines of scripts, as they stand there)
 

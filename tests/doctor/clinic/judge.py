@@ -1,4 +1,4 @@
-"""What must be said of a script with a fault in it."""
+"""What must be found in a script with a fault in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say before the tests whether the pages are tested too."""
+"""Report before the tests whether the pages are tested too."""
 
 import shutil
 

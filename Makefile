@@ -46,13 +46,8 @@ lint: .venv/test
 	@$(BIN)/lint-imports
 
 test: lint
-<<<<<<< HEAD
-	@$(BIN)/python tests/say_browser.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --durations=20
-=======
 	@$(BIN)/python tests/report_browser.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
->>>>>>> words
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --durations=20
 
 quick: .venv/test
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

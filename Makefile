@@ -36,7 +36,7 @@ demo: .venv/core
 	@rm -rf demo
 	@$(BIN)/poise run --out demo/run examples/tiny_gpt.py
 	@echo
-	@$(BIN)/poise trial --of demo/run --out demo/trial --jobs $(JOBS) \
+	@$(BIN)/poise trial --findings-from demo/run --out demo/trial --jobs $(JOBS) \
 	  --remedy logit_soft_cap --remedy lr_scale=0.1 examples/tiny_gpt.py
 
 lint: .venv/test

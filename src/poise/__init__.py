@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__: str  # read when it is asked for: it is looked up among all installed packages
+__version__: str  # found on first use, among all installed packages
 
 # `poise.watch` and the rooms load on first use, so that `poise --help` and the launcher start fast.
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}

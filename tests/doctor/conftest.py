@@ -38,7 +38,7 @@ def watching(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[
     @contextlib.contextmanager
     def watch(overhead: float = 1.0, probes=PROBES, **options) -> Iterator[Watched]:
         path = tmp_path / f"run{next(count)}.db"
-        tap = Tap(Recorder(RunWriter(path)), [p() for p in probes], Budget(overhead, loan=100.0), **options)
+        tap = Tap(Recorder(RunWriter(path)), [p() for p in probes], Budget(overhead, credit=100.0), **options)
         watched = Watched(tap, path)
         with tap.installed():
             yield watched
@@ -49,10 +49,10 @@ def watching(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen[str]]:
-    """A process from which commands are forked: importing torch anew for each of them would take most of the time."""
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """A process from which commands are forked: importing torch for each of them would take most of the time."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -61,7 +61,7 @@ def zygote() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def poise(zygote, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def poise(fork_server, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Call the command line in a process of its own: ``poise("run", "train.py", cwd=folder)``.
 
     With ``plain`` it is a script that is called, as by Python: ``poise("train.py", plain=True)``.
@@ -70,8 +70,8 @@ def poise(zygote, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(
         *arguments: object, cwd: Path = tmp_path, timeout: float = 300, stdin: str | None = None, plain: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        said = {name: tmp_path / f".{name}" for name in ("stdout", "stderr")}
-        files = {"stdin": os.devnull, **{name: str(path) for name, path in said.items()}}
+        outputs = {name: tmp_path / f".{name}" for name in ("stdout", "stderr")}
+        files = {"stdin": os.devnull, **{name: str(path) for name, path in outputs.items()}}
         if stdin is not None:
             files["stdin"] = str(tmp_path / ".stdin")
             (tmp_path / ".stdin").write_text(stdin)
@@ -82,13 +82,13 @@ def poise(zygote, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
             "plain": plain,
             **files,
         }
-        zygote.stdin.write(json.dumps(command) + "\n")
-        zygote.stdin.flush()
-        child = int(zygote.stdout.readline())
+        fork_server.stdin.write(json.dumps(command) + "\n")
+        fork_server.stdin.flush()
+        child = int(fork_server.stdout.readline())
         stop = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
         stop.start()
-        code = int(zygote.stdout.readline())
+        code = int(fork_server.stdout.readline())
         stop.cancel()
-        return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in said.values()))
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text() for path in outputs.values()))
 
     return call

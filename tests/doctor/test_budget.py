@@ -7,8 +7,8 @@ from poise.tools.clock import Seconds, now
 
 
 @pytest.mark.parametrize("overhead", [0.0, -0.1, 1.5])
-def test_overhead_must_be_a_share(overhead):
-    with pytest.raises(ValueError, match=r"overhead must be a share in \(0, 1\]"):
+def test_overhead_must_be_a_fraction(overhead):
+    with pytest.raises(ValueError, match=r"overhead must be a fraction in \(0, 1\]"):
         Budget(overhead)
 
 
@@ -42,7 +42,7 @@ def clock(monkeypatch):
 
 
 def test_what_is_allowed_grows_with_the_runs_own_time(clock):
-    budget = Budget(0.5, loan=0.0)
+    budget = Budget(0.5, credit=0.0)
     budget.start()
     assert not budget.allows(0.02)
     clock.run(0.06)
@@ -55,7 +55,7 @@ def test_waiting_for_other_processes_earns_nothing_and_is_not_charged(clock):
     """Twice as slow a machine, all by waiting, changes nothing."""
     budgets = []
     for slow in (False, True):
-        budget = Budget(0.03, loan=0.0)
+        budget = Budget(0.03, credit=0.0)
         budget.start()
         for _ in range(100):
             since = clock.wall, clock.cpu
@@ -65,14 +65,14 @@ def test_waiting_for_other_processes_earns_nothing_and_is_not_charged(clock):
             clock.run(0.1)
             clock.wait(0.1 * slow)
         budgets.append(budget)
-        assert budget.share == pytest.approx(0.01)
+        assert budget.fraction == pytest.approx(0.01)
         assert budget.allows(0.16)
         assert not budget.allows(0.18)
     assert budgets[0].spent == pytest.approx(budgets[1].spent)
 
 
 def test_short_stretches_count_as_much_as_the_process_has_run(clock):
-    budget = Budget(0.1, loan=0.0)
+    budget = Budget(0.1, credit=0.0)
     budget.start()
     clock.run(1.0)
     clock.wait(3.0)
@@ -84,7 +84,7 @@ def test_short_stretches_count_as_much_as_the_process_has_run(clock):
 
 
 def test_cpu_time_of_several_threads_is_as_long_as_they_take(clock):
-    budget = Budget(0.1, loan=0.0)
+    budget = Budget(0.1, credit=0.0)
     budget.start()
     since = clock.wall, clock.cpu
     clock.run(1.0, threads=4)
@@ -94,7 +94,7 @@ def test_cpu_time_of_several_threads_is_as_long_as_they_take(clock):
 
 
 def test_what_a_run_costs_once_is_paid_from_half_of_what_it_earns(clock):
-    budget, free = Budget(0.1, loan=0.0, fixed=0.5), Budget(0.1, loan=0.0)
+    budget, free = Budget(0.1, credit=0.0, fixed=0.5), Budget(0.1, credit=0.0)
     clock.run(0.4)
     budget.charge(clock.wall - 0.4)  # finding the model
     budget.start()
@@ -120,63 +120,63 @@ def test_a_run_keeps_its_promise_from_the_first_run_on(clock, seconds, limit):
     fixed, before = 0.3, 2.0
     budget = Budget(0.03, fixed=fixed)
     budget.start()
-    spend_all(budget, clock, seconds, look=0.006)
+    spend_all(budget, clock, seconds, cost=0.006)
     assert budget.spent > 0.01 * seconds  # and the steps are sampled
     assert budget.spent + fixed <= limit * (before + budget._own)
 
 
-def test_a_loan_is_there_from_the_start_and_can_be_enlarged():
-    budget = Budget(0.01, loan=0.1)
+def test_a_credit_is_granted_at_the_start_and_can_be_enlarged():
+    budget = Budget(0.01, credit=0.1)
     assert budget.allows(0.09)
     assert not budget.allows(0.5)
-    budget.lend(0.5)
+    budget.grant(0.5)
     assert budget.allows(0.5)
 
 
-def spend_all(budget, clock, seconds, look=0.01):
-    """Run for so long, and look whenever it is allowed."""
+def spend_all(budget, clock, seconds, cost=0.01):
+    """Run for so long, and sample a step whenever it is allowed."""
     end = clock.wall + seconds
     while clock.wall < end:
-        if budget.allows(look):
+        if budget.allows(cost):
             since = clock.wall
-            clock.run(look)
+            clock.run(cost)
             budget.charge(since)
-            budget.looked += look
+            budget.spent_sampling += cost
         clock.run(0.002)
 
 
-def test_a_loan_is_paid_back(clock):
-    budget = Budget(0.03, loan=0.25)
+def test_a_credit_is_repaid(clock):
+    budget = Budget(0.03, credit=0.25)
     spend_all(budget, clock, 1.0)
-    assert budget.share > 0.2
+    assert budget.fraction > 0.2
     spend_all(budget, clock, 20.0)
-    assert 0.03 < budget.share < 0.04
+    assert 0.03 < budget.fraction < 0.04
     spend_all(budget, clock, 300.0)
-    assert 0.026 < budget.share < 0.028
+    assert 0.026 < budget.fraction < 0.028
 
 
-@given(seconds=st.floats(0.0, 200.0), overhead=st.floats(0.001, 1.0), loan=st.floats(0.0, 10.0))
-def test_paying_back_leaves_something_to_spend_at_any_time(seconds, overhead, loan):
-    budget = Budget(overhead, loan)
+@given(seconds=st.floats(0.0, 200.0), overhead=st.floats(0.001, 1.0), credit=st.floats(0.0, 10.0))
+def test_repayment_leaves_something_to_spend_at_any_time(seconds, overhead, credit):
+    budget = Budget(overhead, credit)
 
     def allowance(own):
         budget._started = now() - Seconds(own, own)
-        return 0.9 * overhead * own + budget.loan
+        return 0.9 * overhead * own + budget.credit
 
     assert allowance(seconds + 10.0) >= allowance(seconds) + 0.5 * 0.9 * overhead * 10.0
 
 
-def test_a_loan_after_a_trigger_is_there_whatever_was_spent_and_is_paid_back_too(clock):
-    budget = Budget(0.03, loan=0.0)
+def test_a_credit_after_a_trigger_does_not_depend_on_what_was_spent_and_is_repaid(clock):
+    budget = Budget(0.03, credit=0.0)
     clock.run(5.0)
     budget.charge(clock.wall - 5.0)
-    budget.looked = 5.0
+    budget.spent_sampling = 5.0
     assert not budget.allows(0.001)
-    budget.lend(0.1)
+    budget.grant(0.1)
     assert budget.allows(0.0999)
     assert not budget.allows(0.101)
     spend_all(budget, clock, 1500.0)
-    assert budget.share < 0.03
+    assert budget.fraction < 0.03
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -192,8 +192,8 @@ def test_time_before_the_start_is_setup_and_not_spent(clock, both):
 
 
 @given(cost=st.floats(1e-6, 1.0), step=st.floats(1e-4, 10.0), overhead=st.floats(0.001, 1.0))
-def test_a_cadence_keeps_its_share(cost, step, overhead):
-    every = Budget(overhead).every(cost, step, share=0.5)
-    assert every >= 1
-    assert cost / (every * step) <= 0.5 * overhead * (1 + 1e-9)
-    assert every == 1 or cost / ((every - 1) * step) > 0.5 * overhead * (1 - 1e-9)
+def test_an_interval_keeps_the_cost_within_its_fraction(cost, step, overhead):
+    steps = Budget(overhead).interval(cost, step, fraction=0.5)
+    assert steps >= 1
+    assert cost / (steps * step) <= 0.5 * overhead * (1 + 1e-9)
+    assert steps == 1 or cost / ((steps - 1) * step) > 0.5 * overhead * (1 - 1e-9)

@@ -514,7 +514,7 @@ def test_a_weight_before_a_norm_is_seen_to_be_scale_invariant(momentum, watching
             head = model[3].weight
             cosines.append(-F.cosine_similarity(head.detach().flatten(), head.grad.flatten(), dim=0).item())
             optimizer.step()
-    shares = watched.record.by_layer("radial_share")
+    shares = watched.record.by_layer("radial_alignment")
     assert shares["0.weight"].values.max() < 1e-6
     assert shares["3.weight"].values.min() > 1e-3
     (rate,) = watched.record.by_layer("effective_lr").items()

@@ -50,7 +50,7 @@ def test_loss_gradients_and_attention_are_drawn_with_their_moments():
 
 
 def test_evidence_that_has_a_curve_of_its_own_is_drawn():
-    assert any(title.startswith("Update lost of") for title in figures(report_of(sick("bf16_update_swallow"))))
+    assert any(title.startswith("Update lost of") for title in figures(report_of(sick("bf16_update_lost"))))
 
 
 def test_remedies_come_with_the_lines_that_make_them_permanent():

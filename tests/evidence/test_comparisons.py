@@ -177,7 +177,7 @@ def test_bad_event_counts(arguments, message):
 
 def test_the_rule_of_the_words():
     assert verdict_of(0.975, 0.0) == "proved"
-    assert verdict_of(0.999, 0.0, second_witness=False) == "helps, not proved"
+    assert verdict_of(0.999, 0.0, second_interval_agrees=False) == "helps, not proved"
     assert verdict_of(0.8, 0.2) == "helps, not proved"
     assert verdict_of(0.79, 0.21) == "no effect"
     assert verdict_of(0.1, 0.8) == "hurts"

@@ -120,9 +120,9 @@ def test_compiles_without_graph_breaks():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_probabilities_are_called_out(dtype):
     p = scores(6, 5).softmax(-1).to(dtype)
-    with pytest.warns(UserWarning, match="look like probabilities, not logits"):
+    with pytest.warns(UserWarning, match="seem to be probabilities, not logits"):
         z_loss(p)
-    with pytest.warns(UserWarning, match="look like probabilities, not logits"):
+    with pytest.warns(UserWarning, match="seem to be probabilities, not logits"):
         cross_entropy_with_z_loss(p, targets(6, classes=5))
 
 

@@ -67,8 +67,8 @@ def test_report_names_the_strategy_that_raises_it_most():
     assert factors["clip"] == pytest.approx(0.5, rel=0.1)
     worse = compare_max_trainable_lr({"plain": Quadratic(100), "clip": Quadratic(200)}, GRID)
     assert "Nothing raises that: clip comes closest" in worse.summary
-    hopeless = compare_max_trainable_lr({"plain": Quadratic(100), "clip": Quadratic(1e6)}, GRID)
-    assert "Nothing else trains" in hopeless.summary
+    report = compare_max_trainable_lr({"plain": Quadratic(100), "clip": Quadratic(1e6)}, GRID)
+    assert "Nothing else trains" in report.summary
     saved = compare_max_trainable_lr({"plain": Quadratic(1e6), "clip": Quadratic(0.1)}, GRID)
     assert "none of the grid" in saved.summary
     assert "to at least 1." in saved.summary

@@ -14,7 +14,7 @@ import threading
 import joblib
 import pytest
 
-from poise.preflight import HopelessRunError, SweepPoint, sweep
+from poise.preflight import DivergedRunError, SweepPoint, sweep
 from poise.preflight.sweeps.sweep_folder import SweepFolder, fingerprint
 
 LRS = [0.01, 0.1, 1.0]
@@ -158,7 +158,7 @@ def exploding(lr, seed, watch):
     return {"loss": loss, "init_loss": 1.0}
 
 
-def test_a_hopeless_run_is_given_up_and_counts_as_diverged(tmp_path):
+def test_a_diverged_run_is_stopped_early_and_counts_as_diverged(tmp_path):
     result = sweep(exploding, [0.5, 0.9, 3.0], n_jobs=1, folder=tmp_path)
     *trained, last = result.points
     assert [p.stopped_at for p in trained] == [None, None]
@@ -180,7 +180,7 @@ def test_a_run_that_reports_no_finite_loss_first_is_an_error():
 
 
 def test_an_early_end_is_an_exception_that_a_run_may_catch_to_tidy_up():
-    assert issubclass(HopelessRunError, Exception)
+    assert issubclass(DivergedRunError, Exception)
 
 
 def die_once(lr, seed, marker):

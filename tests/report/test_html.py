@@ -113,7 +113,7 @@ def test_severity_is_a_word_and_not_only_a_colour(sample):
     html = sample().to_html()
     assert re.search(r'class="badge error">error</span>', html)
     assert "Attention logit growth" in html
-    assert "97 % sure" in html
+    assert "confidence 97 %" in html
 
 
 def test_a_long_table_says_how_much_it_shows():

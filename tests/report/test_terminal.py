@@ -21,7 +21,7 @@ def test_it_stays_within_the_terminal_and_says_everything(width, sample):
     for word in (
         "ERROR",
         "Attention logit growth",
-        "97 % sure",
+        "confidence 97 %",
         "began at step 114",
         "lr_scale, weight_decay",
         "138.2",

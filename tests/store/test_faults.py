@@ -103,7 +103,7 @@ def test_a_file_that_vanishes_under_the_writer_never_raises(tmp_path):
     group.append(1, [1.0])
     writer.flush()
     writer.close()
-    with pytest.raises(StoreError, match="not there"):
+    with pytest.raises(StoreError, match="does not exist"):
         read_run(tmp_path / "run.db")
 
 

@@ -289,7 +289,7 @@ def test_a_file_that_exists_is_not_overwritten(path):
 
 
 def test_a_file_that_is_not_there(path):
-    with pytest.raises(RunFileError, match="is not there"):
+    with pytest.raises(RunFileError, match="does not exist"):
         read_run(path)
 
 

@@ -1,4 +1,4 @@
-"""The commands of `poise`, one file each, and how their errors look."""
+"""The commands of `poise`, one file each, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-# What comes after the script belongs to the script, options included.
+# Everything after the script belongs to the script, options included.
 _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 app.command(context_settings=_OPEN)(run)
@@ -51,11 +51,11 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line; what the user got wrong is said in one line, without a stack trace."""
+    """Run the command line; a mistake of the user is reported in one line, without a stack trace."""
     try:
         quick = quick_options(run, sys.argv[2:]) if sys.argv[1:2] == ["run"] else None
         if quick is None:
-            # Not app(): Typer would leave an exception hook of its own for the script to find.
+            # Not app(): Typer would leave an exception hook of its own that the script would see.
             typer.main.get_command(app)()
         else:
             run(quick, quick.script, **quick.options)  # type: ignore[arg-type]  # it has the args that are read
@@ -63,7 +63,7 @@ def main() -> None:
         print(f"poise: error: {error}", file=sys.stderr)
         sys.exit(2)
     except ScriptInterrupted:
-        sys.excepthook = lambda *_: None  # all is said; only the interpreter ends a process as Ctrl-C does
+        sys.excepthook = lambda *_: None  # the message is printed; only the interpreter ends a process as Ctrl-C does
         raise KeyboardInterrupt from None
     except KeyboardInterrupt:
         print("poise: interrupted", file=sys.stderr)

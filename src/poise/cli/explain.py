@@ -1,4 +1,4 @@
-"""`poise explain`: what poise knows about a cause, a rule of an audit, or a remedy."""
+"""`poise explain`: the documentation of a cause, a rule of an audit, or a remedy."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ def _list(groups: list[Group], console: Console) -> None:
         for name, title in group.entries:
             table.add_row(f" {name}", title)
         console.print(table, highlight=False)
-    console.print("\n`poise explain NAME` says more about one of them.", highlight=False)
+    console.print("\n`poise explain NAME` explains one of them.", highlight=False)

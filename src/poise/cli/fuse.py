@@ -1,4 +1,4 @@
-"""`poise fuse`: average checkpoints that descend from the same model."""
+"""`poise fuse`: average checkpoints that were fine-tuned from the same model."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class DType(StrEnum):
 
 def fuse(
     checkpoints: Annotated[list[Path], typer.Argument(help="Safetensors or torch checkpoints.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write it; the ending says in which format.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write it; the file extension decides the format.")],
     weight: Annotated[list[float] | None, typer.Option(help="Weight of a checkpoint; once for each, in order.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Names to leave out, as 'head.*'; repeatable.")] = None,
-    base: Annotated[Path | None, typer.Option(help="Checkpoint that all descend from.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Checkpoint from which all were fine-tuned.")] = None,
     scale: Annotated[float, typer.Option(help="How much of the mean change is added to the base.")] = 1.0,
     dtype: Annotated[DType | None, typer.Option(help="Dtype of the result; needed if the inputs differ.")] = None,
     force: Annotated[bool, typer.Option(help="Fuse checkpoints that seem to be unrelated.")] = False,
 ) -> None:
-    """Average the weights of checkpoints that were fine-tuned from the same model, and say how they differ."""
+    """Average the weights of checkpoints that were fine-tuned from the same model, and print how they differ."""
     import torch
     from rich.console import Console
 
@@ -55,11 +55,11 @@ def fuse(
         )
     assert isinstance(result, dict)  # the inputs are files
     save_checkpoint(result, out)
-    _say(info, checkpoints, base is not None, console)
+    _print_info(info, checkpoints, base is not None, console)
     console.print(f"fused  {out}", highlight=False)
 
 
-def _say(info: FuseInfo, checkpoints: list[Path], has_base: bool, console: Console) -> None:
+def _print_info(info: FuseInfo, checkpoints: list[Path], has_base: bool, console: Console) -> None:
     from rich.table import Table
 
     from_what = "from the base" if has_base else "from their mean"
@@ -79,5 +79,5 @@ def _say(info: FuseInfo, checkpoints: list[Path], has_base: bool, console: Conso
         unrelated = info.n**-0.5
         console.print(
             f"the mean change is {info.shrink:.2f} of a single one "
-            f"({unrelated:.2f}: the changes have nothing in common; 1: they are the same)"
+            f"({unrelated:.2f}: the changes are unrelated; 1: they are equal)"
         )

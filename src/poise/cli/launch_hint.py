@@ -1,4 +1,4 @@
-"""How to start a training that runs in processes of its own, so that poise sees it."""
+"""How to start a training that runs in processes of its own, so that poise can watch it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def launch_hint(script: Script) -> str:
         name = "torchrun"
     else:
         return ""
-    return f"{name} trains in processes of its own, which poise does not see from here. Launch it as: " + shlex.join(
+    return f"{name} trains in processes of its own, which poise cannot watch from here. Launch it as: " + shlex.join(
         ["torchrun", *_with_poise(list(script.args))]
     )
 
@@ -38,9 +38,9 @@ def _with_poise(args: list[str]) -> list[str]:
 
 
 def children_hint(seconds: float) -> str:
-    """Say how to watch a training in child processes, given the CPU time that they took; empty if it was next to none.
+    """Return how to watch a training in child processes, given their CPU time; empty if it was nearly zero.
 
-    A process that torchrun started is where the training should be: nothing is said there.
+    It is empty in a process that torchrun started, in which the training itself runs.
     """
     if seconds < _CHILD_SECONDS or "TORCHELASTIC_RUN_ID" in os.environ:
         return ""

@@ -1,4 +1,4 @@
-"""`poise preflight`: run a script over learning rates and sizes, and say which learning rate will still work."""
+"""`poise preflight`: run a script over learning rates and sizes, and find which learning rate will still work."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def preflight(
     remedy: Annotated[
         list[str] | None, typer.Option(help="Sweep again under NAME[=VALUE], several joined by +; repeatable.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="How many times the largest size to look ahead.", min=1.0)] = 4.0,
-    overhead: Annotated[float, typer.Option(help="Share of a run's time that watching may take.")] = 0.5,
+    scale: Annotated[float, typer.Option(help="Size to predict for, in multiples of the largest.", min=1.0)] = 4.0,
+    overhead: Annotated[float, typer.Option(help="Fraction of a run's time that watching may take.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Find out which learning rate a script bears, at its size and at the next.
+    """Find the largest learning rate at which a script trains, at its size and at the next.
 
     For example: `poise preflight train.py --lr 1e-4:1:9log --set width=64,128,256 -- --lr {lr} --width {width}`
 
-    Finished runs are taken over when the same command is started again. Runs that are past hope are ended early.
+    Finished runs are kept when the same command is started again. Diverged runs are stopped early.
     """
     from rich.console import Console
 
@@ -83,7 +83,7 @@ def _swept(plan: ScriptPlan, lrs: list[float], seeds: int, jobs: int, folder: Pa
         kept = file.read_bytes().count(b"\n") if file.exists() else 0
         total = len(lrs) * len(plan.sizes or (None,)) * seeds
         print(
-            f"\npoise: interrupted; {kept} of {total} runs are kept in {folder}. The same command goes on from there.",
+            f"\npoise: interrupted; {kept} of {total} runs are kept in {folder}. The same command continues there.",
             file=sys.stderr,
         )
         sys.exit(_INTERRUPTED)
@@ -118,7 +118,7 @@ def parse_sets(specs: list[str] | tuple[str, ...]) -> dict[str, tuple[str, ...]]
     """Return name -> values of ``NAME=V1,V2,...``.
 
     Raises:
-        ValueError: if one is not of that form, or a name comes twice or means something else.
+        ValueError: if one is not of that form, or a name comes twice or is reserved.
     """
     out: dict[str, tuple[str, ...]] = {}
     for spec in specs:

@@ -33,9 +33,8 @@ def quick_options(command: Callable[..., Any], words: Sequence[str]) -> Invocati
     """Read options, a script, and the script's own arguments; ``None`` where that takes the full command line.
 
     Typer loads Pydantic for the first value that it reads, which takes longer than everything else before a script's
-    first line. The options are those that ``command`` declares for Typer. Whatever is not plainly one of them with a
-    value of its type (``--help``, a mistake, several short flags in one word) is left to Typer, which has the words
-    for it.
+    first line. The options are those that ``command`` declares for Typer. Anything else (``--help``, a mistake, several
+    short flags in one word) is left to Typer, with its messages.
 
     Args:
         command: a function with parameters ``Annotated[..., typer.Option(...)]``.
@@ -78,7 +77,7 @@ def _declared(command: Callable[..., Any]) -> dict[str, tuple[str, type, bool]]:
             continue
         kind, is_list = _kind(annotated[0])
         if kind in _CONVERTERS or kind is bool:
-            # Typer takes the first flag for a default, and sorts that out later.
+            # Typer stores the first flag as a default, and separates the two later.
             flags = [flag for flag in (info.default, *(info.param_decls or ())) if isinstance(flag, str)]
             declared |= dict.fromkeys(flags or [f"--{name.replace('_', '-')}"], (name, kind, is_list))
     return declared

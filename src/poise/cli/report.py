@@ -1,4 +1,4 @@
-"""`poise report`: the report of a recorded run, made anew."""
+"""`poise report`: the report of a recorded run, made again."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or its run.db.")],
     out: Annotated[Path | None, typer.Option(help="Where to write the HTML; beside the run by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON instead.")] = False,
-    select: Annotated[list[str] | None, typer.Option(help="Look for this cause only; repeatable.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
+    select: Annotated[list[str] | None, typer.Option(help="Only this cause; repeatable.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave this cause out; repeatable.")] = None,
 ) -> None:
-    """Diagnose a recorded run again, also one that was killed or still goes on; write its report and findings.json."""
+    """Diagnose a recorded run again, also a killed or a running one; write its report and findings.json."""
     from rich.console import Console
 
     from poise.doctor.diagnose import choose_causes
@@ -54,6 +54,6 @@ def _read(path: Path, select: Sequence[str], ignore: Sequence[str]) -> tuple[lis
     except Exception as error:  # a damaged file that opens may hold anything
         kind, line = type(error).__name__, traceback.extract_tb(error.__traceback__)[-1]
         raise RunFileError(
-            f"run file {path} is damaged, or poise has a fault: what it holds cannot be diagnosed "
+            f"run file {path} is damaged, or poise has a bug: what it holds cannot be diagnosed "
             f"({kind}: {error}, in {Path(line.filename).name}, line {line.lineno})"
         ) from error

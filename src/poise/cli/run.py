@@ -1,4 +1,4 @@
-"""`poise run`: execute a script under the watch and say what went wrong in it."""
+"""`poise run`: execute a script under the watch and report what made it unstable."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder for the run; a new one under runs/ by default.")] = None,
     remedy: Annotated[list[str] | None, typer.Option(help="Apply NAME[=VALUE] to the live run; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Add this to every seed that the script sets.")] = None,
-    overhead: Annotated[float, typer.Option(help="Share of the run's time that watching may take.")] = 0.03,
-    select: Annotated[list[str] | None, typer.Option(help="Look for this cause only; repeatable.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Do not look for this cause; repeatable.")] = None,
+    overhead: Annotated[float, typer.Option(help="Fraction of the run's time that watching may take.")] = 0.03,
+    select: Annotated[list[str] | None, typer.Option(help="Only this cause; repeatable.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave this cause out; repeatable.")] = None,
     stop_on: Annotated[str | None, typer.Option(help="End the run once something of this severity is found.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit with 3 if an error was found.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but faults.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     keep_args: Annotated[bool, typer.Option("--keep-args", help="Record arguments that look like secrets.")] = False,
 ) -> None:
-    """Run a training script, unchanged, and name what makes it unstable.
+    """Run a training script, unchanged, and find what makes it unstable.
 
     The exit code is the script's own; with `--check` it is 3 if the script succeeded and an error was found.
 
@@ -47,12 +47,12 @@ def run(
     from poise.tools.clock import now
 
     before_torch = now()
-    import torch  # noqa: F401  # by itself: the script would import it too, so that it is no cost of the watch
+    import torch  # noqa: F401  # timed separately: the script would import it too, so it is no cost of the watch
 
     plain = now() - before_torch
     from poise.doctor import Script, Settings, launch, parse_remedy
     from poise.doctor.masking import Masking
-    from poise.doctor.say import say
+    from poise.doctor.stderr import print_line
 
     program = Script(script, context.args, module)
     remedies = [parse_remedy(spec) for spec in remedy or ()]
@@ -62,20 +62,20 @@ def run(
     session = _open(out, program, settings)
     hint = launch_hint(program)
     if hint and not quiet:
-        say(f"poise: {hint}")
+        print_line(f"poise: {hint}")
     stderr = sys.stderr  # the script may put something else there
     session.count_since(STARTED, plain)
     ending = launch(
-        program, session, seed, lambda: _say(session, as_json, stderr) if session.recording and not quiet else None
+        program, session, seed, lambda: _report(session, as_json, stderr) if session.recording and not quiet else None
     )
     if ending.how == "interrupted":
         raise ScriptInterrupted
     worst = any(f.severity == "error" for f in session.findings)
-    _leave(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)
+    _exit_with(_ERROR_FOUND if check and ending.code == 0 and worst else ending.code)
 
 
 class ScriptInterrupted(BaseException):
-    """Ctrl-C ended the script, which has said so: the process shall end as Python ends it."""
+    """Ctrl-C ended the script, and its traceback is printed: the process must end as Python ends it."""
 
 
 def _open(out: Path | None, script: Script, settings: Settings) -> Session:
@@ -101,9 +101,9 @@ def _new_folder(script: Script) -> Path:
     return folder
 
 
-def _say(session: Session, as_json: bool, stderr: TextIO | None) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, none, or a pipe that nobody reads:
-        sys.stdout.flush()  # the interpreter will say so at the end
+def _report(session: Session, as_json: bool, stderr: TextIO | None) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, none, or a pipe without a reader:
+        sys.stdout.flush()  # the interpreter will report it at the end
     if stderr is None:
         return
     try:
@@ -126,11 +126,11 @@ def _print(session: Session, as_json: bool, stderr: TextIO) -> None:
 
 
 def _discard(stderr: TextIO) -> None:
-    """Let what is left in the buffer of a stream that takes nothing go nowhere: the exit code is the script's."""
+    """Discard what is left in the buffer of a closed stream, so that the exit code stays the script's."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stderr.fileno())
 
 
-def _leave(code: int) -> None:
+def _exit_with(code: int) -> None:
     # Not typer.Exit: the script's own exit code is passed on as it is.
     sys.exit(code)

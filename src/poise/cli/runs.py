@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 
-def runs(folder: Annotated[Path, typer.Argument(help="Folder to look in, with all below it.")] = Path("runs")) -> None:
+def runs(folder: Annotated[Path, typer.Argument(help="Folder to search, with all below it.")] = Path("runs")) -> None:
     """List recorded runs, newest first."""
     from rich.console import Console
     from rich.table import Table
 
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; `poise run` makes runs/ where it is called")
+        raise FileNotFoundError(f"folder {str(folder)!r} does not exist; `poise run` makes runs/ where it runs")
     found = sorted(folder.rglob("run.db"), key=lambda p: p.stat().st_mtime, reverse=True)
     if not found:
         print(f"no runs in {folder}")

@@ -1,4 +1,4 @@
-"""When the command line began to load: what a run costs its user begins there."""
+"""The time at which the command line began to load: the cost of a run is counted from there."""
 
 from poise.tools.clock import now
 

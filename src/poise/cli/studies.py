@@ -1,4 +1,4 @@
-"""`poise studies` and `poise study`: the papers poise stands on, and what came out when their claims were tested."""
+"""`poise studies` and `poise study`: the papers that poise builds on, and the tests of their claims."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def study(
     budget: Annotated[str, typer.Option(help="tiny (seconds), default (up to three minutes) or full.")] = "default",
     out: Annotated[Path | None, typer.Option(help="Folder for the report; runs/study-SLUG by default.")] = None,
 ) -> None:
-    """Run a study, print what came out, and write its report."""
+    """Run a study, print its result, and write its report."""
     from rich.console import Console
 
     from poise.studies import run_study

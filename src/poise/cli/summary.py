@@ -22,9 +22,9 @@ def print_summary(session: Session, console: Console) -> None:
     """Print the findings of a run, each with its evidence in a line, and where the report is."""
     console.print()
     if not session.tap.timelines:
-        console.print(_plain(nothing_seen(session), "yellow"))
+        console.print(_plain(no_step_message(session), "yellow"))
         return
-    if session.record is None:  # it could not be read, and the session has said so
+    if session.record is None:  # it could not be read, which the session has reported
         return
     serious = [f for f in session.findings if f.severity != "info"]
     notes = len(session.findings) - len(serious)
@@ -32,13 +32,13 @@ def print_summary(session: Session, console: Console) -> None:
     for finding in serious[:4]:
         _print_finding(finding, console)
     if notes:
-        console.print(_plain(f"and {notes} more to know in the report", "dim"))
+        console.print(_plain(f"and {notes} more at severity info in the report", "dim"))
     if session.has_report:
         console.print(_plain(f"report  {session.shown(session.out / 'report.html')}", ""))
 
 
-def nothing_seen(session: Session) -> str:
-    """Say that no training was seen, and what was."""
+def no_step_message(session: Session) -> str:
+    """Return that no optimizer step was seen, and what was seen instead."""
     counts = session.tap.counts
     others = [name for module, name in _OTHER_FRAMEWORKS.items() if module in sys.modules]
     seen = [_count(counts["backward"], "backward pass"), _count(counts["forward"], "forward pass")]
@@ -48,8 +48,8 @@ def nothing_seen(session: Session) -> str:
         hint += " " + children
     elif counts["backward"]:
         hint += (
-            " Gradients were computed, but no torch.optim.Optimizer took a step, and its step() is where poise reads a"
-            " training (poise.watch does so too). Parameters that are updated by hand (`p -= lr * p.grad`), by an"
+            " Gradients were computed, but no torch.optim.Optimizer took a step, and its step() is where poise observes"
+            " a training (so does poise.watch). Parameters that are updated by hand (`p -= lr * p.grad`), by an"
             " optimizer of another class, or in a compiled function are not seen: put the update into the step() of a"
             " subclass of torch.optim.Optimizer."
         )
@@ -71,8 +71,9 @@ def _headline(session: Session, serious: list[Finding]) -> Text:
 def _print_finding(finding: Finding, console: Console) -> None:
     console.print()
     name = finding.cause.replace("_", " ")
-    sure = f"  {finding.probability:.0%} sure"
-    console.print(Text.assemble((finding.severity, _STYLES[finding.severity]), ("  " + name, "bold"), (sure, "dim")))
+    severity = (finding.severity, _STYLES[finding.severity])
+    confidence = (f"  confidence {100 * finding.probability:.0f} %", "dim")
+    console.print(Text.assemble(severity, ("  " + name, "bold"), confidence))
     console.print(Text("  " + finding.summary, overflow="fold"))
     if finding.where:
         console.print(_plain(f"  where     {', '.join(finding.where[:4])}", "dim"))

@@ -23,14 +23,14 @@ def trial(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
     module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is a module, as for `python -m`.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the runs; runs/trial-NAME by default.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Compare after at most so many steps.")] = None,
-    of: Annotated[Path | None, typer.Option(help="Folder of the run whose findings the report shows.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Compare after at most this many steps.")] = None,
+    findings_from: Annotated[Path | None, typer.Option(help="Folder of a run; the report shows its findings.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead.")] = False,
     keep_args: Annotated[bool, typer.Option("--keep-args", help="Record arguments that look like secrets.")] = False,
 ) -> None:
-    """Run a script untreated and under each remedy, over seeds, and say what the difference proves.
+    """Run a script untreated and under each remedy, over seeds, and decide what the difference proves.
 
-    Finished runs are taken over when the same trial is started again.
+    Finished runs are kept when the same trial is started again.
     """
     from rich.console import Console
 
@@ -45,11 +45,11 @@ def trial(
     with progress_bar(console=console) as bar:
         task = bar.add_task(f"{seeds} seeds of {program.name}, untreated and treated", total=None)
 
-        def tell(done: int, total: int, _: ArmResult) -> None:
+        def update(done: int, total: int, _: ArmResult) -> None:
             bar.update(task, completed=done, total=total)
 
-        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, tell, keep_args)
-    made = trial_report(result, _findings(of))
+        result = run_trial(script, context.args, groups, seeds, jobs, module, folder, steps, update, keep_args)
+    made = trial_report(result, _findings(findings_from))
     made.save(folder / "report.html")
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))

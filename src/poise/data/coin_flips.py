@@ -15,7 +15,7 @@ class CoinFlips:
     """Counts of flips for each person.
 
     Args:
-        people: labels of the people, in ascending order of their share of same-side flips.
+        people: labels of the people, in ascending order of their fraction of same-side flips.
         hsame: started heads, ended heads.
         hdiff: started tails, ended heads.
         tsame: started tails, ended tails.

@@ -59,7 +59,7 @@ def load_breast_cancer() -> Dataset:
 
 
 def load_diabetes() -> Dataset:
-    """Load 442 diabetes patients: ten measurements and how far the disease came within a year.
+    """Load 442 diabetes patients: ten measurements and the progression of the disease within a year.
 
     ``inputs`` has shape (442, 10) in the units of the clinic (years, kg/m2, mmHg, mg/dl; sex is 1 or 2), not in
     scikit-learn's rescaled ones; ``targets`` float32 with shape (442,), from 25 to 346.

@@ -18,7 +18,7 @@ def train_validation_split(
 
     Args:
         arrays: tensors or numpy arrays of one length.
-        validation: share of the samples that go to the validation part, in (0, 1).
+        validation: fraction of the samples that go to the validation part, in (0, 1).
         seed: the same seed gives the same division.
         stratify: one label a sample; both parts then hold each label in the same proportion.
 

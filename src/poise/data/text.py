@@ -1,4 +1,4 @@
-"""A character corpus of real English text that every Python has on board."""
+"""A character corpus of real English text that comes with every Python."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TextCorpus:
 
         Args:
             text: the text.
-            characters: how many characters are told apart; equally frequent ones are taken in the order of Unicode.
+            characters: how many characters are distinguished; equally frequent ones are taken in the order of Unicode.
 
         Raises:
             ValueError: if ``text`` is empty or ``characters`` is less than 1.
@@ -76,11 +76,11 @@ class TextCorpus:
     ) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " validation"]]:
         """Return the ids of the beginning and of the end of the text.
 
-        The validation part is contiguous: characters drawn at random would stand between their own neighbours in the
-        training part.
+        The validation part is contiguous: characters drawn at random would have their own neighbours in the training
+        part.
 
         Args:
-            validation: share of the text, taken from its end, in (0, 1).
+            validation: fraction of the text, taken from its end, in (0, 1).
 
         Raises:
             ValueError: if ``validation`` is outside (0, 1) or a part would be empty.
@@ -107,7 +107,7 @@ def load_text() -> TextCorpus:
     Raises:
         ModuleNotFoundError: if this Python was installed without ``pydoc_data``.
     """
-    # Imported here: half a megabyte that nobody else needs.
+    # Imported here: half a megabyte that no other function needs.
     from pydoc_data.topics import topics
 
     return TextCorpus.of_text("\n\n".join(topics[name] for name in sorted(topics)))

@@ -1,4 +1,4 @@
-"""The doctor: watches a training run, names the cause of an instability, applies remedies and tries them."""
+"""The doctor: watch a training run, find the cause of an instability, apply remedies and test them in trials."""
 
 from typing import TYPE_CHECKING
 

@@ -9,12 +9,12 @@ from typing import Any
 from poise.tools.clock import Seconds
 
 _NONE = Seconds()
-_APART = 0.01  # fractions of time and of CPU time that differ by less are not told apart
+_APART = 0.01  # fractions of time and of CPU time that differ by less count as equal
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Everything that the run would not have taken without the watch.
+    """The time that the run would not have taken without the watch.
 
     Args:
         start: until the script's first line, without what plain Python takes too; and finding the model.

@@ -1,12 +1,12 @@
 """From the record of a run to its findings: run every cause on every timeline, name roots, rank.
 
 Attribution. A finding explains another of the same timeline away if its cause leads to the other's cause (directly or
-through others), it began no later, it is more than *info*, and it is sure enough: more likely than not, and at least
-0.8 likely where the other is a fact. An explained finding is never dropped. It keeps its identity (cause, where,
-onset, detection), is demoted to *info*, says what explains it, and comes after all others; the root inherits its
-severity and event, so that the worst severity of a run does not depend on attribution. Because a root may come to
-light after its consequences, a live run may first report a consequence as an error and later demote it in favour of
-the root; which findings there are, and since when, depends only on what was recorded up to their detection.
+through others), it began no later, it is more than *info*, and its probability is at least 0.5, or at least 0.8 where
+the other is a fact. An explained finding is never dropped. It keeps its identity (cause, where, onset, detection), is
+demoted to *info*, says what explains it, and comes after all others; the root inherits its severity and event, so that
+the worst severity of a run does not depend on attribution. Because a root may be found after its consequences, a live
+run may first report a consequence as an error and later demote it in favour of the root; which findings there are, and
+since when, depends only on what was recorded up to their detection.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def attribute(findings: Sequence[Finding]) -> list[Finding]:
         out[i] = replace(out[i], severity="info", summary=f"{finding.summary} Explained by {findings[first].cause}.")
         for j in roots:
             if CAUSES[findings[j].cause].benign:
-                continue  # what it explains was no harm
+                continue  # what it explains did no harm
             if not any(k != j and _explains(other, findings[j]) for k, other in enumerate(findings)):
-                out[j] = _heir(out[j], finding)
+                out[j] = _inherit(out[j], finding)
     return out
 
 
 def explained(finding: Finding) -> bool:
-    """Tell whether attribution has explained a finding away."""
+    """Return whether attribution has explained a finding away."""
     return "Explained by " in finding.summary
 
 
@@ -105,12 +105,12 @@ def consequences(cause_id: str) -> set[str]:
 
 
 def _explains(root: Finding, other: Finding) -> bool:
-    sure = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
+    is_probable = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
     if CAUSES[root.cause].benign:  # what comes after its end has another reason
         lasts = root.detected_step is not None and _began(other) <= root.detected_step
     else:
         lasts = root.severity != "info"
-    return sure and lasts and _began(root) <= _began(other) and other.cause in consequences(root.cause)
+    return is_probable and lasts and _began(root) <= _began(other) and other.cause in consequences(root.cause)
 
 
 def _began(finding: Finding) -> int:
@@ -118,7 +118,7 @@ def _began(finding: Finding) -> int:
     return -1 if finding.onset_step is None else finding.onset_step
 
 
-def _heir(root: Finding, other: Finding) -> Finding:
+def _inherit(root: Finding, other: Finding) -> Finding:
     severity: Severity = max(root.severity, other.severity, key=SEVERITIES.index)
     events = [step for step in (root.event_step, other.event_step) if step is not None]
     return replace(root, severity=severity, event_step=min(events, default=None))
@@ -133,7 +133,7 @@ def _is_new(finding: Finding, seen: set[tuple]) -> bool:
 
 
 def _for_competitors(finding: Finding) -> Finding:
-    """Demote what is not sure where several optimizers train: if they compete, their losses rise in health."""
+    """Demote what is not a fact where several optimizers train: if they compete, their losses rise in healthy runs."""
     statistical = not CAUSES[finding.cause].exact
     return replace(finding, severity="info") if statistical and finding.probability < _SURE else finding
 

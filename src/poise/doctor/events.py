@@ -1,18 +1,18 @@
 """What happens to a loss: spikes, divergence, stalls.
 
-An event is what a user sees; a cause is why it happened. Events are no findings: causes use them to tell a curiosity
-from trouble. All three rules look only backwards, so an event is known, unchanged, from its ``detected_step`` on.
+An event is what a user sees; a cause is why it happened. Events are not findings: causes use them to tell whether
+something did harm. All three rules use the past only, so an event is known, unchanged, from its ``detected_step`` on.
 
 Definitions, with ``start`` the loss at the start, ``best`` the lowest running median so far, ``drop`` their difference:
 
-- *spike*: a loss more than 8 robust standard deviations above the median of the 11 before it, and above it by more
-  than 5 % of it and a fifth of ``drop`` (so that one hard example late in training, tiny against what was learned,
-  is none);
+- *spike*: a loss more than 8 robust standard deviations above the median of the 11 before it, and above it by more than
+  5 % of it and a fifth of ``drop`` (so that one hard example late in training, small compared to ``drop``, is not a
+  spike);
 - *divergence*: a loss that is not finite; or a median of five that gave back half of what was learned
   (``best + drop / 2``), or, where nothing was learned yet, that doubled;
 - *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still above four fifths of
-  where it started. (A loss that has fallen further and rests may well have reached the noise of its data: from the
-  loss alone nobody can tell.)
+  where it started. (A loss that has fallen further and no longer changes may have reached the noise of its data: the
+  loss alone cannot show it.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LossEvent:
     Args:
         kind: ``"spike"``, ``"divergence"`` or ``"stall"``.
         step: step at which it began.
-        detected_step: first step at which the record sufficed to say so.
+        detected_step: first step at which the record sufficed to find it.
         value: the loss then.
         level: what the loss was before.
     """
@@ -66,7 +66,7 @@ class LossCurve:
         values: the losses; where one is not finite, the last finite one.
         level: median of the last 11.
         noise: robust standard deviation from step to step, over the last 25.
-        start: smallest of the first three, so that a run that blows up at once still knows where it came from.
+        start: smallest of the first three, so that it is right also for a run that diverges at once.
         best: lowest ``level`` so far.
     """
 
@@ -95,7 +95,7 @@ def trailing_median(values: np.ndarray, window: int) -> np.ndarray:
 def loss_curve(record: Record) -> LossCurve:
     """Return the loss of a record with its statistics; empty where no finite loss was recorded.
 
-    It is computed once for all who read the same view of a record.
+    It is computed once for each view of a record.
     """
     return record.derive(_loss_curve)
 
@@ -122,7 +122,7 @@ def _loss_curve(record: Record) -> LossCurve:
 def find_events(record: Record) -> list[LossEvent]:
     """Return the spikes, divergences and stalls of the loss in the order in which they become known.
 
-    They are computed once for all who read the same view of a record.
+    They are computed once for each view of a record.
     """
     return list(record.derive(_find_events))
 
@@ -149,9 +149,9 @@ def breakdowns(events: list[LossEvent]) -> list[LossEvent]:
 
 
 def stayed_up(record: Record, event: LossEvent, steps: int = 3) -> tuple[bool, int] | None:
-    """Tell whether the loss kept more than half of its rise over the next few steps, and when that is known.
+    """Return whether the loss kept more than half of its rise over the next few steps, and when that is known.
 
-    It tells harm to the weights from a batch that was merely hard. ``None`` while it is not known yet.
+    This separates harm to the weights from one hard batch. ``None`` while it is not known yet.
     """
     loss = record["loss"]
     after = np.flatnonzero(loss.steps > event.step)[:steps]
@@ -178,16 +178,16 @@ def _nonfinite(loss: Series) -> list[LossEvent]:
 
 
 def _spikes(curve: LossCurve) -> list[LossEvent]:
-    # The short median keeps up with a loss that falls; a longer one would call the fall noise.
+    # The short median follows a falling loss; a longer one would count the fall as noise.
     before, spread = np.roll(curve.level, 1), np.roll(curve.noise, 1)
     rise = curve.values - before
     scale = spread + 1e-3 * np.abs(before)
     enough = np.maximum(0.05 * np.abs(before), 0.2 * (curve.start - curve.best))
     candidates = np.flatnonzero((rise > 8 * scale) & (rise > enough))
     events: list[LossEvent] = []
-    free_from, calm = 15, 0.0  # fewer losses, while they fall fast, say nothing about noise
+    free_from, calm = 15, 0.0  # fewer losses, while they fall fast, are too few to estimate noise
     for i in candidates:
-        if i < free_from or (events and not _calm_again(curve, free_from, int(i), events[-1].level + 3 * calm)):
+        if i < free_from or (events and not _is_calm_since(curve, free_from, int(i), events[-1].level + 3 * calm)):
             continue
         step = int(curve.steps[i])
         events.append(LossEvent("spike", step, step, float(curve.values[i]), float(before[i])))
@@ -195,7 +195,7 @@ def _spikes(curve: LossCurve) -> list[LossEvent]:
     return events
 
 
-def _calm_again(curve: LossCurve, start: int, now: int, limit: float) -> bool:
+def _is_calm_since(curve: LossCurve, start: int, now: int, limit: float) -> bool:
     return now - start >= 50 or bool((curve.values[start:now] < limit).any())
 
 
@@ -205,7 +205,7 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
     gave_back = curve.best + np.maximum(0.5 * drop, 0.25 * size)
     limit = np.where(drop >= 0.2 * size, gave_back, curve.start + size)
     limit = np.maximum(limit, curve.best + 8 * np.roll(_settled(curve.noise), 1))
-    # One or two early losses are no median: a spike there is over before it means anything.
+    # One or two early losses are no median: a spike there is over before the median is reliable.
     above = (short > limit) & (np.arange(len(short)) >= 3)
     events: list[LossEvent] = []
     last = -100
@@ -221,7 +221,7 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
 
 
 def _settled(noise: np.ndarray) -> np.ndarray:
-    # The first entries know too few losses to speak of noise; zero keeps them out of the limit.
+    # The first entries have too few losses to estimate noise; zero keeps them out of the limit.
     lowest = noise.copy()
     lowest[:25] = np.inf
     lowest = np.minimum.accumulate(lowest)

@@ -1,4 +1,4 @@
-"""What poise knows about each cause, as text to read."""
+"""The list of causes as text."""
 
 from __future__ import annotations
 

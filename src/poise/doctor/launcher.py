@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from poise.doctor.main_module import Script, run_as_main
-from poise.doctor.say import say
 from poise.doctor.seeds import offset_seeds
 from poise.doctor.session import Session
+from poise.doctor.stderr import print_line
 from poise.doctor.tracebacks import hidden_in_threads, show_uncaught
 
 INTERRUPTED = 130  # what shells show for a program that Ctrl-C ended
@@ -30,7 +30,7 @@ class Ending:
 
 
 def launch(
-    script: Script, session: Session, seed: int | None = None, tell: Callable[[], None] = lambda: None
+    script: Script, session: Session, seed: int | None = None, on_finish: Callable[[], None] = lambda: None
 ) -> Ending:
     """Run ``script`` under ``session`` and finish the session, however the script ends.
 
@@ -38,7 +38,7 @@ def launch(
         script: what to run.
         session: the watch; started and finished here.
         seed: added to every seed that the script sets; ``None`` leaves all randomness alone.
-        tell: called when the session is finished, also where the process is about to end at once.
+        on_finish: called when the session is finished, also where the process is about to end at once.
 
     Returns:
         The script's own exit code, and how it ended.
@@ -46,9 +46,9 @@ def launch(
     process = os.getpid()
 
     def finish(how: str, detail: str) -> None:
-        if os.getpid() == process:  # a forked child of the script comes by here too
+        if os.getpid() == process:  # a forked child of the script gets here too
             session.finish(how, detail)
-            tell()
+            on_finish()
 
     with contextlib.ExitStack() as stack:
         if seed is not None:
@@ -82,8 +82,8 @@ def _exit_ending(stop: SystemExit) -> Ending:
     if isinstance(stop.code, int):
         return Ending(stop.code, "finished" if stop.code == 0 else "exit", str(stop.code))
     if sys.stderr is not None:
-        say(str(stop.code))
-    else:  # the interpreter has a way around
+        print_line(str(stop.code))
+    else:  # the interpreter handles this case itself
         with contextlib.suppress(OSError):
             os.write(2, f"{stop.code}\n".encode(errors="backslashreplace"))
     return Ending(1, "exit", str(stop.code))
@@ -95,7 +95,7 @@ def _wait_for_threads(ending: Ending) -> Ending:
     if here is not threading.main_thread() or all(t.daemon or t is here for t in threading.enumerate()):
         return ending
     try:
-        # Only this also tells the idle workers of executors to end; the interpreter calls it again, to no effect.
+        # Only this also ends the idle workers of executors; the interpreter calls it again, to no effect.
         threading._shutdown()  # type: ignore[attr-defined]
     except KeyboardInterrupt:
         return Ending(ending.code, "interrupted")
@@ -107,7 +107,7 @@ Finish = Callable[[str, str], None]
 
 @contextlib.contextmanager
 def _finish_before_exit(finish: Finish) -> Iterator[None]:
-    """Let a script that calls ``os._exit`` leave a report: nothing else of ours would run after that."""
+    """Make sure that a script that calls ``os._exit`` leaves a report: no other code of poise would run after it."""
     original = os._exit
 
     def _exit(status: int) -> None:
@@ -123,7 +123,7 @@ def _finish_before_exit(finish: Finish) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _finish_when_terminated(finish: Finish) -> Iterator[None]:
-    """Let a job leave a report that its scheduler or its terminal ends; a script's own handler goes first."""
+    """Make sure that a job that its scheduler or terminal ends leaves a report; a script's own handler runs first."""
 
     def terminated(number: int, frame: types.FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -147,7 +147,7 @@ def _finish_when_terminated(finish: Finish) -> Iterator[None]:
 def _finish_now(finish: Finish, how: str, detail: str) -> None:
     try:
         finish(how, detail)
-    except Exception as error:  # the process ends as it was told to
-        say(f"poise: no report ({type(error).__name__}: {error})")
+    except Exception as error:  # the process ends all the same
+        print_line(f"poise: no report ({type(error).__name__}: {error})")
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
         sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 What a script can see of its start is what it sees under plain Python: the attributes of ``__main__``, ``sys.argv``,
 ``sys.orig_argv``, ``sys.path[0]``, and where a warning points that is attributed to more callers than there are. One
-thing cannot be had: the frames of poise lie below those of the script, so that a walk along ``f_back`` (or
+thing cannot be had: the frames of poise are below those of the script, so that a walk along ``f_back`` (or
 ``traceback.print_stack``) does not end at the script.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STDIN = "-"
-_CALLERS = 8  # so many frames more may a warning ask for
+_CALLERS = 8  # how many frames more a warning may ask for
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _beyond() -> tuple[str, int]:
 
 def _make_outermost() -> types.FunctionType:
     file, line = _beyond()
-    source = "\n" * (line - 1) + "lambda call, again, depth: again(call, again, depth - 1) if depth else call()"
+    source = "\n" * (line - 1) + "lambda call, repeat, depth: repeat(call, repeat, depth - 1) if depth else call()"
     made = eval(compile(source, file, "eval"), {})
     return types.FunctionType(made.__code__, vars(sys))  # as the interpreter does where no frame is left
 

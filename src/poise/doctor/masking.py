@@ -1,4 +1,4 @@
-"""What is left out of a run's files, because reports are made to be forwarded.
+"""What is left out of a run's files, because reports are forwarded to others.
 
 Masked (shown as ``***``) in the recorded arguments, and in every text that is recorded with them (the exception that
 ended a script, say):
@@ -68,7 +68,7 @@ _WORTH_READING = re.compile(r"[/=:@\s]|[\w-]{16}")  # most texts are names of la
 
 
 class Masking:
-    """Leaves secrets and absolute paths out of what is recorded; see the module for what that means.
+    """Leaves secrets and absolute paths out of what is recorded; see the module for the rules.
 
     Args:
         args: the arguments that a script is given; what is masked in them is masked in every other text too.
@@ -172,7 +172,7 @@ def _looks_random(run: str) -> bool:
 
 
 def _left_out(arg: str, masked: str) -> list[str]:
-    """Return the parts of ``arg`` that ``***`` stands for, where they are long enough to be told from words."""
+    """Return the parts of ``arg`` that ``***`` stands for, where they are long enough to differ from words."""
     pattern = "(.+?)".join(map(re.escape, masked.split(MASK)))
     found = re.fullmatch(pattern, arg, re.DOTALL)
     return [part for part in (found.groups() if found else ()) if len(part) >= 6]

@@ -71,7 +71,7 @@ class Recorder:
 
 
 def _to_host(values: Tensor) -> tuple[Tensor, Any]:
-    """Start the copy of ``values`` to the host; the second item tells when it has arrived, ``None`` at once."""
+    """Start the copy of ``values`` to the host; the second item is the event of its arrival, ``None`` at once."""
     if values.device.type != "cuda":
         return values.cpu(), None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

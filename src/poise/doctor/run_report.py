@@ -1,4 +1,4 @@
-"""The report of a watched run: what is wrong in plain words, since when, the evidence, the facts, the remedies."""
+"""The report of a watched run: what is wrong and since when, the evidence, the facts, the remedies."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _summary(record: Record, serious: list[Finding]) -> str:
     if serious:
         root, others = serious[0], serious[1:]
         more = f" {len(others)} more finding{'s' if len(others) > 1 else ''} below." if others else ""
-        return f"{root.summary} (Sure to {100 * root.probability:.0f} %.){more}"
+        return f"{root.summary} (Confidence {100 * root.probability:.0f} %.){more}"
     events = _undetermined(record)
     if events:
         return f"In {record.last_step + 1} steps {events[0]}, but none of the known causes was found."
@@ -82,7 +82,7 @@ def _undetermined(record: Record) -> list[str]:
 
 
 def _markers(findings: list[Finding]) -> dict[str, float]:
-    """Return the moments to mark: onset and event of the first finding, onsets of the next two."""
+    """Return the steps to mark: onset and event of the first finding, onsets of the next two."""
     out: dict[str, float] = {}
     for finding in findings[:3]:
         if finding.onset_step is not None:
@@ -124,7 +124,7 @@ def _chart(title: str, curves: dict[str, Series], axis: str, markers: dict[str, 
 
 
 def _wide(points: dict[str, tuple[np.ndarray, np.ndarray]]) -> bool:
-    """Tell whether values are positive and span more than a factor of 30, which a linear axis cannot show."""
+    """Return whether values are positive and span more than a factor of 30, which a linear axis cannot show."""
     values = np.concatenate([y for _, y in points.values()])
     values = values[np.isfinite(values)]
     return bool(values.min() > 0 and values.max() > 30 * values.min())
@@ -138,7 +138,7 @@ def _over_timelines(record: Record, signal: str) -> dict[str, Series]:
 
 
 def _over_layers(record: Record, signal: str) -> dict[str, Series]:
-    """Return the layers with the most extreme values, as many as one can tell apart."""
+    """Return the layers with the most extreme values, as many as a chart can show clearly."""
     layers = {name: series for name, series in record.by_layer(signal).items() if len(series.steps)}
     order = sorted(layers, key=lambda name: -float(np.nanmax(np.nan_to_num(layers[name].values, posinf=1e30))))
     if signal == "attention_entropy":
@@ -197,7 +197,7 @@ def _remedies(serious: list[Finding], record: Record) -> list[Text | Code]:
     """Return what cures the first finding: the advice of its documentation, then code for each remedy."""
     if not serious:
         return []
-    from poise.doctor.remedies import parse_remedy  # loads torch, which a report of a healthy run can do without
+    from poise.doctor.remedies import parse_remedy  # loads torch, which the report of a healthy run does not need
 
     cause = CAUSES[serious[0].cause]
     blocks: list[Text | Code] = [
@@ -217,7 +217,7 @@ def _command(record: Record) -> str:
     args = record.meta.get("args")
     words = [*(["-m"] if record.meta.get("module") is True else []), _script(record)]
     words += map(str, args) if isinstance(args, list) else []
-    masked = "  # put in what is shown as ***" if any(MASK in word for word in words) else ""
+    masked = "  # replace ***" if any(MASK in word for word in words) else ""
     return shlex.join(words) + masked
 
 

@@ -1,4 +1,4 @@
-"""Give an unmodified script other seeds."""
+"""Change the seeds of an unmodified script."""
 
 from __future__ import annotations
 

@@ -23,18 +23,18 @@ from poise.doctor.probes import PROBES
 from poise.doctor.recorder import Recorder
 from poise.doctor.remedies.remedy import Remedy
 from poise.doctor.run_report import run_report
-from poise.doctor.say import say
+from poise.doctor.stderr import print_line
 from poise.doctor.tap.tap import Tap
 from poise.report import SEVERITIES, Finding, Report, Severity
 from poise.store import Record, RunWriter, read_run
 from poise.tools.clock import Seconds, now
 
 RUN_FILE, FINDINGS_FILE, REPORT_FILE = "run.db", "findings.json", "report.html"
-_REPORT_SECONDS = 0.2  # what diagnosis and report take, on an ordinary machine: they are paid from the same budget
+_REPORT_SECONDS = 0.2  # of diagnosis and report on an ordinary machine; they count against the same budget
 
 
 class StopRun(SystemExit):
-    """Ends a script because something as severe as asked for was found."""
+    """Ends a script because a finding of the chosen severity was made."""
 
 
 @dataclass
@@ -42,12 +42,12 @@ class Settings:
     """How a run is watched.
 
     Args:
-        overhead: share of the run's own time that watching may cost; 0.03 is 3 %.
+        overhead: fraction of the run's own time that watching may cost; 0.03 is 3 %.
         select: causes to look for; all if empty.
         ignore: causes to leave out.
         stop_on: end the run as soon as something of this severity is found; never if ``None``.
         remedies: changes to apply to the live run.
-        meta: what is noted in the run file about the run.
+        meta: what the run file holds about the run.
         masking: leaves out of the run file what is not to be forwarded.
 
     Raises:
@@ -72,8 +72,8 @@ class Session:
     """Watches this process between :meth:`start` and :meth:`finish` and writes what it found into a folder.
 
     Args:
-        out: folder for ``run.db``, ``findings.json`` and ``report.html``; made if it is not there. A relative one
-            is that of the moment when the session is made, whatever folder a script changes to.
+        out: folder for ``run.db``, ``findings.json`` and ``report.html``; made if it is not there. A relative one is
+            relative to the working directory at the time when the session is made.
         settings: how to watch.
         recording: ``False`` applies remedies only (ranks above 0 of a distributed run).
         only: optimizers to watch; all of the process if ``None``.
@@ -129,7 +129,7 @@ class Session:
         return _MaskedWriter(self.run_file, {**self.settings.meta, "remedies": remedies}, self.settings.masking)
 
     def count_since(self, begun: Seconds, plain: Seconds) -> None:
-        """Count what was done before the session was made as a part of its cost.
+        """Count the time before the session was made as a part of its cost.
 
         Args:
             begun: when the watch began to load.
@@ -138,16 +138,16 @@ class Session:
         self._begun, self._plain = begun, plain
 
     def start(self) -> Session:
-        """Put the tap in place."""
+        """Install the tap."""
         self._started = time.perf_counter()
         self._stack.enter_context(self.tap.installed())
         self.cost = Cost(start=now() - self._begun - self._plain)
         self.tap.budget.fixed = self.cost.start.busy + _REPORT_SECONDS
         if self.settings.stop_on is not None and self._writer is not None:
-            self.tap.between_steps = self._look
+            self.tap.between_steps = self._diagnose_live
         return self
 
-    def _look(self) -> None:
+    def _diagnose_live(self) -> None:
         """Diagnose the run while it goes on, no more often than a twentieth of the time allows."""
         start = time.perf_counter()
         if start < self._next_look or self._writer is None:
@@ -159,11 +159,11 @@ class Session:
         wanted = SEVERITIES.index(self.settings.stop_on)
         severe = next((f for f in findings if SEVERITIES.index(f.severity) >= wanted), None)
         if severe is not None:
-            say(f"poise: stopped the run: {severe.summary}")
+            print_line(f"poise: stopped the run: {severe.summary}")
             raise StopRun(3)
 
     def finish(self, how: str = "finished", detail: str = "") -> list[Finding]:
-        """Take the tap out, diagnose, and write findings and report.
+        """Remove the tap, diagnose, and write findings and report.
 
         Args:
             how: ``"finished"``, ``"exception"``, ``"interrupted"``, ``"exit"`` or ``"terminated"``.
@@ -182,18 +182,18 @@ class Session:
             self._note_end(writer, how, detail)
             self.tap.recorder.close()  # type: ignore[union-attr]
             if writer.fault is not None:
-                say(f"poise: the record is incomplete ({self.settings.masking.text(str(writer.fault))})")
+                print_line(f"poise: the record is incomplete ({self.settings.masking.text(str(writer.fault))})")
             self._conclude()
             self.cost = replace(self.cost, report=now() - ended, total=now() - self._begun)
         except KeyboardInterrupt:
             self._say_no_report("interrupted")
             raise
-        except Exception as error:  # the script has ended as it did; what was recorded is kept
+        except Exception as error:  # the end of the script does not change; what was recorded is kept
             self._say_no_report(f"{type(error).__name__}: {error}")
         return self.findings
 
     def _say_no_report(self, reason: str) -> None:
-        say(f"poise: no report ({reason}); the run is in {self.shown(self.run_file)}")
+        print_line(f"poise: no report ({reason}); the run is in {self.shown(self.run_file)}")
 
     def shown(self, path: Path) -> str:
         """Return a path as it is shown to the user: relative to the folder in which the session was made."""
@@ -205,7 +205,7 @@ class Session:
         return _child_seconds() - self._child_seconds
 
     def forget(self) -> None:
-        """Watch nothing from here on: this process is a forked child, and the run is its parent's."""
+        """Stop watching: this process is a forked child, and the run belongs to its parent."""
         self.recording = False
         self._writer = None
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def local_shard(tensor: Any) -> Tensor:
     """Return this process's shard of a distributed tensor; any other tensor as it is."""
-    if type(tensor) in (Tensor, nn.Parameter):  # nearly all, and asking them for what they lack is dear
+    if type(tensor) in (Tensor, nn.Parameter):  # nearly all; to look up a missing attribute is slow
         return tensor
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()

@@ -17,7 +17,7 @@ from typing import Any
 from poise.doctor.main_module import is_outermost
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
-_PLUMBING = (contextlib.__file__, runpy.__file__)  # stands in a traceback where code of the package called it
+_PLUMBING = (contextlib.__file__, runpy.__file__)  # appear in a traceback where the package called them
 
 
 def hide_own_frames(error: BaseException | None) -> None:
@@ -77,14 +77,14 @@ def _print(heading: str, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def hidden_in_threads() -> Iterator[None]:
-    """Hide our frames from ``threading.excepthook``, also from one that the script has set."""
+    """Hide the frames of poise from ``threading.excepthook``, also from one that the script has set."""
     original = threading.ExceptHookArgs
 
     class _Isinstance(type):
         def __instancecheck__(cls, instance: Any) -> bool:
             return isinstance(instance, original)
 
-    # The one door through which every hook is given its exception.
+    # Every hook gets its exception through this type.
     class ExceptHookArgs(metaclass=_Isinstance):
         def __new__(cls, values: Any) -> Any:
             made = original(values)

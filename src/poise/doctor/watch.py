@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class watch:
-    """Watch a training loop and say what made it unstable.
+    """Watch a training loop and find what made it unstable.
 
     Use it as a context manager around the loop, or call :meth:`start` and :meth:`stop`. Nothing about the training
     changes: parameters end bit-identical with and without it.
@@ -29,7 +29,7 @@ class watch:
         model: the module that is trained, or several.
         optimizer: the optimizer that trains it, or several.
         out: folder for ``run.db``, ``findings.json`` and ``report.html``; a temporary one if ``None``.
-        overhead: share of the loop's own time that watching may cost; 0.03 is 3 %.
+        overhead: fraction of the loop's own time that watching may cost; 0.03 is 3 %.
         remedies: changes to apply to the live run, for example ``["lr_scale=0.3"]``.
         select: causes to look for; all if empty.
         ignore: causes to leave out.

@@ -1,4 +1,4 @@
-"""Evidence: what runs over seeds, users or data sets say of a difference, and the words for it. No sampling chains."""
+"""Evidence: whether runs over seeds, users or data sets show a difference, with a verdict. No sampling chains."""
 
 from typing import TYPE_CHECKING
 

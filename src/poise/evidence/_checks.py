@@ -1,4 +1,4 @@
-"""Checks of arguments that several files of this room share."""
+"""Checks of arguments, for several files of this room."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count(name: str, value: float) -> int:
     return int(counts(name, [value])[0])
 
 
-def share(name: str, value: float) -> float:
+def fraction(name: str, value: float) -> float:
     """Return a number strictly between 0 and 1, or raise ValueError."""
     if not (0.0 < value < 1.0):
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
@@ -57,8 +57,8 @@ def scores(name: str, values: Any, diverged_as: float | None = None) -> tuple[ND
         first = int(np.flatnonzero(diverged)[0])
         raise ValueError(
             f"{name} must be finite and below {_HUGE:g}, got {array[first]} at position {first}; "
-            "say with diverged_as what a diverged run "
-            "counts as, or compare divergences with compare_event_rates"
+            "set diverged_as to the score of a diverged run, "
+            "or compare divergences with compare_event_rates"
         )
     if diverged_as is not None and not math.isfinite(diverged_as):
         raise ValueError(f"diverged_as must be finite, got {diverged_as}")

@@ -1,4 +1,4 @@
-"""A Bayes factor that is always read in both directions."""
+"""A Bayes factor that is always shown in both directions."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ NULL_MODEL = "null"
 
 @dataclass(frozen=True, slots=True)
 class GroupEffect:
-    """What the data say of one group, alone and in the company of the others.
+    """The estimate of one group, alone and together with the others.
 
     Args:
         group: its label.
         trials: its number of trials.
-        raw: share of successes in the direction of the effect, this group alone.
+        raw: proportion of successes in the direction of the effect, this group alone.
         estimate: posterior of the same probability under the full model, pulled towards the other groups.
     """
 
@@ -73,7 +73,8 @@ class BinomialEvidence(BaseEstimator):
         quadrature: ``"auto"`` or a :class:`Quadrature`.
 
     Attributes:
-        log_marginal_: log marginal likelihood by model; a model is named after what it has, ``"effect+spread"``, say.
+        log_marginal_: log marginal likelihood by model; a model is named after its parts, for example
+            ``"effect+spread"``.
         posterior_model_probs_: posterior probability by model.
         inclusion_bf_: :class:`BayesFactor` by factor: models with it against models without.
         estimate_: :class:`Estimate` of ``"effect"``, ``"bias"``, ``"sd"`` and ``"heterogeneity"`` (expit(sd) - 0.5)
@@ -118,10 +119,10 @@ class BinomialEvidence(BaseEstimator):
         Raises:
             ValueError: if counts are not whole, negative, or successes exceed trials; if a group has no trials; if
                 ``condition`` has not two levels; if ``null`` cannot be used.
-            QuadratureError: if an integral does not settle.
+            QuadratureError: if an integral does not converge.
         """
         x, n = _checks.successes_and_trials(successes, trials)
-        _checks.share("null", self.null)
+        _checks.fraction("null", self.null)
         groups, member = _levels("group", np.arange(len(x)) if group is None else group, len(x))
         self.condition_levels_ = None
         first = np.ones(len(x), dtype=bool)
@@ -131,7 +132,8 @@ class BinomialEvidence(BaseEstimator):
                 raise ValueError(f"condition must have 2 levels, got {len(levels)}: {levels[:5]}")
             if self.null != 0.5:
                 raise ValueError(f"null must be 0.5 where there are two conditions, got {self.null}")
-            # True and 1 before False and 0, other labels sorted: the order of rows must not turn the effect round.
+            # True and 1 before False and 0, other labels sorted: the order of rows must not change the sign of the
+            # effect.
             one, two = sorted(levels, key=lambda level: (level != 1, level))
             self.condition_levels_, first = (one, two), which == levels.index(one)
         table = np.zeros((len(groups), 4))
@@ -218,8 +220,8 @@ class BinomialEvidence(BaseEstimator):
         """Return the same analysis without some groups.
 
         Args:
-            drop: ``"above:0.53"`` drops groups whose raw share lies above 0.53, ``"below:0.4"`` those below 0.4, and
-                ``"trim:2"`` the two groups whose raw share is farthest from the pooled one.
+            drop: ``"above:0.53"`` drops groups whose raw proportion lies above 0.53, ``"below:0.4"`` those below 0.4,
+                and ``"trim:2"`` the two groups whose raw proportion is farthest from the pooled one.
 
         Raises:
             ValueError: if ``drop`` is not of that form or leaves no group.
@@ -253,7 +255,7 @@ class BinomialEvidence(BaseEstimator):
 
 
 def shrinkage_figure(fitted: BinomialEvidence) -> Figure:
-    """Draw each group's own share beside its estimate under the full model."""
+    """Draw each group's own proportion beside its estimate under the full model."""
     import plotly.graph_objects as go  # here, because it takes long and only figures need it
 
     order = sorted(fitted.group_effects_, key=lambda g: g.raw)
@@ -272,16 +274,16 @@ def shrinkage_figure(fitted: BinomialEvidence) -> Figure:
         marker = {"color": colour, "size": 5}
         figure.add_scatter(x=x + shift, y=middle, error_y=bars, mode="markers", marker=marker, name=name, text=names)
     figure.add_hline(y=fitted.null, line_dash="dot")
-    figure.update_layout(xaxis_title="group, by its own share", yaxis_title="share in the direction of the effect")
+    figure.update_layout(xaxis_title="group, by its own proportion", yaxis_title="proportion in the effect's direction")
     ranges = [f"from {min(v):.3f} to {max(v):.3f}" for v in (alone[0], together[0])]
-    alt = f"Shares of {len(order)} groups run {ranges[0]} taken alone and {ranges[1]} when estimated together."
+    alt = f"Proportions of {len(order)} groups run {ranges[0]} taken alone and {ranges[1]} when estimated together."
     caption = "95 % intervals. Estimated together, groups with few trials move towards the others."
     return Figure("Each group alone and with the others", figure, alt, caption)
 
 
 @dataclass(frozen=True, slots=True)
 class _Coordinate:
-    """A prior as the integrator sees it."""
+    """A prior in the form that the integrator uses."""
 
     log_density: Callable[[Floats], Floats]
     start: tuple[float, float]
@@ -310,7 +312,7 @@ def _name(model: tuple[str, ...]) -> str:
 
 
 def _raw(table: Floats) -> Floats:
-    """Share in the direction of the effect: successes under the first condition, failures under the second."""
+    """Proportion in the direction of the effect: successes under the first condition, failures under the second."""
     share: Floats = (table[:, 0] + table[:, 3] - table[:, 2]) / (table[:, 1] + table[:, 3])
     return share
 
@@ -332,7 +334,7 @@ def _kept(drop: str, table: Floats) -> NDArray[np.bool_]:
         keep = np.ones(len(raw), dtype=bool)
         keep[np.argsort(-distance, kind="stable")[: int(value)]] = False
         return keep
-    raise ValueError(f'drop must be "above:SHARE", "below:SHARE" or "trim:COUNT", got {drop!r}')
+    raise ValueError(f'drop must be "above:PROPORTION", "below:PROPORTION" or "trim:COUNT", got {drop!r}')
 
 
 def _estimates(full: Integral, factors: list[str]) -> dict[str, Estimate]:

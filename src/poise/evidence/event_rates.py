@@ -18,18 +18,18 @@ _NODES, _WEIGHTS = special.roots_legendre(200)
 
 @dataclass(frozen=True, slots=True)
 class RateComparison:
-    """What event counts say of a treatment.
+    """The effect of a treatment on event counts.
 
     Args:
         events_a: events without the treatment.
         n_a: runs without it.
         events_b: events with it.
         n_b: runs with it.
-        difference: share of events with the treatment minus without.
+        difference: fraction of events with the treatment minus without.
         interval: central 95 % posterior interval of the difference of the rates.
         p_better: posterior probability that the rate is lower with the treatment.
         p_worthwhile: the same for lower by more than ``min_effect``.
-        p_value: Fisher's exact two-sided p-value, for comparison; it plays no part in the verdict.
+        p_value: Fisher's exact two-sided p-value, for comparison; the verdict does not use it.
         min_effect: smallest drop of the rate that matters.
         verdict: by the rule of :func:`verdict_of`.
     """

@@ -1,4 +1,4 @@
-"""Exact interval of a share."""
+"""Exact interval of a proportion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
         Clopper and Pearson (1934). The use of confidence or fiducial limits illustrated in the case of the binomial.
     """
     x, n = _checks.successes_and_trials([successes], [trials])
-    tail = (1.0 - _checks.share("level", level)) / 2
+    tail = (1.0 - _checks.fraction("level", level)) / 2
     low = 0.0 if x[0] == 0 else float(stats.beta.ppf(tail, x[0], n[0] - x[0] + 1))
     high = 1.0 if x[0] == n[0] else float(stats.beta.isf(tail, x[0] + 1, n[0] - x[0]))
     return low, high

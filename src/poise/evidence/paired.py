@@ -19,7 +19,7 @@ _RESAMPLES = 9999
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """What pairs of runs say of a treatment.
+    """The effect of a treatment over pairs of runs.
 
     Args:
         n: number of pairs.
@@ -96,9 +96,9 @@ def compare_paired(
     The posterior is that of a mean of normal differences under the prior 1/sigma, a Student t with n - 1 degrees of
     freedom: with 3 pairs its interval is 2.2 times as wide as a normal one, so few seeds prove only large effects.
     *Proved* also needs the bootstrap interval, which assumes no normality, to exclude no effect. A single pair proves
-    nothing; its direction is reported as a hint. If all differences are the same number there is no spread to learn
-    from and the Student t would claim certainty; the number of wins is used instead (n wins of n under a uniform prior:
-    P = 1 - 2^-(n+1)).
+    nothing; its direction is reported as *helps, not proved* or *hurts*. If all differences are the same number there
+    is no spread to estimate and the Student t would be certain; the number of wins is used instead (n wins of n under a
+    uniform prior: P = 1 - 2^-(n+1)).
 
     Args:
         control: one score per seed without the treatment.
@@ -161,7 +161,7 @@ class _Posterior:
 def _posterior(gain: NDArray[np.float64], least: float) -> _Posterior:
     n, mean = len(gain), float(gain.mean())
     if n == 1:
-        return _Posterior((-math.inf, math.inf), 0.5, 0.5, 0.5, "One pair says nothing of the spread between seeds.")
+        return _Posterior((-math.inf, math.inf), 0.5, 0.5, 0.5, "One pair does not show the spread between seeds.")
     if _constant(gain):
         return _from_signs(mean, n, least)
     t = stats.t(n - 1, loc=mean, scale=float(gain.std(ddof=1)) / math.sqrt(n))
@@ -171,7 +171,7 @@ def _posterior(gain: NDArray[np.float64], least: float) -> _Posterior:
 
 def _from_signs(gain: float, n: int, least: float) -> _Posterior:
     sure = 1.0 - 0.5 ** (n + 1)
-    note = "All differences are equal, so the probability rests on the number of wins alone."
+    note = "All differences are equal, so the probability follows from the number of wins alone."
 
     def beyond(gain: float, limit: float) -> float:
         return sure if gain > limit else 1.0 - sure if gain < -limit or limit > 0 else 0.5
@@ -195,7 +195,7 @@ def _bootstrap(gain: NDArray[np.float64], seed: int) -> tuple[float, float]:
 
 def _verdict(gain: NDArray[np.float64], least: float, posterior: _Posterior, resampled: tuple[float, float]) -> Verdict:
     if len(gain) > 1:
-        return verdict_of(posterior.p_helps, posterior.p_hurts, second_witness=resampled[0] > least)
+        return verdict_of(posterior.p_helps, posterior.p_hurts, second_interval_agrees=resampled[0] > least)
     if abs(gain[0]) <= least:
         return "no effect"
     return "helps, not proved" if gain[0] > 0 else "hurts"

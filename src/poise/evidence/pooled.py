@@ -96,7 +96,7 @@ def pooled_bf(
         1.71e17 for, 5.85e-18 against (log10 +17.23)
     """
     x, n = (int(v[0]) for v in _checks.successes_and_trials([successes], [trials]))
-    _checks.share("null", null)
+    _checks.fraction("null", null)
     if alternative not in ("two-sided", "greater"):
         raise ValueError(f'alternative must be "two-sided" or "greater", got {alternative!r}')
     used = prior.truncated(null) if alternative == "greater" else prior
@@ -132,7 +132,7 @@ def sequential_bf(
 ) -> Iterator[PooledEvidence]:
     """Yield the evidence after each batch of a stream of counts.
 
-    A Bayes factor may be looked at after every batch and the stream stopped at will: under the null hypothesis it
+    A Bayes factor may be read after every batch and the stream stopped at any time: under the null hypothesis it
     exceeds k at any time with probability at most 1/k.
 
     Args:
@@ -181,6 +181,7 @@ def _pooled_report(results: Sequence[PooledEvidence]) -> Report:
     first = results[0]
     rows = [[str(r.prior), r.bf.log10, str(r.bf)] for r in results]
     columns = ["prior of the rate", "log10 Bayes factor", "Bayes factor"]
-    share = f", a share of {first.successes / first.trials:.4f}" if first.trials else ""
-    summary = f"{first.successes} of {first.trials}{share}. Evidence for a rate other than {first.null:g}: {first.bf}."
+    proportion = f", a proportion of {first.successes / first.trials:.4f}" if first.trials else ""
+    counts = f"{first.successes} of {first.trials}{proportion}"
+    summary = f"{counts}. Evidence for a rate other than {first.null:g}: {first.bf}."
     return Report("Pooled Bayes factor", summary, blocks=[Table("Bayes factors", columns, rows)])

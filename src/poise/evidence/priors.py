@@ -13,7 +13,7 @@ from scipy import special, stats
 Floats = NDArray[np.float64]
 
 _TAIL = 1e-10
-"""Prior mass left out on each side of :meth:`central`; the integrator widens the box where the data ask for it."""
+"""Prior mass left out on each side of :meth:`central`; the integrator widens the box where the data need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class BetaPrior:
         if mass < 1e-12:
             raise ValueError(
                 f"lower={self.lower} and upper={self.upper} leave {mass:.3g} of the mass of Beta({self.a}, {self.b}); "
-                "at least 1e-12 is wanted"
+                "at least 1e-12 is needed"
             )
 
     def truncated(self, lower: float, upper: float = 1.0) -> BetaPrior:
@@ -109,7 +109,7 @@ class GammaPrior:
         return stats.gamma.logpdf(sd, self.shape, scale=1.0 / self.rate)
 
     def central(self) -> tuple[float, float]:
-        """From 0 to a quantile beyond which nearly nothing lies."""
+        """From 0 to a quantile beyond which there is almost no mass."""
         return 0.0, float(stats.gamma.isf(_TAIL, self.shape, scale=1.0 / self.rate))
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ class HalfNormalPrior:
         return stats.halfnorm.logpdf(sd, scale=self.scale)
 
     def central(self) -> tuple[float, float]:
-        """From 0 to a quantile beyond which nearly nothing lies."""
+        """From 0 to a quantile beyond which there is almost no mass."""
         return 0.0, float(stats.halfnorm.isf(_TAIL, scale=self.scale))
 
     def __str__(self) -> str:
@@ -151,7 +151,7 @@ def _positive(name: str, value: float) -> None:
 
 def beta_mass(a: float, b: float, lower: float, upper: float) -> float:
     """Mass of Beta(a, b) between two probabilities."""
-    # Each tail from its own side: a difference of two numbers near 1 would lose a small mass.
+    # Each tail from its own side: a difference of two numbers near 1 would round a small mass away.
     below, above = special.betainc(a, b, lower), special.betaincc(a, b, upper)
     if below > 0.5:
         return float(special.betaincc(a, b, lower) - above)

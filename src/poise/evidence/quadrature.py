@@ -1,8 +1,8 @@
 """Deterministic integration of the likelihoods of hierarchical binomial models.
 
 The deviation of each group is integrated out by Gauss-Hermite quadrature centred on its mode; the few parameters that
-the groups share, by a Gauss-Legendre product rule on a box around the mode of their posterior. Everything stays in
-logs.
+are common to the groups, by a Gauss-Legendre product rule on a box around the mode of their posterior. Everything stays
+in logs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Quadrature:
 
 
 class QuadratureError(ArithmeticError):
-    """An integral did not settle; the message holds the last change."""
+    """An integral did not converge; the message holds the last change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Cells:
 
 
 def _softplus(x: Floats) -> Floats:
-    # Three times as fast as np.logaddexp(0, x), and this is where the time goes.
+    # Three times as fast as np.logaddexp(0, x), and most of the time is spent here.
     return np.log1p(np.exp(-np.abs(x))) + np.maximum(x, 0.0)
 
 
@@ -143,7 +143,7 @@ def group_moments(
         nodes: Gauss-Hermite nodes.
     """
     first, second = np.zeros(len(cells.multiplicity)), np.zeros(len(cells.multiplicity))
-    matters = weights > 1e-12  # the corners of the box, most of its nodes, hold next to nothing
+    matters = weights > 1e-12  # the corners of the box, most of its nodes, hold almost nothing
     bias, effect, sd, weights = bias[matters], effect[matters], sd[matters], weights[matters]
     for i in _chunks(len(bias), len(cells.multiplicity) * nodes):
         log_total, terms, z = _group_terms(cells, bias[i], effect[i], sd[i], nodes)
@@ -195,7 +195,7 @@ class Integral:
     Args:
         log_value: log of the integral.
         points: nodes, one flat array per parameter.
-        weights: share of the integral at each node; they sum to one.
+        weights: fraction of the integral at each node; they sum to one.
         axes: nodes along each parameter.
         box: ends of the box along each parameter.
         marginals: log density of each parameter at its nodes, normalised.
@@ -234,18 +234,18 @@ def integrate(
 
     Args:
         log_density: the density's logarithm.
-        start: a box to begin the search from, per parameter; the prior's central mass will do.
+        start: a box to begin the search from, per parameter; the prior's central mass suffices.
         support: where the density may be positive, per parameter.
         quadrature: nodes and tolerance.
 
     Raises:
-        QuadratureError: if the box or the integral does not settle.
+        QuadratureError: if the box or the integral does not converge.
     """
     if not start:
         value = float(log_density([], quadrature.inner)[0])
         return Integral(value, [], np.ones(1), [], [], [], 0.0)
     box = _find_box(log_density, list(start), list(support), quadrature.inner)
-    # Where fewer than three parameters are shared, twice the nodes cost next to nothing.
+    # Where fewer than three parameters are shared, twice the nodes cost almost nothing.
     nodes = quadrature.outer * (1 if len(start) > 2 else 2)
     inner, last = _refine_inner(log_density, box, nodes, quadrature)
     for _ in range(quadrature.refinements):
@@ -268,7 +268,7 @@ def _refine_inner(
     last = _on_box(log_density, box, nodes, inner, math.inf)
     for _ in range(2 * quadrature.refinements):
         now = _on_box(log_density, box, nodes, inner + inner // 2, last.log_value)
-        # The power 1.5 would be too bold here: groups of successes only are far from normal and converge slowly.
+        # The power 1.5 would be too optimistic here: groups of successes only are far from normal and converge slowly.
         if abs(now.change) < quadrature.tolerance:
             return inner, last
         inner, last = inner + inner // 2, now
@@ -310,7 +310,7 @@ def _find_box(
         box = new
         if all(m <= 0.1 * w for m, w in zip(moved, widths, strict=True)):
             return box
-    raise QuadratureError("the box around the mode did not settle; is the density unimodal?")
+    raise QuadratureError("the box around the mode did not converge; is the density unimodal?")
 
 
 def _profile(density: Floats, axis: int) -> Floats:
@@ -328,7 +328,7 @@ def _cut(axis: Floats, profile: Floats, support: tuple[float, float]) -> tuple[f
             inside, outside = profile[edge], profile[edge + neighbour]
             # A log density falls like a parabola, or faster than a line at least.
             share = math.sqrt((inside - threshold) / (inside - outside)) if np.isfinite(outside) else 1.0
-            # Far from settled the top itself may lie between nodes: keep the whole gap then.
+            # Before convergence the maximum itself may lie between nodes: keep the whole gap then.
             share = 1.0 if len(keep) < 3 else share
             ends.append(axis[edge] + share * (axis[edge + neighbour] - axis[edge]))
         elif profile[edge] > profile.max() - _ENOUGH:

@@ -1,4 +1,4 @@
-"""Random-effects mean of shares, the frequentist companion of the hierarchical Bayes factors."""
+"""Random-effects mean of proportions, the frequentist counterpart of the hierarchical Bayes factors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from poise.report import Report, Table
 
 @dataclass(frozen=True, slots=True)
 class RandomEffects:
-    """Mean of a share over a population of groups.
+    """Mean of a proportion over a population of groups.
 
     Args:
-        mean: REML estimate of the mean share.
+        mean: REML estimate of the mean proportion.
         se: its standard error.
         interval: 95 % interval of the mean.
-        tau: REML estimate of the standard deviation of the groups' true shares.
+        tau: REML estimate of the standard deviation of the groups' true proportions.
         q: Cochran's Q.
         df: degrees of freedom of Q.
-        p_heterogeneity: p-value of Q against equal shares.
+        p_heterogeneity: p-value of Q against equal proportions.
         tau2_dl: DerSimonian and Laird's moment estimate of tau squared.
     """
 
@@ -42,20 +42,20 @@ class RandomEffects:
         """Return the estimates as a report."""
         interval = f"[{self.interval[0]:.4f}, {self.interval[1]:.4f}]"
         rows: list[list[object]] = [
-            ["mean share", self.mean],
+            ["mean proportion", self.mean],
             ["standard error", self.se],
             ["95 % interval", interval],
             ["standard deviation between groups", self.tau],
             ["Cochran's Q", self.q],
             ["degrees of freedom", self.df],
-            ["p-value of equal shares", self.p_heterogeneity],
+            ["p-value of equal proportions", self.p_heterogeneity],
         ]
-        summary = f"The mean share is {self.mean:.4f} {interval}; groups differ by {self.tau:.4f}."
+        summary = f"The mean proportion is {self.mean:.4f} {interval}; groups differ by {self.tau:.4f}."
         return Report("Random effects", summary, blocks=[Table("Estimates", ["quantity", "value"], rows)])
 
 
 def random_effects(successes: Any, trials: Any) -> RandomEffects:
-    """Estimate the mean of a share over groups by restricted maximum likelihood.
+    """Estimate the mean of a proportion over groups by restricted maximum likelihood.
 
     Args:
         successes: successes per group.

@@ -26,13 +26,14 @@ def spectral_decoupling(
     .. math:: c \cdot \mathrm{mean}\,(\hat y - \gamma)^2
 
     With cross entropy and this penalty instead of weight decay, every margin :math:`r` of a network that is linear in
-    its parameters settles at :math:`\lambda r (1 + e^r) = 1` with :math:`\lambda = 2c`, whatever the strength of its
-    features: none starves. It does not help where the noise of the labels is what the network learns a feature from.
+    its parameters converges to :math:`\lambda r (1 + e^r) = 1` with :math:`\lambda = 2c`, whatever the strength of its
+    features, so that no feature is starved. It does not help where the network learns a feature from the noise of the
+    labels.
 
     Args:
         logits: scores, one row a sample; one column or none for two classes.
         coef: weight of the penalty.
-        center: what the logits are drawn to: a number, or one for each column.
+        center: what the logits are pulled towards: a number, or one for each column.
         reduction: ``"mean"`` over all logits, or ``"sum_classes"``: sum over classes, mean over samples.
 
     Returns:
@@ -68,7 +69,7 @@ def class_centered_decoupling(
     centers: tuple[float, float],
     coef: float = 0.1,
 ) -> Float[Tensor, ""]:
-    r"""Draw the logits of each of two classes to a center of its own, for classes of unequal size.
+    r"""Pull the logits of each of two classes towards a center of its own, for classes of unequal size.
 
     .. math:: c \sum_{k \in \{0, 1\}} \mathrm{mean}_{i: y_i = k} (\hat y_i - \gamma_k)^2
 
@@ -105,7 +106,7 @@ class SpectralDecoupling(nn.Module):
     Args:
         base: ``"ce"``, ``"bce"`` (one logit a sample, targets 0 and 1), or a function ``(logits, target) -> loss``.
         coef: weight of the penalty.
-        center: what the logits are drawn to; with ``base="bce"`` a pair gives each class its own.
+        center: what the logits are pulled towards; with ``base="bce"`` a pair gives each class its own.
         reduction: as in :func:`spectral_decoupling`.
 
     Attributes:
@@ -160,7 +161,7 @@ def _binary(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if logits.numel() != target.numel() or (logits.ndim > 1 and logits.shape[-1] != 1):
         shapes = f"logits {tuple(logits.shape)} and target {tuple(target.shape)}"
         raise ValueError(f"base='bce' needs one logit and one target per sample, got {shapes}")
-    # Only on the CPU: elsewhere the question would wait for the device.
+    # Only on the CPU: elsewhere the check would wait for the device.
     if target.device.type == "cpu" and not bool(((target == 0) | (target == 1)).all()):
         raise ValueError(f"target must hold 0 and 1 only, got values in [{target.min()}, {target.max()}]")
     return logits.reshape(-1), target.reshape(-1).to(logits.dtype)

@@ -19,7 +19,7 @@ def stablemax(x: Float[Tensor, ...], dim: int = -1) -> Float[Tensor, ...]:
 
     .. math:: p_i = \frac{s(x_i)}{\sum_j s(x_j)}, \qquad s(x) = x + 1 \;(x \ge 0), \quad \frac{1}{1 - x} \;(x < 0)
 
-    Unlike softmax it sees a shift that is common to all scores.
+    Unlike softmax it changes with a shift that is common to all scores.
 
     Args:
         x: scores.
@@ -170,7 +170,7 @@ def _terms(x: Tensor) -> Tensor:
 
 
 def _log_terms(x: Tensor) -> Tensor:
-    """Log s(x). ``sign(x) log1p(|x|)`` would have gradient 0 at 0: a head that starts at zero would never move."""
+    """Log s(x). ``sign(x) log1p(|x|)`` would have gradient 0 at 0: a head that starts at zero would stay there."""
     return torch.where(x >= 0, torch.log1p(x.clamp(min=0)), -torch.log1p((-x).clamp(min=0)))
 
 
@@ -184,7 +184,7 @@ class _RowLoss(torch.autograd.Function):
             wide, y = x[rows].to(dtype), target[rows, None]
             s = torch.clamp(wide, max=0).neg_().add_(1).reciprocal_().add_(torch.clamp(wide, min=0))
             sums[rows, 1:] = s.gather(1, y).double()
-            # Summed without the right class: what is left of the others must not drown in a large score.
+            # Summed without the right class: the others must not be rounded away beside a large score.
             sums[rows, :1] = s.scatter_(1, y, 0).sum(1, keepdim=True, dtype=torch.float64)
         lead = sums[:, 1].log() - sums[:, 0].log()  # the loss is log(1 + others / right), and the ratio can overflow
         return torch.logaddexp(-lead, torch.zeros_like(lead)).to(dtype), sums
@@ -207,7 +207,7 @@ class _RowLoss(torch.autograd.Function):
             return _row_gradient(x.to(ctx.dtype), target, loss_grad[:, None]).to(x.dtype), None, None
         gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
         scale = (loss_grad.double() / sums.sum(1))[:, None]
-        # p_y - 1 is minus the share of the other classes: no difference of near equals.
+        # p_y - 1 is minus the probability of the other classes: no difference of near equals.
         right = -scale * sums[:, :1] / (1 + x.gather(1, target[:, None]).double().abs())
         for rows in _blocks(x):
             wide, y = x[rows].to(ctx.dtype), target[rows, None]
@@ -274,7 +274,7 @@ def _as_rows(scores: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor,
     if target.shape != positions:
         raise ValueError(f"target must have shape {tuple(positions)} for this input, got {tuple(target.shape)}")
     classes = target.reshape(-1).long()
-    # Elsewhere the question would wait for the device, and under vmap it cannot be asked.
+    # Elsewhere the check would wait for the device, and under vmap it is impossible.
     if classes.device.type == "cpu" and not _is_batched(classes):
         wrong = (classes != ignore_index) & ((classes < 0) | (classes >= scores.shape[dim]))
         if wrong.any():

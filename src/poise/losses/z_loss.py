@@ -18,8 +18,8 @@ def z_loss(logits: Float[Tensor, ...], coef: float = 1e-4, dim: int = -1) -> Flo
 
     .. math:: c \cdot \mathrm{mean}(\log^2 Z), \qquad Z = \sum_j \exp(y_j)
 
-    Softmax does not see a shift common to all logits, so nothing but this term (or weight decay on the head) holds
-    their mean in place. At its minimum the predicted probabilities are untouched.
+    Softmax does not change with a shift common to all logits, so only this term (or weight decay on the head) keeps
+    their mean near zero. At its minimum the predicted probabilities are unchanged.
 
     Args:
         logits: unnormalised scores, in nats.
@@ -33,7 +33,7 @@ def z_loss(logits: Float[Tensor, ...], coef: float = 1e-4, dim: int = -1) -> Flo
         ValueError: if ``coef`` is negative or not finite.
 
     Warns:
-        UserWarning: if the logits look like probabilities.
+        UserWarning: if the logits seem to be probabilities.
 
     References:
         Chowdhery et al., "PaLM", 2022, arXiv:2204.02311; Wortsman et al., ICLR 2024, arXiv:2309.14322.
@@ -87,9 +87,8 @@ def cross_entropy_with_z_loss(
 ) -> Float[Tensor, ...]:
     r"""Cross entropy plus :func:`z_loss`; takes the place of ``torch.nn.functional.cross_entropy``.
 
-    The z term of a position is :math:`c \log^2 Z`. Ignored positions have none, and class weights do not
-    touch it: it speaks of the logits, not of the label. ``reduction="mean"`` averages it over the positions
-    that are not ignored.
+    The z term of a position is :math:`c \log^2 Z`. Ignored positions have none, and class weights do not change it: it
+    depends on the logits, not on the label. ``reduction="mean"`` averages it over the positions that are not ignored.
 
     Args:
         input: logits, classes in dimension 1 (dimension 0 if there is no batch).
@@ -104,7 +103,7 @@ def cross_entropy_with_z_loss(
         ValueError: if ``coef`` is negative or not finite, or ``reduction`` is unknown.
 
     Warns:
-        UserWarning: if ``input`` looks like probabilities.
+        UserWarning: if ``input`` seems to hold probabilities.
 
     References:
         Wortsman et al., ICLR 2024, arXiv:2309.14322.
@@ -136,9 +135,9 @@ def _require_coefficient(coef: float) -> None:
 
 
 def _warn_if_probabilities(logits: Tensor, dim: int) -> None:
-    """Look at the sum of one row, and only if that is suspicious at all of them.
+    """Check the sum of one row, and of all rows only if that one is suspicious.
 
-    An accelerator is asked once per process: the question waits for the device.
+    On an accelerator this is done once per process, because it waits for the device.
     """
     if torch.compiler.is_compiling() or logits.numel() == 0 or logits.shape[dim] < 2:
         return
@@ -150,7 +149,7 @@ def _warn_if_probabilities(logits: Tensor, dim: int) -> None:
     tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
     if abs(float(rows[0].sum()) - 1) < tolerance and _are_distributions(rows, tolerance):
         warnings.warn(
-            "these look like probabilities, not logits (every row lies in [0, 1] and sums to 1): "
+            "these seem to be probabilities, not logits (every row lies in [0, 1] and sums to 1): "
             "pass the scores before softmax",
             UserWarning,
             stacklevel=3,

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from poise.preflight.range_test.lr_range_test import lr_range_test
     from poise.preflight.range_test.lr_suggestion import LRRangeCurve, LRSuggestion, NoSuggestion
     from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain, hidden_state_gain
+    from poise.preflight.sweeps.divergence import DivergedRunError, LossWatch, has_diverged
     from poise.preflight.sweeps.find_max_trainable_lr import compare_max_trainable_lr, find_max_trainable_lr
     from poise.preflight.sweeps.forecast_signal import SignalForecast, forecast_signal
-    from poise.preflight.sweeps.hopeless import HopelessRunError, LossWatch, is_hopeless
     from poise.preflight.sweeps.lr_crossing import LRCrossing, lr_crossing
     from poise.preflight.sweeps.lr_curve import LRCurve
     from poise.preflight.sweeps.lr_report import lr_figure, lr_report
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from poise.preflight.sweeps.sweep_point import SweepPoint
 
 __all__ = [
+    "DivergedRunError",
     "HiddenStateGain",
-    "HopelessRunError",
     "LRCrossing",
     "LRCurve",
     "LRRangeCurve",
@@ -43,8 +43,8 @@ __all__ = [
     "compare_max_trainable_lr",
     "find_max_trainable_lr",
     "forecast_signal",
+    "has_diverged",
     "hidden_state_gain",
-    "is_hopeless",
     "lr_crossing",
     "lr_figure",
     "lr_range_test",

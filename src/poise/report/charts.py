@@ -1,4 +1,4 @@
-"""Charts that rooms put into reports: one look, one colour-blind-safe palette, spikes never thinned away."""
+"""Charts that rooms put into reports: one style, one colour-blind-safe palette, spikes kept when curves are thinned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise.report.plain import require_text
 from poise.report.thinning import thin
 from poise.report.words import number
 
-# After Okabe and Ito's palette; black and yellow are left out and blue is lighter, to stand on both themes.
+# After Okabe and Ito's palette; black and yellow are left out and blue is lighter, to be readable on both themes.
 PALETTE = ("#1f7fc4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("solid", "dash", "dot")
 _MOST_POINTS = 5000
@@ -20,7 +20,7 @@ _NEUTRAL = "#7d8590"
 
 Points = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 Curve = tuple[np.ndarray, np.ndarray]
-Trace = dict[str, Any]  # as Plotly's schema has it; a graph object would check it, which takes longer than all the rest
+Trace = dict[str, Any]  # as Plotly's schema has it; a graph object would check it, which is slow
 
 
 def line_chart(
@@ -37,8 +37,8 @@ def line_chart(
 
     Args:
         title: heading of the figure.
-        series: label -> ``(x, y)``, each of shape (points,). NaN and infinities leave a gap. A curve of more than
-            5000 points is thinned so that its extremes survive.
+        series: label -> ``(x, y)``, each of shape (points,). NaN and infinities leave a gap. A curve of more than 5000
+            points is thinned but keeps its extremes.
         x_title: what the horizontal axis shows, with its unit.
         y_title: what the vertical axis shows, with its unit.
         log_y: logarithmic vertical axis; the caption counts the points that it cannot show.
@@ -133,8 +133,8 @@ def bar_chart(
     }
     axes = {"xaxis": {"type": "category"}, "yaxis": {"title": {"text": y_title}}}
     plot = {"data": [bar], "layout": {"showlegend": False, "bargap": 0.5, **axes}}
-    said = "; ".join(f"{label}: {number(height)}" for label, height in heights.items())
-    return Figure(title, plot, alt or f"Bar chart of {y_title}. {said}.")
+    heights_text = "; ".join(f"{label}: {number(height)}" for label, height in heights.items())
+    return Figure(title, plot, alt or f"Bar chart of {y_title}. {heights_text}.")
 
 
 def _checked(series: Mapping[str, Points]) -> dict[str, Curve]:
@@ -182,7 +182,7 @@ def _marked(markers: Mapping[str, float], x: np.ndarray) -> dict[str, Any]:
     span = (min(x.min(), *markers.values()), max(x.max(), *markers.values())) if len(x) else (0, 1)
     shapes, labels = [], []
     for i, (label, position) in enumerate(sorted(markers.items(), key=lambda item: item[1])):
-        # Labels stand on rows of their own, and point away from the nearer edge.
+        # Labels are on rows of their own, and point away from the nearer edge.
         right_half = position > (span[0] + span[1]) / 2
         line = {"color": _NEUTRAL, "width": 1.5, "dash": "dot"}
         shapes.append({"type": "line", "x0": position, "x1": position, "y0": 0, "y1": 1, "yref": "paper", "line": line})
@@ -217,14 +217,14 @@ def _log_axis(curves: Mapping[str, Curve]) -> dict[str, Any]:
     heights = np.concatenate([y for _, y in curves.values()])
     heights = heights[np.isfinite(heights) & (heights > 0)]
     decades = np.log10(heights.max() / heights.min()) if len(heights) else 0
-    # Over two to eight decades a label at every power of ten reads best; elsewhere Plotly's own choice does.
+    # Over two to eight decades a label at every power of ten is clearest; elsewhere Plotly's own choice is.
     return {"type": "log", "minor": {"ticks": "outside"}, "dtick": 1 if 2 <= decades <= 8 else None}
 
 
 def _lost_on_log_axis(curves: Mapping[str, Curve]) -> str | None:
     lost = {label: int((y <= 0).sum()) for label, (_, y) in curves.items()}
-    said = ", ".join(f"{n} of {label}" for label, n in lost.items() if n)
-    return f"Not shown, because a logarithmic axis has no zero or negative values: {said}." if said else None
+    hidden = ", ".join(f"{n} of {label}" for label, n in lost.items() if n)
+    return f"Not shown, because a logarithmic axis has no zero or negative values: {hidden}." if hidden else None
 
 
 def _error_bars(heights: Mapping[str, float], errors: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
@@ -261,5 +261,5 @@ def _color(i: int) -> str:
 
 
 def _dash(i: int) -> str:
-    # Colours repeat after six curves and the later ones are close in print: the dash tells them apart.
+    # Colours repeat after six curves and the later ones are close in print: the dash distinguishes them.
     return _DASHES[(i // 3) % len(_DASHES)]

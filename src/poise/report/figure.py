@@ -23,7 +23,7 @@ _TYPED = ("i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8")  # what JavaScript's t
 
 
 class Series(NamedTuple):
-    """The points of one trace; the edges of a band, say, are not in the legend."""
+    """The points of one trace; the edges of a band, for example, are not in the legend."""
 
     name: str
     x: np.ndarray
@@ -37,10 +37,10 @@ class Figure:
 
     Args:
         title: heading above it.
-        figure: the Plotly figure, or what it is made of: a dict with ``data``, a list of traces, and ``layout``. Such
-            a dict is written as it is, which is fast; Plotly checks it when :attr:`figure` is asked for. Colours and
-            fonts of the page replace the template.
-        alt: what the figure shows, in words, for readers who do not see it.
+        figure: the Plotly figure, or what it is made of: a dict with ``data``, a list of traces, and ``layout``. Such a
+            dict is written as it is, which is fast; Plotly checks it when :attr:`figure` is read. Colours and fonts of
+            the page replace the template.
+        alt: what the figure shows, in words, for readers who cannot see it.
         caption: a sentence below the figure.
 
     Raises:
@@ -80,7 +80,7 @@ class Figure:
         return self._plot
 
     def to_json(self) -> dict[str, Any]:
-        """Return the Plotly figure as plain JSON types, without its template: the page has its own look."""
+        """Return the Plotly figure as plain JSON types, without its template: the page has its own style."""
         if isinstance(self._plot, Mapping):
             plot = _plain({"data": self._plot["data"], "layout": self._plot.get("layout", {})})
         else:

@@ -15,7 +15,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One measured number that speaks for a finding.
+    """One measured number that supports a finding.
 
     Args:
         signal: name of the signal, for example ``"attention_logit_max[blocks.1.attn]"``.
@@ -32,7 +32,7 @@ class Evidence:
     step: int | None = None
 
     def __post_init__(self) -> None:
-        # NumPy's scalars are welcome, but JSON knows only Python's.
+        # NumPy's scalars are accepted, but JSON holds only Python's.
         for name in _NUMBERS:
             _set_as(self, name, float)
         _set_as(self, "step", _whole)
@@ -45,11 +45,11 @@ class Finding:
     Args:
         cause: identifier of the cause, for example ``"attention_logit_growth"``.
         severity: ``"info"``, ``"warning"`` or ``"error"``.
-        probability: how sure the rule is, in [0, 1].
+        probability: confidence of the rule, in [0, 1].
         summary: one plain sentence that names what happened, where and when.
         where: names of the layers, parameters or optimizers concerned, worst first.
-        onset_step: step at which the cause began; ``None`` where it has no time (a bug in the script, say).
-        detected_step: first step at which the record sufficed to say so.
+        onset_step: step at which the cause began; ``None`` where it has no time (for example a bug in the script).
+        detected_step: first step at which the record sufficed to find it.
         event_step: step of the spike, divergence or stall that followed; ``None`` if none did.
         evidence: the numbers.
         remedies: names of remedies, the most promising first.

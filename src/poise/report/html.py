@@ -46,7 +46,7 @@ def page(report: Content) -> str:
 
 
 def notebook_cell(report: Content) -> str:
-    """Return the page inside a frame, so that neither its styles nor the notebook's leak into the other."""
+    """Return the page inside a frame, so that its styles and the notebook's do not affect each other."""
     return (
         f'<iframe title="{escape(report.title)}" srcdoc="{escape(page(report))}" '
         'sandbox="allow-scripts allow-popups" '
@@ -110,7 +110,7 @@ def _highlighted(code: str, language: str) -> Markup:
 def _figure_json(figure: Figure) -> dict[str, Any]:
     plot = figure.to_json()
     layout = plot.get("layout", {})
-    # The page decides how wide a figure is.
+    # The page sets the width of a figure.
     for name in ("width", "autosize"):
         layout.pop(name, None)
     return {"data": plot["data"], "layout": layout}

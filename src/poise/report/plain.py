@@ -16,7 +16,7 @@ def plain_cell(value: Any, argument: str) -> str | int | float | bool | None:
 
     Args:
         value: a scalar of Python, NumPy, torch (zero dimensions) or of a date type; dates become ISO text.
-        argument: how an error names the value.
+        argument: name of the value in an error message.
 
     Raises:
         TypeError: if ``value`` is not a scalar.
@@ -27,7 +27,7 @@ def plain_cell(value: Any, argument: str) -> str | int | float | bool | None:
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' words for a missing value
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' types of a missing value
         return None
     if isinstance(value, Decimal):
         return float(value)
@@ -43,7 +43,7 @@ def to_plain(value: Any, argument: str) -> Any:
 
     Args:
         value: what is to be written.
-        argument: what an error calls it.
+        argument: name of the value in an error message.
 
     Raises:
         TypeError: if something in it has no counterpart in JSON.
@@ -57,7 +57,7 @@ def to_plain(value: Any, argument: str) -> Any:
         return [to_plain(v, f"{argument}[{i}]") for i, v in enumerate(items)]
     cell = plain_cell(value, argument)
     if isinstance(cell, float) and not math.isfinite(cell):
-        return {"float": str(cell)}  # JSON has no word for it
+        return {"float": str(cell)}  # JSON cannot hold it
     return cell
 
 
@@ -73,7 +73,7 @@ def from_plain(value: Any) -> Any:
 
 
 def require_text(value: Any, argument: str) -> None:
-    """Raise unless ``value`` is text with something in it."""
+    """Raise unless ``value`` is text and not empty."""
     if not isinstance(value, str):
         raise TypeError(f"{argument} must be text, got {type(value).__name__}")
     if not value.strip():

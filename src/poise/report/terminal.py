@@ -52,7 +52,7 @@ def _finding(finding: Finding) -> RenderableType:
     style = _STYLES[finding.severity]
     head = Line.assemble(
         (finding.severity.upper(), style), "  ", (words.name_of(finding.cause), "bold"),
-        (f"  {words.percent(finding.probability)} sure", "dim"),
+        (f"  confidence {words.percent(finding.probability)}", "dim"),
     )  # fmt: skip
     facts = Grid.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -98,7 +98,7 @@ def _caption(caption: str | None) -> list[Line]:
 def _grid(table: Table) -> RenderableType:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for i, (name, numeric) in enumerate(zip(table.columns, table.numeric_columns(), strict=True)):
-        # Numbers and the names of rows are not broken; where a terminal is too narrow, an ellipsis says so.
+        # Numbers and the names of rows are not broken; where a terminal is too narrow, an ellipsis shows it.
         whole = numeric or (i == 0 and max((len(words.cell(row[0])) for row in table.rows), default=0) <= 24)
         overflow: Literal["ellipsis", "fold"] = "ellipsis" if whole else "fold"
         grid.add_column(Line(name), justify="right" if numeric else "left", overflow=overflow, no_wrap=whole)

@@ -1,4 +1,4 @@
-"""Fewer points of a curve, such that its spikes survive."""
+"""Fewer points of a curve, with its spikes kept."""
 
 from __future__ import annotations
 

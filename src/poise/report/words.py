@@ -8,7 +8,7 @@ from poise.tools.number import number as number
 
 Tone = Literal["good", "warning", "bad", "neutral"]
 
-# What a verdict of the package may say, from the rooms `evidence` and `studies`.
+# The verdicts of the package, from the rooms `evidence` and `studies`.
 _TONES: dict[str, Tone] = {
     "proved": "good",
     "reproduced": "good",
@@ -46,7 +46,7 @@ def is_number(value: Any) -> bool:
 
 
 def percent(probability: float) -> str:
-    """Write a probability as a percentage that never rounds to a certainty it does not have."""
+    """Write a probability as a percentage that is never rounded to 0 % or 100 %."""
     if 0 < probability < 0.01:
         return "<1 %"
     if 0.99 < probability < 1:
@@ -61,6 +61,6 @@ def name_of(identifier: str) -> str:
 
 
 def tone_of(verdict: str) -> Tone:
-    """Return the colour family of a verdict; words outside the vocabulary are neutral."""
+    """Return the colour family of a verdict; unknown verdicts are neutral."""
     text = verdict.casefold()
     return next((tone for word, tone in _TONES.items() if text.startswith(word)), "neutral")

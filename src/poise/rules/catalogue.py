@@ -1,7 +1,7 @@
 """The one catalogue: everything that poise can find, and every remedy it names.
 
-Each room lists its own rules and remedies; here stands where those lists are. They are loaded when somebody asks, so
-that no room is imported for being in the catalogue, and nothing is registered by being imported.
+Each room lists its own rules and remedies; this file holds where those lists are. They are loaded on first use, so that
+the catalogue imports no room early, and importing a room registers nothing.
 """
 
 from __future__ import annotations

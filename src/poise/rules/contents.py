@@ -26,7 +26,7 @@ class Group:
 
 
 def contents(known: Catalogue) -> list[Group]:
-    """Return what a catalogue holds: causes by family, rules of audits by audit, remedies by how they are applied."""
+    """Return the contents of a catalogue: causes by family, rules by audit, remedies by how they are applied."""
     groups = [group for rules in known.rule_sets for group in rule_groups(rules)]
     for kind, meaning in KINDS.items():
         entries = [(r.name, r.title) for r in known.remedies.values() if r.kind == kind]

@@ -1,4 +1,4 @@
-"""What is known about a remedy, whether poise can apply it or only show its code."""
+"""The documentation of a remedy, whether poise can apply it or only show its code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SECTIONS = ("What it does", "When it helps", "What it costs", "Making it permane
 class DocumentedRemedy:
     """The entry of a remedy in the catalogue.
 
-    What *acts* on a live run is a :class:`poise.doctor.Remedy`, whose class has such an entry; remedies by surgery or
-    by code have nothing but the entry.
+    The object that acts on a live run is a :class:`poise.doctor.Remedy`, whose class has such an entry; remedies by
+    surgery or by code have only the entry.
 
     Args:
         name: identifier, equal to the name of the module that documents it.

@@ -1,4 +1,4 @@
-"""What the catalogue says about a rule or a remedy, as text to read."""
+"""The documentation of a rule or a remedy as text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def explain(name: str) -> str:
 
 
 def explain_rule(known: Catalogue, rules: RuleSet, rule: Rule[Any]) -> str:
-    """Return the documentation of one rule, with what the catalogue knows of its remedies."""
+    """Return the documentation of one rule, with the titles of its remedies."""
     kind = "exact" if rule.exact else "statistical"
     parts = [
         f"# {rule.title}",

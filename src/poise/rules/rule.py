@@ -70,7 +70,7 @@ class Rule(Generic[Facts]):
             evidence: the numbers.
             remedies: those of the rule's remedies that fit these facts; all of them by default.
             onset: step at which it began; ``None`` where it has no time.
-            detected: first step at which the facts sufficed to say so.
+            detected: first step at which the facts sufficed to find it.
             event: step of what followed.
 
         Raises:
@@ -97,7 +97,7 @@ def findings_of(rules: Iterable[Rule[Facts]], facts: Facts) -> list[Finding]:
     """Return what rules find in facts, the worst first.
 
     Args:
-        rules: the rules of an audit; equally grave findings keep their order.
+        rules: the rules of an audit; equally severe findings keep their order.
         facts: what the audit measured.
     """
     found = [finding for rule in rules for finding in rule.find(facts)]

@@ -1,4 +1,4 @@
-"""The run file: signals and events of one run, written while it goes and read at any time."""
+"""The run file: signals and events of one run, written while it runs and read at any time."""
 
 from typing import TYPE_CHECKING
 

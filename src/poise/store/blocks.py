@@ -1,4 +1,4 @@
-"""Blocks: how the rows of a group lie in the file, and how small blocks grow together."""
+"""Blocks: how the rows of a group are stored in the file, and how small blocks are merged."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ class Block:
 class BlockLog:
     """The blocks of one group as the writer adds them.
 
-    A flush every fraction of a second would leave a long run with many tiny blocks. Instead a new block swallows the
-    blocks before it that are not larger than itself (as in a binary counter): every value is rewritten a logarithmic
-    number of times and the number of blocks stays small. Only blocks that may still grow are kept in memory.
+    A flush every fraction of a second would leave a long run with many tiny blocks. Instead a new block is merged with
+    the blocks before it that are not larger than itself (as in a binary counter): every value is rewritten a
+    logarithmic number of times and the number of blocks stays small. Only blocks that may still grow are kept in
+    memory.
     """
 
     def __init__(self, group_id: int) -> None:
@@ -70,7 +71,7 @@ class BlockLog:
         block = Block.of_chunks(self._rows, chunks)
         self._rows = block.end
         while self._growing and self._growing[-1].rows <= block.rows and self._fits(block):
-            block = self._swallow(connection, block)
+            block = self._merge_before(connection, block)
         self._insert(connection, block)
         if block.values.nbytes < BLOCK_BYTES // 2:
             self._growing.append(block)
@@ -84,13 +85,13 @@ class BlockLog:
         block = self._growing.pop()
         self._delete(connection, block)
         while self._growing:
-            block = self._swallow(connection, block)
+            block = self._merge_before(connection, block)
         self._insert(connection, block)
 
     def _fits(self, block: Block) -> bool:
         return self._growing[-1].values.nbytes + block.values.nbytes <= BLOCK_BYTES
 
-    def _swallow(self, connection: sqlite3.Connection, block: Block) -> Block:
+    def _merge_before(self, connection: sqlite3.Connection, block: Block) -> Block:
         earlier = self._growing.pop()
         self._delete(connection, earlier)
         return earlier.joined(block)

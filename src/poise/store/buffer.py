@@ -33,7 +33,7 @@ class Buffer:
         self._chunk = Chunk(self._capacity, self.width)
 
     def append(self, step: int, values: Sequence[float] | np.ndarray) -> int:
-        """Add one row; return the bytes that became full by it (0 for most rows).
+        """Add one row; return the size of the chunk that it filled (0 for most rows).
 
         Raises:
             ValueError: if ``values`` has not one number for each name.
@@ -54,7 +54,7 @@ class Buffer:
         return chunk.values.nbytes
 
     def take(self) -> list[Chunk]:
-        """Hand over all waiting rows and start afresh."""
+        """Return all waiting rows and start with an empty buffer."""
         taken = self._full
         self._full = []
         if self._chunk.rows:

@@ -1,4 +1,4 @@
-"""The rows of one group as a reader sees them."""
+"""The rows of one group on the reading side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poise.store.series import Series, sorted_series
 
 
 class Columns:
-    """Columns of one group of signals; the numbers are fetched when somebody asks for them.
+    """Columns of one group of signals; the numbers are fetched on first use.
 
     Args:
         names: names of the signals.
@@ -32,7 +32,7 @@ class Columns:
         return name in self._index
 
     def grow(self, rows: int, first_step: int, last_step: int) -> None:
-        """Take note that the group now has this many rows, with steps in this span."""
+        """Set the number of rows of the group and the span of their steps."""
         if rows != self.rows:
             self._series.clear()
         self.rows, self.first_step, self.last_step = rows, first_step, last_step

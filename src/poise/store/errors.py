@@ -1,4 +1,4 @@
-"""What can go wrong with a run file."""
+"""Errors of a run file."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class StoreError(OSError):
 
 
 class RunFileError(StoreError):
-    """A run file could not be read: not there, empty, not ours, of a newer format, or corrupt."""
+    """A run file could not be read: not there, empty, not made by poise, of a newer format, or corrupt."""

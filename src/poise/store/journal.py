@@ -19,9 +19,9 @@ from poise.store.errors import StoreError
 from poise.store.payload import encode
 from poise.store.schema import create_tables
 
-# Seconds between flushes. The promise is one second; the rest is room for a busy machine.
+# Seconds between flushes. The documented limit is one second; the rest is a margin for a busy machine.
 FLUSH_SECONDS = 0.3
-# Rows that wait are written early at the first size, and given up (a fault) at the second: the disk does not follow.
+# Rows that wait are written early at the first size, and dropped (a fault) at the second: the disk is too slow.
 EARLY_BYTES = 16 << 20
 MOST_BYTES = 512 << 20
 # The longest that flush(), close() or a fork waits for a disk that hangs.
@@ -31,8 +31,8 @@ PATIENCE_SECONDS = 30.0
 class Journal:
     """Collects rows, events and meta values; one thread of its own does all the writing.
 
-    The callers only touch memory under a lock that is held for microseconds. Only the thread uses the database, so
-    neither a signal handler nor the garbage collector can enter it twice.
+    The callers only touch memory under a lock that is held for microseconds. Only the thread uses the database, so no
+    signal handler and no garbage collection can enter it twice.
     """
 
     def __init__(self, path: Path, meta: dict[str, str]) -> None:
@@ -103,10 +103,10 @@ class Journal:
         if threading.current_thread() is not self._thread:
             self._thread.join(PATIENCE_SECONDS)
             if self._thread.is_alive():
-                self.give_up(f"closing took more than {PATIENCE_SECONDS:.0f} s, the disk does not follow")
+                self.give_up(f"closing took more than {PATIENCE_SECONDS:.0f} s, the disk is too slow")
 
     def give_up(self, reason: str) -> None:
-        """Stop writing for good and remember why."""
+        """Stop writing and keep the reason."""
         self.fault = StoreError(f"cannot write run file {self._path}: {reason}")
         self.done = True
         self._wake.set()
@@ -118,7 +118,7 @@ class Journal:
 
     def _watch_size(self) -> None:
         if self._full_bytes > MOST_BYTES:
-            self.give_up(f"{self._full_bytes >> 20} MiB wait to be written, the disk does not follow")
+            self.give_up(f"{self._full_bytes >> 20} MiB wait to be written, the disk is too slow")
         elif self._full_bytes > EARLY_BYTES:
             self._wake.set()
 
@@ -132,7 +132,7 @@ class Journal:
                 if not self.done:
                     with self._database_lock:
                         self._write_waiting()
-        except Exception as error:  # whatever it is: the training goes on, the writer tells
+        except Exception as error:  # of any kind: the training continues, and the writer reports it
             self.give_up(str(error))
         with self._database_lock:
             self._finish()
@@ -182,23 +182,23 @@ class Journal:
     # What follows runs around a fork.
 
     def before_fork(self) -> None:
-        """Hold the thread outside SQLite and the rows still, so that the child is born in a clean state."""
+        """Hold the thread outside SQLite and keep the rows unchanged, so that the child starts in a clean state."""
         self._database_lock.acquire(timeout=PATIENCE_SECONDS)
         self._rows_lock.acquire()
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Continue."""
         self._rows_lock.release()
-        with contextlib.suppress(RuntimeError):  # the lock was not got in time
+        with contextlib.suppress(RuntimeError):  # the lock was not acquired in time
             self._database_lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Fall silent: the file is the parent's."""
+        """Write nothing more: the file belongs to the parent."""
         self.done = True
         self._rows_lock, self._database_lock = threading.RLock(), threading.RLock()
         self._buffers, self._logs, self._events, self._waiting = [], [], [], []
-        # Closing the inherited connection would touch the parent's file, so it must outlive even the interpreter's
-        # last clean-up: take one reference that is never given back.
+        # Closing the inherited connection would change the parent's file, so it must stay open until the process ends:
+        # take one reference that is never released.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
 
 
@@ -235,15 +235,15 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _fold_log(connection: sqlite3.Connection) -> None:
-    # A finished run is one plain file that opens anywhere, also in read-only places. A reader that looks on at this
-    # moment prevents it; then the log stays in write-ahead mode, which is as good to read.
+    # A finished run is one plain file that opens anywhere, also in read-only places. A reader that has the file open
+    # prevents it; then the file stays in write-ahead mode, and can be read as well.
     connection.execute("PRAGMA busy_timeout = 0")
     with contextlib.suppress(sqlite3.OperationalError):
         connection.execute("PRAGMA journal_mode = DELETE")
 
 
 _live: weakref.WeakSet[Journal] = weakref.WeakSet()
-_held: list[Journal] = []  # the journals that a fork in progress holds still
+_held: list[Journal] = []  # the journals that a fork in progress has stopped
 _fork_lock = threading.Lock()  # two threads may fork at once
 
 

@@ -11,8 +11,8 @@ def encode(value: Any) -> str:
     """Write a value as JSON text.
 
     Numpy scalars, arrays and tensors become numbers and lists; tuples and sets become lists; NaN and infinities are
-    written as ``NaN``, ``Infinity`` and ``-Infinity``, which :func:`decode` reads back; keys and anything that
-    JSON does not know become strings.
+    written as ``NaN``, ``Infinity`` and ``-Infinity``, which :func:`decode` reads back; keys and anything that JSON
+    cannot hold become strings.
     """
     return json.dumps(_plain(value))
 
@@ -30,7 +30,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
-        # ``tolist`` of a numpy value that Python has no number for returns the value itself or an object.
+        # ``tolist`` of a numpy value that has no Python type returns the value itself or an object.
         return _plain_or_text(value.tolist())
     return str(value)
 

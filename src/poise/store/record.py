@@ -27,14 +27,14 @@ class Source(Protocol):
     groups: list[Columns]
 
     def refresh(self) -> None:
-        """Take note of what came since the last time."""
+        """Read what was written since the last call."""
 
 
 class Record:
     """What is known about a run: signals by name, events, meta values.
 
-    A record is a view: :meth:`until` and :meth:`timeline` share the numbers with it, which are read when first
-    asked for. Make one with :func:`read_run` or :meth:`from_arrays`.
+    A record is a view: :meth:`until` and :meth:`timeline` share the numbers with it, which are read on first use. Make
+    one with :func:`read_run` or :meth:`from_arrays`.
 
     Args:
         source: where the numbers come from.
@@ -143,10 +143,10 @@ class Record:
     def derive(self, compute: Callable[[Record], T]) -> T:
         """Return ``compute(self)``, computed once for this view until something new is written.
 
-        What a view shows can be asked for by many who need the same of it. Whoever gets the value must not change it.
+        Several callers may need the same value of a view. They must not change it.
 
         Args:
-            compute: a function of a record alone, with a name (a lambda is another function each time).
+            compute: a function of a record alone, with a name (every evaluation of a lambda makes a new function).
         """
         state = (len(self._source.events), sum(group.rows for group in self._source.groups))
         known = self._derived.get(compute)
@@ -155,7 +155,7 @@ class Record:
         return known[1]
 
     def refresh(self) -> Record:
-        """Follow a live run: take note of what was written since; views of this record see it too.
+        """Follow a live run: read what was written since; it is in all views of this record.
 
         Raises:
             RunFileError: if the file can no longer be read.
@@ -185,7 +185,7 @@ class Record:
         return None if any(full.startswith(later) for later in self._later_timelines()) else full
 
     def _later_timelines(self) -> list[str]:
-        # Asked for with every name, so kept until the source has grown.
+        # Needed with every name, so kept until the source has grown.
         state = (len(self._source.events), len(self._source.groups))
         if self._later[0] != state:
             self._later = (state, self._find_later_timelines())
@@ -219,7 +219,7 @@ class _Memory:
         self.groups = [_columns(name, *arrays) for name, arrays in signals.items()]
 
     def refresh(self) -> None:
-        """Do nothing: nobody else writes here."""
+        """Do nothing: the arrays do not change."""
 
 
 def _columns(name: str, steps: Any, values: Any) -> Columns:

@@ -24,7 +24,7 @@ from poise.store.schema import STEPS_DTYPE, VALUES_DTYPE, connect_for_reading, u
 def read_run(path: str | os.PathLike[str]) -> Record:
     """Open a run file, also one that is still being written or whose writer was killed.
 
-    Opening reads names and events only; numbers are read when they are asked for.
+    Opening reads names and events only; numbers are read on first use.
 
     Args:
         path: the file that a :class:`RunWriter` made.
@@ -39,7 +39,7 @@ class RunFile:
     """A run file as the source of a record. It keeps no connection open between reads.
 
     Raises:
-        RunFileError: if the file is not there, is none of ours, or is corrupt.
+        RunFileError: if the file is not there, was not made by poise, or is corrupt.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +51,7 @@ class RunFile:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take note of everything that was written since the last time.
+        """Read everything that was written since the last call.
 
         Raises:
             RunFileError: if the file cannot be read.

@@ -28,7 +28,7 @@ VALUES_DTYPE = "<f8"
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Lay out an empty database as a run file in write-ahead mode."""
+    """Create the tables of a run file in an empty database in write-ahead mode."""
     # Bigger pages than SQLite's 4 KiB: a block is a long blob. Must be set before the first table.
     connection.execute("PRAGMA page_size = 8192")
     connection.executescript(
@@ -48,7 +48,7 @@ def connect_for_reading(path: Path) -> sqlite3.Connection:
     # Never open the file other than through SQLite: closing such a handle would drop the locks that a writer in this
     # very process holds on it (POSIX locks belong to the process).
     if not path.exists():
-        raise RunFileError(f"run file {path} is not there")
+        raise RunFileError(f"run file {path} does not exist")
     if not path.is_file():
         raise RunFileError(f"run file {path} is not a file")
     if path.stat().st_size == 0:
@@ -62,15 +62,15 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
     except sqlite3.OperationalError as error:
-        # Write-ahead mode wants to create a file beside the run file; in a read-only directory it cannot.
-        # With no log left behind the file alone is complete, and SQLite may treat it as immutable.
+        # Write-ahead mode must create a file beside the run file; in a read-only directory it cannot. With no log left
+        # behind the file alone is complete, and SQLite may treat it as immutable.
         connection.close()
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size > 0:
             raise RunFileError(f"run file {path} cannot be opened: {error}") from error
         return sqlite3.connect(address + "&immutable=1", uri=True, isolation_level=None)
     except sqlite3.DatabaseError:
-        pass  # not a database, or a damaged one: the check that follows says which
+        pass  # not a database, or a damaged one: the check that follows finds which
     return connection
 
 
@@ -93,7 +93,7 @@ def _checked(path: Path, connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def unreadable(path: Path, error: sqlite3.Error) -> RunFileError:
-    """Say in plain words why SQLite could not read a run file."""
+    """Return the error that explains why SQLite could not read a run file."""
     if "not a database" in str(error):
         return RunFileError(f"{path} is not a poise run file: it is no SQLite database")
     if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 class Series:
     """One signal: its values and the steps they belong to, sorted by step. Immutable.
 
-    A step may occur twice if it was written twice; the values then stand in the order of writing.
+    A step may occur twice if it was written twice; the values then are in the order of writing.
 
     Args:
         steps: optimizer steps, non-decreasing.
@@ -54,7 +54,7 @@ def sorted_series(steps: Any, values: Any) -> Series:
 
 
 def _frozen(array: Any, dtype: type) -> np.ndarray:
-    # A writable array belongs to somebody who may still change it: copy. Slices of frozen arrays are shared.
+    # A writable array may still be changed by its owner: copy. Slices of frozen arrays are shared.
     given = np.asarray(array)
     if dtype is np.int64 and given.dtype.kind not in "iu" and given.size:
         raise ValueError(f"steps must be integers, got {given.dtype}")

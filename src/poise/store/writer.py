@@ -19,7 +19,7 @@ from poise.store.payload import encode
 
 
 class RunWriter:
-    """Writes the signals and events of one run into a new file, without ever disturbing the run.
+    """Writes the signals and events of one run into a new file, without any effect on the run.
 
     Calls only put numbers into memory; a thread writes them at least twice a second, so that after the process is
     killed the file holds everything up to a second before. After an error of the disk :attr:`fault` is set and
@@ -52,7 +52,7 @@ class RunWriter:
 
     @property
     def fault(self) -> StoreError | None:
-        """The error that ended the writing, or ``None`` while all is well."""
+        """The error that ended the writing, or ``None`` while there is none."""
         return self._journal.fault
 
     def group(self, names: Sequence[str]) -> SignalGroup:
@@ -75,12 +75,12 @@ class RunWriter:
         return SignalGroup(self, self._journal.add_group(tuple(names)))
 
     def event(self, step: int, kind: str, payload: Mapping[str, Any] | None = None) -> None:
-        """Write down something that happened once.
+        """Record something that happened once.
 
         Args:
             step: optimizer step, from 0.
             kind: what happened.
-            payload: what is known about it; numpy values become plain numbers, what JSON does not know its text.
+            payload: what is known about it; numpy values become plain numbers, what JSON cannot hold its text.
         """
         self._journal.add_event(operator.index(step), str(kind), encode(payload or {}))
 
@@ -109,7 +109,7 @@ class SignalGroup:
     """Signals that are measured together; made by :meth:`RunWriter.group`."""
 
     def __init__(self, writer: RunWriter, buffer: Buffer) -> None:
-        self._writer = writer  # keeps the file open while somebody may still append
+        self._writer = writer  # keeps the file open as long as a group can be appended to
         self._buffer = buffer
         self._append = writer._journal.append
 

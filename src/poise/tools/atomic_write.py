@@ -11,33 +11,33 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give the path of a draft that takes the place of ``path`` at the end, or disappears if an error comes.
+    """Yield the path of a temporary file that replaces ``path`` at the end, or is removed after an error.
 
-    The draft lies beside its target, so that the rename stays on one file system. It is not there yet: whoever writes
-    opens it, so that it gets the usual permissions.
+    The temporary file is beside its target, so that the rename stays on one file system. It does not exist yet: the
+    caller creates it, so that it gets the usual permissions.
 
     Args:
         path: file to write; its folder must exist.
 
     Raises:
-        OSError: if the draft was not written, or cannot take the place of ``path``.
+        OSError: if the temporary file was not written, or cannot replace ``path``.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "numbers.txt"
-        >>> with atomic_write(target) as draft:
-        ...     _ = draft.write_text("1 2 3")
+        >>> with atomic_write(target) as temporary:
+        ...     _ = temporary.write_text("1 2 3")
         >>> target.read_text()
         '1 2 3'
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        yield draft
-        draft.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
         with suppress(FileNotFoundError, NotADirectoryError):
-            draft.unlink()
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -45,7 +45,7 @@ def write_text(path: str | Path, text: str) -> None:
 
     Args:
         path: file to write; its folder must exist.
-        text: what it shall hold.
+        text: what it will hold.
     """
-    with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

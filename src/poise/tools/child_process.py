@@ -1,4 +1,4 @@
-"""Child processes that end with whoever started them."""
+"""Child processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 class ChildProcesses:
     """Child processes of one job; leaving the context with an error or an interrupt ends them all, and theirs.
 
-    Several threads may start children. Each computes with one thread, and writes to files of its own. A copy in
-    another process (of joblib, say) has children of its own.
+    Several threads may start children. Each computes with one thread, and writes to files of its own. A copy in another
+    process (for example of joblib) has children of its own.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class ChildProcesses:
 
     @contextmanager
     def child(self, command: Sequence[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a command and give its process, which is ended if an error leaves the context.
+        """Start a command and yield its process, which is ended if the context ends with an error.
 
         Args:
             command: program and arguments.
@@ -63,10 +63,10 @@ class ChildProcesses:
         finally:
             with self._lock:
                 self._running.discard(child)
-        self._require_going()
+        self._require_not_stopped()
 
     def stop(self) -> None:
-        """End all children, and let none begin."""
+        """End all children, and start no more."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -77,7 +77,7 @@ class ChildProcesses:
 
     def _start(self, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
         with (folder / "stdout.txt").open("wb") as stdout, (folder / "stderr.txt").open("wb") as stderr, self._lock:
-            self._require_going()
+            self._require_not_stopped()
             # In a session of its own a child does not get the terminal's Ctrl-C, and can be ended with its workers.
             child = subprocess.Popen(
                 command,
@@ -90,17 +90,17 @@ class ChildProcesses:
             self._running.add(child)
         return child
 
-    def _require_going(self) -> None:
+    def _require_not_stopped(self) -> None:
         if self._stopped:
             raise InterruptedError("the job was stopped")
 
 
 def end_process(child: subprocess.Popen[bytes], seconds: float = SECONDS_TO_END) -> None:
-    """End a process that leads a session, and all in it: first by asking, after ``seconds`` by force.
+    """End a process that leads a session, and all in it: by a signal that it may handle, then by force.
 
     Args:
         child: the process; nothing happens if it has ended.
-        seconds: how long it may take to end by itself.
+        seconds: how long it may take before force is used.
     """
     _send(child, signal.SIGTERM)
     _wait_or_kill(child, seconds)

@@ -1,4 +1,4 @@
-"""Seconds that went by, and seconds of CPU time."""
+"""Wall time and CPU time in seconds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """A stretch of time, or a moment on both clocks.
+    """A length of time, or a point in time, on both clocks.
 
     Args:
-        wall: seconds that went by.
+        wall: seconds of wall time.
         cpu: seconds of CPU time of this process, all its threads together.
     """
 
@@ -27,7 +27,7 @@ class Seconds:
 
     @property
     def busy(self) -> float:
-        """Seconds in which the process ran: where it had to wait for other processes, fewer than went by."""
+        """Seconds in which the process ran: fewer than the wall time where it had to wait for other processes."""
         return max(0.0, min(self.wall, self.cpu))
 
 
@@ -38,5 +38,5 @@ def cpu_seconds() -> float:
 
 
 def now() -> Seconds:
-    """Return the present moment on both clocks."""
+    """Return the present time on both clocks."""
     return Seconds(time.perf_counter(), cpu_seconds())

@@ -1,4 +1,4 @@
-"""Numbers that JSON has no word for: NaN and the infinities, as strings that ``float`` reads back."""
+"""Numbers that JSON cannot hold: NaN and the infinities, as strings that ``float`` reads back."""
 
 from __future__ import annotations
 

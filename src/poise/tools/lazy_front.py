@@ -14,8 +14,8 @@ from typing import Any
 def lazy_front(package: str) -> None:
     """Make a package import each of its public names when the name is first used.
 
-    Which names are public, the package's ``__init__.py`` says in ``__all__``; where they come from, by imports under
-    ``if TYPE_CHECKING:``, which type checkers, editors and documentation tools read as imports like any other.
+    The package's ``__init__.py`` lists its public names in ``__all__`` and imports them under ``if TYPE_CHECKING:``,
+    which type checkers, editors and documentation tools read as ordinary imports.
 
     Args:
         package: ``__name__`` of the package, whose ``__init__.py`` calls this as its last line.

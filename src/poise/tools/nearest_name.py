@@ -1,4 +1,4 @@
-"""The names that a mistyped one may have meant."""
+"""The known names that are nearest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = 40
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown name: the nearest known ones, or else those there are.
+    """Return the end of an error message about an unknown name: the nearest known names, or else all of them.
 
     Args:
         name: what was given.

@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Write a number with so many significant digits; exponents only where zeros would not be readable.
+    """Write a number with ``digits`` significant digits; with an exponent only where there would be many zeros.
 
     Whole numbers of type ``int`` are written whole, and large ones with commas between thousands.
 

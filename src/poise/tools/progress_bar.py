@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-_WHOLE_RUN = 1e9  # seconds over which the speed is taken: parts of one job differ too much for a short window
+_WHOLE_RUN = 1e9  # seconds over which the speed is averaged: parts of one job differ too much for a short window
 
 
 class _Done(ProgressColumn):
@@ -48,7 +48,7 @@ def progress_bar(show: bool | None = None, console: Console | None = None) -> Pr
 def fraction_bar(
     name: str, show: bool | None = None, console: Console | None = None
 ) -> Iterator[Callable[[float, str], None]]:
-    """Show a bar for one job, and give the function that moves it: ``progress(fraction, words)``.
+    """Show a bar for one job, and yield the function that moves it: ``progress(fraction, words)``.
 
     Args:
         name: what is done.

@@ -15,7 +15,7 @@ class RandomStates:
     """The states of Python's, NumPy's and torch's generators, as they are now.
 
     Args:
-        device: its generator counts beside that of the CPU.
+        device: its generator is included beside that of the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -60,10 +60,10 @@ def preserved_random_states(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded_random_states(device: torch.device, seed: int) -> Iterator[None]:
-    """Begin all generators from a seed, and set them back at the end.
+    """Seed all generators, and set them back at the end.
 
     Args:
-        device: its generator counts beside that of the CPU.
+        device: its generator is included beside that of the CPU.
         seed: of Python's, NumPy's and torch's generators.
     """
     with preserved_random_states(device):

@@ -1,4 +1,4 @@
-"""The user's own module inside what torch wraps around it."""
+"""The user's own module inside the wrappers of torch."""
 
 from __future__ import annotations
 

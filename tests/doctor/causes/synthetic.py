@@ -190,7 +190,7 @@ def fp16_overflow(run: Run, onset: int, strength: float) -> None:
     run.put("amp_scale", run.all_steps, 65536 * 0.5 ** np.cumsum(skipped))
 
 
-def bf16_update_swallow(run: Run, onset: int, strength: float) -> None:
+def bf16_update_lost(run: Run, onset: int, strength: float) -> None:
     make_low_precision(run, "bfloat16")
     run.put(f"update_lost[{WEIGHTS[0]}]", run.sampled, 0.01)
     run.change(f"update_lost[{WEIGHTS[0]}]", onset, 0.35 + 0.6 * strength)
@@ -301,7 +301,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         forward_nonfinite,
         backward_nonfinite,
         fp16_overflow,
-        bf16_update_swallow,
+        bf16_update_lost,
         bad_batch,
         unscaled_inputs,
         missing_zero_grad,

@@ -377,7 +377,7 @@ def test_updates_may_vanish_at_the_end_of_a_decay():
     make_low_precision(run, "bfloat16")
     run.put("lr", run.all_steps, 1e-3 * (1 - run.all_steps / 200) ** 2)
     run.put(f"update_lost[{WEIGHTS[0]}]", run.sampled, np.where(run.sampled > 150, 0.9, 0.05))
-    assert find("bf16_update_swallow", run) == []
+    assert find("bf16_update_lost", run) == []
 
 
 # ---- data

@@ -173,7 +173,7 @@ FAULTS = (
     ),
     Fault(
         "weights in bfloat16",
-        "bf16_update_swallow",
+        "bf16_update_lost",
         "mlp",
         (("dtype=torch.float32", "dtype=torch.bfloat16"), ("model = MLP()", "model = MLP().bfloat16()")),
         args=("--lr", "1e-4"),

@@ -1,4 +1,4 @@
-"""The causes of instability that poise knows, one file each. A new one is one more file and one more line here."""
+"""The causes of instability that poise can find, one file each. A new cause is a new file and a new line here."""
 
 from importlib import import_module
 
@@ -21,7 +21,7 @@ _IDS = (
     "backward_nonfinite",
     "bad_batch",
     "benign_catapult",
-    "bf16_update_swallow",
+    "bf16_update_lost",
     "dead_units",
     "double_softmax",
     "eps_dominates",

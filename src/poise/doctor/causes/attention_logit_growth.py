@@ -6,16 +6,16 @@ quadratic in the size of the parameters (both `q` and `k` grow), so a learning r
 drives them up first.
 
 ## Why it hurts
-Softmax of large logits puts all weight on one token. Attention then is a table look-up that passes next to no
-gradient, the loss stalls or spikes, and in large models the run diverges. Every run of Wortsman et al. whose largest
-logit passed 10,000 diverged; losses are already worse near 1,000.
+Softmax of large logits puts all weight on one token. Attention then is a table lookup that passes next to no gradient,
+the loss stalls or spikes, and in large models the run diverges. Every run of Wortsman et al. whose largest logit passed
+10,000 diverged; losses are already worse near 1,000.
 
 ## How it is detected
-`attention_logit_max[layer]` exceeds both 50 and three times its early value in this run in two consecutive samples,
-or exceeds 1,000 in one. Healthy runs stay between 4 and 30. The entropy of the layer's attention (relative to uniform
-attention) tells whether it has collapsed. A straight line through the logarithm forecasts when 10,000 will be
-reached, if that is still to come. It is an error once logits pass 1,000, attention has collapsed, or the loss has
-suffered; a warning before.
+`attention_logit_max[layer]` exceeds both 50 and three times its early value in this run in two consecutive samples, or
+exceeds 1,000 in one. Healthy runs stay between 4 and 30. The entropy of the layer's attention (relative to uniform
+attention) shows whether it has collapsed. A straight line through the logarithm forecasts when 10,000 will be reached,
+if that is still to come. It is an error once logits pass 1,000, attention has collapsed, or the loss has suffered; a
+warning before.
 
 ## What cures it
 Normalise queries and keys before their product, cap the logits, or lower the learning rate of the run.
@@ -123,7 +123,7 @@ def _collapse(entropy: Evidence) -> str:
 
 
 def _forecast(series: Series, peak: float) -> str:
-    """Say when the logits will be fatally large; nothing if they have been, or if the line puts it into the past."""
+    """Return the step at which the logits reach ``FATAL``, in words; nothing if they have reached it before."""
     if not abs(peak) < FATAL:
         return ""
     finite = np.isfinite(series.values) & (series.values > 0)

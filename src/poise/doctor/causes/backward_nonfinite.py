@@ -6,12 +6,12 @@ where its value is fine. `sqrt` and `norm` at zero, `where` around a bad branch 
 overflow on the way back.
 
 ## Why it hurts
-The next step writes NaN into the weights, and every loss after it is NaN; the forward pass looks innocent.
+The next step writes NaN into the weights, and every loss after it is NaN; the forward pass shows nothing unusual.
 
 ## How it is detected
 A fact: at some step the loss was finite and a gradient was not, and no forward pass before had made a NaN. Named are
-the parameters and, where it could be found, module, operation and source line. Steps that a gradient scaler skipped
-do not count: it exists to meet infinite gradients and skip them.
+the parameters and, where it could be found, module, operation and source line. Steps that a gradient scaler skipped do
+not count: it is made to skip infinite gradients.
 
 ## What cures it
 Put the guard inside the operation, not around it.

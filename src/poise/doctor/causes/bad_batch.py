@@ -5,20 +5,21 @@ One batch (or a few) is not like the others: corrupt files, NaN in the inputs, a
 tokens, shuffled labels.
 
 ## Why it hurts
-Its gradient points nowhere useful and is often the largest of the run. A spike is the mild outcome; through Adam's
-second moment it may end in divergence. A NaN in the inputs is in every weight after one step.
+Its gradient points nowhere useful and is often the largest of the run. At best the loss spikes; through Adam's second
+moment it may end in divergence. A NaN in the inputs is in every weight after one step.
 
 ## How it is detected
 NaN in the inputs is a fact. Otherwise the loss spikes (8 robust standard deviations, see the events) and a fingerprint
 of that batch (mean, standard deviation, largest magnitude, token entropy, repeats) lies outside the range of the
-batches before it. It is surer if the loss is back within three steps: then the batch was odd, not the weights.
+batches before it. The confidence is higher if the loss is back within three steps: then the batch was unusual, and the
+weights are undamaged.
 
 ## What cures it
 Skip or clean such batches; clip gradients so that one batch cannot do much harm.
 
 ```python
 x = torch.tensor(rows)  # bad: whatever the file holds
-assert torch.isfinite(x).all(), path  # good: fail at the door
+assert torch.isfinite(x).all(), path  # good: fail early
 ```
 
 ## References
@@ -99,7 +100,7 @@ def _judge(record: Record, event: LossEvent) -> Finding | None:
 
 
 def _is_remainder(record: Record, step: int) -> bool:
-    """Return whether the batch is much smaller than usual: the last one of an epoch is noisier by right."""
+    """Return whether the batch is much smaller than usual: the last one of an epoch is naturally noisier."""
     size = record["batch_size"]
     before = size.values[size.steps < step]
     return len(before) > 0 and value_at(size, step) < 0.5 * float(np.median(before))

@@ -1,19 +1,18 @@
-"""A benign catapult: the loss jumped once, and landed where it is flatter.
+"""A benign catapult: the loss spiked once, and the run continued in a flatter region.
 
 ## What it is
-The curvature grew past what the learning rate bears, the weights swung out along the sharpest direction, and came to
-rest at a place where the curvature is lower. Large learning rates find flat minima in this way.
+The curvature grew past the largest one that is stable at the learning rate, the weights oscillated along the sharpest
+direction, and settled in a region where the curvature is lower. Large learning rates find flat minima in this way.
 
 ## Why it hurts
-It does not. The loss is back where it was within some tens of steps, and what follows is more stable than what came
-before. It is named so that nobody treats it: a smaller learning rate, or clipping, would keep the run in the sharper
-place.
+It does not. The loss is back where it was within some tens of steps, and the run is more stable than before. It is
+reported so that nobody treats it: a smaller learning rate, or clipping, would keep the run in the sharper region.
 
 ## How it is detected
 A spike of the loss with the measured `edge_ratio` above 1 within the 20 steps before it or the 10 after, a `sharpness`
-that in two measurements running after the spike is at least 30 % below the highest one around it, and a loss that is
-back within 50 steps (at most a fifth of what was learned above its level from before). It is for information: there is
-nothing to do, and no remedy is named.
+that in two consecutive measurements after the spike is at least 30 % below the highest one around it, and a loss that
+is back within 50 steps (at most a fifth of what was learned above its level from before). Its severity is *info*: there
+is nothing to do, and no remedy is named.
 
 ## What cures it
 Nothing needs to be cured.
@@ -35,13 +34,13 @@ from poise.store import Record
 
 EDGE, FLATTER = 1.0, 0.7
 BEFORE, AFTER, BACK = 20, 10, 50
-RUNNING = 2  # measurements
+CONSECUTIVE = 2  # measurements
 
 
 def find(record: Record) -> list[Finding]:
-    """Find the first spike that came from the edge of stability and led to a flatter place."""
+    """Find the first spike that came from the edge of stability and led to a flatter region."""
     spikes = [event for event in find_events(record) if event.kind == "spike"]
-    known = [(step, event) for event in spikes if (step := _landed(record, event)) is not None]
+    known = [(step, event) for event in spikes if (step := _settled(record, event)) is not None]
     if not known:
         return []
     detected, event = min(known, key=lambda found: (found[0], found[1].step))
@@ -51,9 +50,9 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "info",
             0.8,
-            f"At the edge of stability (curvature {number(ratio)} times what the learning rate bears), {event.phrase}, "
-            f"and came back to a flatter place: the sharpness fell from {number(high)} to {number(low)}. Nothing has "
-            "to be done.",
+            f"At the edge of stability (curvature {number(ratio)} times what is stable at the learning rate), "
+            f"{event.phrase}, and came back in a flatter region: the sharpness fell from {number(high)} to "
+            f"{number(low)}. Nothing has to be done.",
             onset=_crossed(record, event),
             detected=detected,
             event=event.step,
@@ -66,7 +65,7 @@ def find(record: Record) -> list[Finding]:
 
 
 def _crossed(record: Record, event: LossEvent) -> int:
-    """Return the first look near an event that saw the edge crossed: what swings there grows before the loss does."""
+    """Return the first step near an event at which the edge was crossed: oscillation grows before the loss does."""
     ratio = record["edge_ratio"]
     over = (ratio.steps >= event.step - BEFORE) & (ratio.steps <= event.step) & (ratio.values > EDGE)
     return int(ratio.steps[over][0]) if over.any() else event.step
@@ -82,8 +81,8 @@ def _highest(record: Record, event: LossEvent) -> tuple[float, float]:
     return highest[0], highest[1]
 
 
-def _landed(record: Record, event: LossEvent) -> int | None:
-    """Return the step by which an event has turned out to be benign; ``None`` if it has not."""
+def _settled(record: Record, event: LossEvent) -> int | None:
+    """Return the step by which an event is known to be benign; ``None`` if it has not."""
     ratio, high = _highest(record, event)
     if ratio <= EDGE or not np.isfinite(event.value):
         return None
@@ -92,7 +91,7 @@ def _landed(record: Record, event: LossEvent) -> int | None:
     sharpness = record["sharpness"]
     # The highest one is known ten steps after the event: from then on the comparison stands.
     later = sharpness.steps > event.step + AFTER
-    flat = first_run((sharpness.values <= FLATTER * high) & later, RUNNING)
+    flat = first_run((sharpness.values <= FLATTER * high) & later, CONSECUTIVE)
     if not len(back) or curve.steps[back[0]] > event.step + BACK or flat is None:
         return None
     return max(int(curve.steps[back[0]]), int(sharpness.steps[flat]))

@@ -21,8 +21,8 @@ class Cause(Rule[Record]):
 
     Args:
         leads_to: ids of causes that this one brings about; found later in the same run, they are explained by it, and
-            so is what they lead to. Only what does not follow through others stands here.
-        benign: whether it does no harm. It then explains, for as long as it lasts, what looks like harm.
+            so are their consequences. Indirect consequences are not listed.
+        benign: whether it does no harm. While it lasts, it explains what otherwise would count as harm.
     """
 
     leads_to: tuple[str, ...] = ()
@@ -59,9 +59,9 @@ class Cause(Rule[Record]):
             evidence: the numbers.
             remedies: those of the cause's remedies that fit; all of them by default.
             onset: step at which the cause began; ``None`` where it has no time.
-            detected: first step at which the record sufficed to say so.
-            event: what happened to the loss: it ends the sentence. A mere step is only written down.
-            severity_with_event: severity in the place of the other one if there is an event.
+            detected: first step at which the record sufficed to find it.
+            event: what happened to the loss: its phrase ends the sentence. A step number is only recorded.
+            severity_with_event: severity if there is an event.
         """
         if event is not None and severity_with_event is not None:
             severity = severity_with_event

@@ -8,8 +8,8 @@ The layer has lost that part of its capacity; if all units are dead, nothing bel
 is a constant.
 
 ## How it is detected
-`dead_units[layer]`, the share of units that are zero over the whole batch, exceeds 0.5 in three consecutive samples.
-Units may be zero over a small batch without being dead, so that up to 0.9 this is only worth knowing, unless the loss
+`dead_units[layer]`, the fraction of units that are zero over the whole batch, exceeds 0.5 in three consecutive samples.
+Units may be zero over a small batch without being dead, so up to 0.9 this is reported as *info*, unless the loss
 stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
 
 ## What cures it
@@ -44,31 +44,31 @@ def find(record: Record) -> list[Finding]:
     hit = first_crossing(layers, lambda series: np.asarray(series.values) > THRESHOLD, length=3)
     if hit is None:
         return []
-    layer, share = max(
+    layer, fraction = max(
         ((name, extreme_after(layers[name], hit.step)[0]) for name in hit.where), key=lambda pair: pair[1]
     )
     steps = layers[hit.where[0]].steps
     onset = int(steps[steps <= hit.step][-3:][0])
-    # Units that have come to life by the time the loss stalls are not to blame for it.
+    # Units that are active again when the loss stalls are not its cause.
     events = [
         e
         for e in find_events(record)
         if e.kind != "spike" and any(value_at(layers[name], e.detected_step) > THRESHOLD for name in hit.where)
     ]
     event = following(events, onset)
-    severity: Severity = "error" if share >= ALL else "warning" if share > MANY else "info"
+    severity: Severity = "error" if fraction >= ALL else "warning" if fraction > MANY else "info"
     return [
         CAUSE.finding(
             severity,
-            # In doublings of the living share: 50 % alive is the threshold, 5 % alive is 10 times beyond it.
-            confidence(1 - THRESHOLD, max(1 - share, 1e-3)),
-            f"{number(100 * share)} % of the units of {listing(hit.where)} are zero for every input "
+            # In doublings of the active fraction: 50 % active is the threshold, 5 % active is 10 times beyond it.
+            confidence(1 - THRESHOLD, max(1 - fraction, 1e-3)),
+            f"{number(100 * fraction)} % of the units of {listing(hit.where)} are zero for every input "
             f"since step {onset}.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
             event=event,
-            severity_with_event="error" if share >= ALL else "warning",
+            severity_with_event="error" if fraction >= ALL else "warning",
             evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
         )
     ]

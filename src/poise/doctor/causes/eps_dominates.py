@@ -11,9 +11,9 @@ whole layers collapse. With the default `1e-8` this happens when the RMS of a gr
 
 ## How it is detected
 `adam_eps_shrink[p]`, the mean of `sqrt(v) / (sqrt(v) + eps)` over coordinates with a gradient, is 1 in a healthy
-tensor. Below 0.5 in three consecutive samples of a weight matrix, while the loss is above 5 % of its start (a
-converged run has small gradients by right), `eps` dominates. Biases are left out: some (of keys, or before a batch
-norm) have gradients that are zero but for rounding.
+tensor. Below 0.5 in three consecutive samples of a weight matrix, while the loss is above 5 % of its start (in a
+converged run small gradients are normal), `eps` dominates. Biases are left out: some (of keys, or before a batch norm)
+have gradients that are zero but for rounding.
 
 ## What cures it
 A smaller `eps` (`1e-12` to `1e-15` in float32).
@@ -57,7 +57,7 @@ def find(record: Record) -> list[Finding]:
     layers = matrices(record.by_layer("adam_eps_shrink"), record)
     curve = loss_curve(record)
 
-    def swallowed(series: Series) -> Mask:
+    def dominated(series: Series) -> Mask:
         small = np.asarray(series.values) < THRESHOLD
         if not len(curve.steps):
             return small
@@ -65,7 +65,7 @@ def find(record: Record) -> list[Finding]:
         start = align(Series(curve.steps, curve.start), series.steps)
         return small & ~(np.abs(level) <= UNFINISHED * np.abs(start))
 
-    hit = first_crossing(layers, swallowed, length=3)
+    hit = first_crossing(layers, dominated, length=3)
     if hit is None:
         return []
     where = tuple(sorted(hit.where, key=lambda name: value_at(layers[name], hit.step)))

@@ -5,7 +5,7 @@ The gradient grows on its way back through depth or time, or all at once in the 
 factors above 1, as in a recurrent network whose recurrent matrix is too large.
 
 ## Why it hurts
-One step along such a gradient throws the weights out of the region in which the gradient meant anything.
+One step along such a gradient moves the weights out of the region in which the gradient is valid.
 
 ## How it is detected
 In three ways.
@@ -15,10 +15,10 @@ In three ways.
 2. Over depth: the median gradient norm of the first third of the weight matrices is more than 1,000 times that of the
    last third, falling steadily (rank correlation below -0.7), in three consecutive samples.
 3. In the run: the norm is ten times its median over the last 25 samples and three times what it was at the start, a
-   loss spike or divergence begins within ten steps that is no mere hard batch (the loss stays up), and updates were
-   small before (below 2 %; otherwise the learning rate is to blame).
+   loss spike or divergence begins within ten steps that is more than one hard batch (the loss stays up), and updates
+   were small before (below 2 %; otherwise the learning rate is the cause).
 
-If gradients are clipped the first two are only worth knowing until the loss suffers.
+If gradients are clipped, the first two are reported as *info* until the loss is affected.
 
 ## What cures it
 Clip the norm of gradients; residual connections, normalisation, orthogonal initialisation of recurrent matrices.

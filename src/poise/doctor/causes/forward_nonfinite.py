@@ -6,14 +6,13 @@ number, a softmax whose row is masked completely, or an overflow.
 
 ## Why it hurts
 A NaN reaches every weight within one step and never leaves. The place where the loss turned NaN is rarely the place
-where the NaN was born.
+where the NaN was made.
 
 ## How it is detected
-A fact, not a statistic: the first module in execution order with finite inputs and an output that is not finite,
-named with operation and source line. It is an error where the loss or the gradients of that step were not finite (or
-the step never came to a loss), else only worth knowing: infinities that a later operation masks are legal. If the
-inputs were already huge (above 1e6), the module is probably the victim of an explosion elsewhere, and the probability
-says so.
+A fact, not a statistic: the first module in execution order with finite inputs and an output that is not finite, named
+with operation and source line. It is an error where the loss or the gradients of that step were not finite (or the step
+never came to a loss), else *info*: infinities that a later operation masks are legal. If the inputs were already huge
+(above 1e6), the cause is probably an explosion elsewhere, and the probability is lower.
 
 ## What cures it
 Guard the operation.
@@ -39,13 +38,13 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Event, Record, Series
 
 HUGE = 1e6
-INPUT = "the input batch"  # what the tap names where the inputs of the model were not finite
+INPUT = "the input batch"  # what the tap records where the inputs of the model were not finite
 
 
 def find(record: Record) -> list[Finding]:
     """Find the first module that made a NaN or infinity of finite inputs."""
     events = record.events("nonfinite_forward")
-    if not events or events[0].payload.get("op") == INPUT:  # then the batch is to blame
+    if not events or events[0].payload.get("op") == INPUT:  # then the batch is the cause
         return []
     first = events[0]
     low, high = _range(first)

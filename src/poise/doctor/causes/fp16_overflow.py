@@ -8,8 +8,8 @@ It becomes infinity, and the next subtraction makes NaN of it. With a gradient s
 scale is halved until nothing overflows, and gradients underflow instead.
 
 ## How it is detected
-With a gradient scaler: three skipped steps in a row after the first step that was not skipped (skips at the very
-start, where the scaler looks for its scale, are normal), or a scale below 1. Without: weights are float16, and an
+With a gradient scaler: three skipped steps in a row after the first step that was not skipped (skips at the very start,
+where the scaler still searches for its scale, are normal), or a scale below 1. Without: weights are float16, and an
 activation passes 30,000 in magnitude or a module makes infinities of inputs above 100.
 
 ## What cures it

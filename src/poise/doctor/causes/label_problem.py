@@ -8,13 +8,13 @@ There is nothing to learn, or what was learned is unlearned. No setting of the o
 
 ## How it is detected
 - More than 95 % of the targets are ignored in three consecutive samples.
-- Targets were renamed in the middle of the run: the accuracy (`label_agreement`) fell below half of its best (of at
+- Targets were permuted in the middle of the run: the accuracy (`label_agreement`) fell below half of its best (of at
   least 0.5), while predictions still determine the target (`label_purity` above 0.5 and at least 0.2 above the
   accuracy). Weights that broke would lose both.
 - Nothing to learn: for 100 steps and at least half of the run the loss has stayed within 3 % of the entropy of the
-  targets, which is the loss of guessing by frequency; accuracy is that of a guess, although updates are of healthy
-  size (between 3e-4 and 0.02) and the learning rate is steady, and no other cause accounts for it (dead units,
-  vanishing gradients, ...).
+  targets, which is the loss of a guess by frequency; accuracy is that of a guess, although updates are of healthy size
+  (between 3e-4 and 0.02) and the learning rate is steady, and no other cause accounts for it (dead units, vanishing
+  gradients, ...).
 
 ## What cures it
 Check that inputs and targets are shuffled together, that classes count from 0, and what `ignore_index` catches.
@@ -49,7 +49,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
 IGNORED, NEAR_ENTROPY, HEALTHY_UPDATE, LARGE_UPDATE = 0.95, 0.03, 3e-4, 0.02
-# A model guesses for these reasons too; then its targets are not to blame.
+# With these causes a model guesses too, and its targets are correct.
 BETTER_REASONS = (attention_logit_growth, dead_units, double_softmax, missing_zero_grad, vanishing_gradients)
 GAP = 0.2
 STEPS = 100
@@ -66,14 +66,14 @@ def _ignored(record: Record) -> Finding | None:
     index = first_run(np.asarray(series.values) > IGNORED, 3)
     if index is None:
         return None
-    onset, step, share = int(series.steps[index - 2]), int(series.steps[index]), float(series.values[index])
+    onset, step, fraction = int(series.steps[index - 2]), int(series.steps[index]), float(series.values[index])
     return CAUSE.finding(
-        "error" if share >= 1 else "warning",
+        "error" if fraction >= 1 else "warning",
         EXACT,
-        f"{number(100 * share)} % of the targets are ignored since step {onset}: next to nothing is left to learn.",
+        f"{number(100 * fraction)} % of the targets are ignored since step {onset}: hardly any are left to learn from.",
         onset=onset,
         detected=step,
-        evidence=[Evidence("label_ignored", share, IGNORED, None, step)],
+        evidence=[Evidence("label_ignored", fraction, IGNORED, None, step)],
     )
 
 
@@ -90,9 +90,9 @@ def _renamed(record: Record) -> Finding | None:
         return None
     high = np.flatnonzero(right[: index + 1] >= 0.8 * best[index])[-1]
     low, step = int(accuracy.steps[min(high + 1, index)]), int(accuracy.steps[index])
-    # Accuracy is seen now and then, the loss at every step: it tells when it happened.
-    told = [e.step for e in find_events(record) if accuracy.steps[high] < e.step <= low and e.detected_step <= step]
-    onset = min([low, *told])
+    # Accuracy is only sampled; the loss is known at every step and shows when it happened.
+    known = [e.step for e in find_events(record) if accuracy.steps[high] < e.step <= low and e.detected_step <= step]
+    onset = min([low, *known])
     event = following(find_events(record), onset)
     return CAUSE.finding(
         "error",
@@ -150,7 +150,7 @@ def _nothing_to_learn(record: Record) -> Finding | None:
 
 
 def _guesses(accuracy: Series, curve: LossCurve, floor: np.ndarray, run: np.ndarray) -> np.ndarray:
-    """Tell where accuracy, sampled at least twice since the loss became flat, is that of a guess."""
+    """Return where accuracy, sampled at least twice since the loss became flat, is that of a guess."""
     samples = np.searchsorted(accuracy.steps, curve.steps, side="right")
     since = np.searchsorted(accuracy.steps, curve.steps[np.arange(len(run)) - np.maximum(run, 1) + 1])
     return (samples - since >= 2) & (align(accuracy, curve.steps) <= 1.5 * np.exp(-floor) + 0.05)

@@ -9,12 +9,12 @@ Predictions do not change any more, the loss does. Logits grow until the softmax
 (`softmax_collapse`), confidences mean nothing, and features that would generalise are no longer learned.
 
 ## How it is detected
-`loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five close
-looks running, while the loss is below 1 % of where it began: by then hardly a sample can be wrong.
+`loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five
+consecutive samples, while the loss is below 1 % of where it began: then hardly a sample is classified wrongly.
 
 ## What cures it
-Take that direction out of the gradients (OrthoGrad), let weight decay work against it, or train on StableMax, whose
-loss gains far less by scaling. If all that was wanted is a fit: stop.
+Remove that direction from the gradients (OrthoGrad), use weight decay against it, or train on StableMax, whose loss
+gains far less by scaling. If the goal was only to fit the data: stop.
 
 ```python
 torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)  # bad for long runs on data that can be fitted
@@ -31,25 +31,25 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, number, run_before
+from poise.doctor.causes.reading import Mask, align, confidence, first_crossing, number, samples_up_to
 from poise.doctor.events import loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
 ALIGNED = 0.5
-LOOKS = 5
+SAMPLES = 5
 LOW = 0.01
 
 
 def find(record: Record) -> list[Finding]:
     """Find a fitted classifier whose last layer is only being scaled up."""
     layers = record.by_layer("loss_scaling_alignment")
-    hit = first_crossing(layers, lambda series: _scaling(record, series), LOOKS)
+    hit = first_crossing(layers, lambda series: _scaling(record, series), SAMPLES)
     if hit is None:
         return []
     name = hit.where[0]
     series = layers[name]
-    run = run_before(series, hit.step, LOOKS)
+    run = samples_up_to(series, hit.step, SAMPLES)
     cosine, onset = float(np.median(series.values[run])), int(series.steps[run][0])
     return [
         CAUSE.finding(

@@ -1,21 +1,21 @@
 """The learning rate is above what the curvature permits.
 
 ## What it is
-An optimizer is stable along a direction only while the curvature there stays below an edge that the learning rate
-sets: 2 / lr for gradient descent, more with momentum, and the same for Adam once the curvature is seen through its
-denominator. Here the largest curvature was *measured*, and it was above the edge when the loss broke down.
+An optimizer is stable along a direction only while the curvature there stays below an edge that the learning rate sets:
+2 / lr for gradient descent, more with momentum, and the same for Adam once the curvature is seen through its
+denominator. Here the largest curvature was *measured*, and it was above the edge when the loss spiked or diverged.
 
 ## Why it hurts
-Along the sharpest directions each step lands further from the valley than the last one. The swings grow, the loss
-diverges, units die. (On its own an edge that is crossed is no harm: many networks train at it, and move to flatter
-places by themselves.)
+Along the sharpest directions each step overshoots the minimum by more than the last one. The oscillation grows, the
+loss diverges, units die. (To cross the edge is not harmful by itself: many networks train at it, and move to flatter
+regions.)
 
 ## How it is detected
-`edge_ratio` is `sharpness / edge`. It was above 1.5 in two measurements running, between 20 steps before a divergence
-of the loss and 20 steps after it became known. A loss that is NaN from one step to the next, and was not above its
-start, did not swing, and is left to other causes. The sharpness is a lower bound, measured on the batch of the step, so
-that the ratio is never too high for want of Hessian products; a batch is sharper than all data together, hence 1.5 and
-not 1.
+`edge_ratio` is `sharpness / edge`. It was above 1.5 in two consecutive measurements, between 20 steps before a
+divergence of the loss and 20 steps after it became known. A loss that is NaN from one step to the next, and was not
+above its start, did not oscillate, and has another cause. The sharpness is a lower bound, measured on the batch of the
+step, so that too few Hessian products make the ratio too low, never too high. A batch is sharper than all data
+together, hence 1.5 and not 1.
 
 ## What cures it
 A learning rate below the edge; half of it leaves room for batches that are sharper than others. A longer warm-up, if
@@ -47,7 +47,7 @@ from poise.store import Record
 
 ABOVE = 1.5
 NEAR = 20  # steps before and after a divergence
-RUNNING = 2  # measurements
+CONSECUTIVE = 2  # measurements
 
 
 def find(record: Record) -> list[Finding]:
@@ -55,7 +55,7 @@ def find(record: Record) -> list[Finding]:
     known = [
         (max(step, event.detected_step), event, ratio, step)
         for event in find_events(record)
-        if event.kind == "divergence" and _swung(record, event)
+        if event.kind == "divergence" and _oscillated(record, event)
         for ratio, step in above_edge(record, event)
     ]
     if not known:
@@ -81,8 +81,8 @@ def find(record: Record) -> list[Finding]:
     ]
 
 
-def _swung(record: Record, event: LossEvent) -> bool:
-    """Whether the loss rose before it broke down: swings grow, but bad numbers come from one step to the next."""
+def _oscillated(record: Record, event: LossEvent) -> bool:
+    """Return whether the loss rose before it broke down: an oscillation grows, a NaN may come in one step."""
     if math.isfinite(event.value):
         return True
     curve = loss_curve(record)
@@ -95,8 +95,8 @@ def above_edge(record: Record, event: LossEvent) -> list[tuple[float, int]]:
     ratio = record["edge_ratio"]
     near = np.flatnonzero((ratio.steps >= event.step - NEAR) & (ratio.steps <= event.detected_step + NEAR))
     values = np.where(np.isfinite(ratio.values), ratio.values, 0.0)
-    for i in near[RUNNING - 1 :]:
-        sustained = float(values[i - RUNNING + 1 : i + 1].min())
+    for i in near[CONSECUTIVE - 1 :]:
+        sustained = float(values[i - CONSECUTIVE + 1 : i + 1].min())
         if sustained > ABOVE:
             return [(sustained, int(ratio.steps[i]))]
     return []

@@ -8,13 +8,13 @@ rate is above what the curvature of the loss permits.
 The loss rises instead of falling, oscillates, or runs off to infinity; units die; what was learned is lost.
 
 ## How it is detected
-From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise
-in health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
-update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice
-where the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of
-half the weights: it mostly has another cause. Or the loss has stalled within 10 % of its start while updates are
-above 5 %. Where no updates were recorded, gradients ten times larger than at the start stand in for them. More
-specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
+From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise in
+healthy runs, Adam's first updates are large in healthy runs). The loss diverges (see below), and around that time the
+relative update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 %
+suffice where the loss is ten times its start, or turned NaN after it had doubled. A NaN after a steady loss counts only
+with updates of half the weights: it mostly has another cause. Or the loss has stalled within 10 % of its start while
+updates are above 5 %. Where no updates were recorded, gradients ten times larger than at the start are used instead.
+More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
 away.
 
 A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.
@@ -71,7 +71,8 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     if threshold is None:
         return []
     updates = update_ratio(record)
-    # A stall may be the end of a net that its first steps killed; the update of a step whose loss is NaN is NaN itself.
+    # The first steps may have killed the units of a network that stalls; the update of a step whose loss is NaN is NaN
+    # itself.
     first = event.step - (SINCE if event.kind == "divergence" else 10 * SINCE)
     last = event.detected_step + SINCE if math.isfinite(event.value) else event.step - 1
     near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last))
@@ -84,7 +85,7 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
 
 
 def _sustained(values: np.ndarray) -> float:
-    # The middle of three or the smaller of two, so that one large update among small ones does not count.
+    # The median of three or the smaller of two, so that one large update among small ones does not count.
     return float(np.sort(values)[(len(values) - 1) // 2])
 
 
@@ -104,7 +105,7 @@ def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
 
 
 def _threshold(record: Record, event: LossEvent) -> float | None:
-    """Return how large updates must be to be to blame for an event; ``None`` if they cannot be."""
+    """Return how large updates must be to cause an event; ``None`` if they cannot be."""
     if event.kind == "spike":
         return None
     if event.kind == "stall":
@@ -113,7 +114,7 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
     at = int(np.searchsorted(curve.steps, event.step, side="right")) - 1
     start = float(curve.start[at]) if at >= 0 else math.inf
     if not math.isfinite(event.value):
-        # A NaN out of a calm loss has other causes, unless each update replaced half of the weights.
+        # A NaN after a steady loss has other causes, unless each update replaced half of the weights.
         return LARGE_UPDATE / 4 if event.level > start + abs(start) else 0.5
     return LARGE_UPDATE / 4 if event.value > start + 9 * abs(start) else LARGE_UPDATE
 

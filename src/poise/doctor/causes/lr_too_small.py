@@ -9,7 +9,7 @@ bad data.
 
 ## How it is detected
 After at least 60 steps the relative update `||Δθ|| / ||θ||` is below 5e-5 (median of the last five samples) and the
-loss is within 3 % of where it started, while gradients are there (norm above 1e-5) and the learning rate is neither
+loss is within 3 % of where it started, while gradients are not zero (norm above 1e-5) and the learning rate is neither
 being warmed up nor has been decayed below half of its peak.
 
 ## What cures it
@@ -41,7 +41,7 @@ STEPS = 60
 
 
 def find(record: Record) -> list[Finding]:
-    """Find weights that do not move although gradients are there."""
+    """Find weights that do not move although gradients are not zero."""
     updates, gradients = update_ratio(record), record["grad_norm"]
     curve = loss_curve(record)
     if len(curve.steps) <= STEPS:

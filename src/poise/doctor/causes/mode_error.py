@@ -10,9 +10,9 @@ training may diverge), and dropout does nothing. In training mode an evaluation 
 leaks into batch norm's statistics.
 
 ## How it is detected
-Facts: `eval_mode`, the share of batch norm and dropout modules in evaluation mode during a forward pass that is
-trained on, is 1 in two consecutive samples (error); a smaller share is only worth knowing, as batch norm is often
-frozen on purpose. A forward pass without gradients in training mode, followed by one with them, is a warning.
+Facts: `eval_mode`, the fraction of batch norm and dropout modules in evaluation mode during a forward pass that is
+trained on, is 1 in two consecutive samples (error); a smaller fraction is *info*, as batch norm is often frozen on
+purpose. A forward pass without gradients in training mode, followed by one with them, is a warning.
 
 ## What cures it
 ```python
@@ -44,16 +44,16 @@ def find(record: Record) -> list[Finding]:
 
 
 def _training_in_eval(record: Record) -> list[Finding]:
-    share = record["eval_mode"]
-    values = np.asarray(share.values)
+    fraction = record["eval_mode"]
+    values = np.asarray(fraction.values)
     whole, part = first_run(values > 0.999, 2), first_run((values > 0) & (values <= 0.999), 2)
-    # One finding each, so that what was said about a part stands when the whole follows later.
+    # One finding each, so that a finding about a part stays valid when the whole follows later.
     return [_finding(record, index, error) for index, error in ((whole, True), (part, False)) if index is not None]
 
 
 def _finding(record: Record, index: int, error: bool) -> Finding:
-    share = record["eval_mode"]
-    value, onset, detected = float(share.values[index]), int(share.steps[index - 1]), int(share.steps[index])
+    fraction = record["eval_mode"]
+    value, onset, detected = float(fraction.values[index]), int(fraction.steps[index - 1]), int(fraction.steps[index])
     how_many = "all" if error else f"{number(100 * value)} % of"
     return CAUSE.finding(
         "error" if error else "info",

@@ -6,18 +6,18 @@ never get shorter, and momentum, which still carries steps from before, makes th
 
 ## Why it hurts
 The direction turns by the learning rate over the norm (squared, for SGD): as the norm grows, these layers learn more
-and more slowly, whatever the schedule says. The network looks converged and is not; a rate that was tuned at the
-beginning is not the rate of the end.
+and more slowly, whatever the schedule says. The network seems converged and is not; a rate that was tuned at the
+beginning is not the rate at the end.
 
 ## How it is detected
-A weight is taken for scale-invariant where `radial_share`, `|cos(w, g)| sqrt(dim)`, is below 0.1 in three close looks
-running; only such weights have an `effective_lr`. It counts where it has fallen to a quarter of what it was, with a
-learning rate that has not (it still has more than half of its value then), in three looks running, and the loss is
-still above 20 % of its start. A fall that the schedule asked for is none.
+A weight counts as scale-invariant where `radial_alignment`, `|cos(w, g)| sqrt(dim)`, is below 0.1 in three consecutive
+samples; only such weights have an `effective_lr`. It counts where it has fallen to a quarter of what it was, with a
+learning rate that has not (it still has more than half of its value then), in three consecutive samples, and the loss
+is still above 20 % of its start. A fall that the schedule caused does not count.
 
 ## What cures it
-Steps without their radial part (AdamP, SGDP); weight decay, which takes from the norm what steps give to it and holds
-the effective rate; a larger learning rate.
+Steps without their radial part (AdamP, SGDP); weight decay, which takes from the norm what steps give to it and keeps
+the effective rate constant; a larger learning rate.
 
 ```python
 torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)  # bad in front of BatchNorm: norms only grow
@@ -44,7 +44,7 @@ from poise.doctor.causes.reading import (
     listing,
     number,
     own_baseline,
-    run_before,
+    samples_up_to,
     value_at,
 )
 from poise.doctor.events import loss_curve
@@ -53,21 +53,21 @@ from poise.store import Record, Series
 
 FALL = 4.0
 HELD = 0.5
-LOOKS = 3
+SAMPLES = 3
 UNFINISHED = 0.2
 
 
 def find(record: Record) -> list[Finding]:
     """Find scale-invariant weights that learn ever more slowly because they have grown."""
     layers = record.by_layer("effective_lr")
-    hit = first_crossing(layers, lambda series: _slowed(record, series), LOOKS)
+    hit = first_crossing(layers, lambda series: _slowed(record, series), SAMPLES)
     if hit is None:
         return []
     name = hit.where[0]
     series = layers[name]
     rate, early = value_at(series, hit.step), float(own_baseline(np.asarray(series.values))[-1])
     fall = early / rate if rate > 0 else np.inf
-    onset = int(series.steps[run_before(series, hit.step, LOOKS)][0])
+    onset = int(series.steps[samples_up_to(series, hit.step, SAMPLES)][0])
     return [
         CAUSE.finding(
             "warning",

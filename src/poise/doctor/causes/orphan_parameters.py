@@ -5,13 +5,13 @@ Trainable parameters that never change: they are in no optimizer, they were repl
 no gradient ever reaches them.
 
 ## Why it hurts
-Part of the model stays as it was initialised. The run looks healthy and ends worse than it should.
+Part of the model stays as it was initialised. The run seems healthy and ends worse than it should.
 
 ## How it is detected
 Facts: the parameters of the model are compared with those of all optimizers, and with those that received a gradient.
 Replaced or forgotten parameters are an error; where the forgotten ones are most of the model (a frozen backbone,
-probably on purpose), a warning. Parameters without a gradient are a warning if they are at least a tenth of the
-model, else only worth knowing: unused extras (a pooling head, a mask token) are common.
+probably on purpose), a warning. Parameters without a gradient are a warning if they are at least a tenth of the model,
+else *info*: unused extras (a pooling head, a mask token) are common.
 
 ## What cures it
 ```python
@@ -20,7 +20,7 @@ model.head = nn.Linear(64, 10)  # bad: the new head is in no optimizer
 model.head = nn.Linear(64, 10)
 optimizer = Adam(model.parameters())  # good
 for p in model.backbone.parameters():
-    p.requires_grad_(False)  # good: frozen on purpose, and says so
+    p.requires_grad_(False)  # good: frozen on purpose, explicitly
 ```
 
 ## References
@@ -56,24 +56,24 @@ def find(record: Record) -> list[Finding]:
 
 
 def _finding(record: Record, event: Event, kind: str, what: str, names: tuple[str, ...]) -> Finding:
-    share = _share(record, names)
+    fraction = _fraction(record, names)
     return CAUSE.finding(
-        _severity(kind, share),
+        _severity(kind, fraction),
         EXACT,
-        f"{len(names)} parameter tensor(s) ({listing(names)}; {number(100 * share)} % of the model) {what}.",
+        f"{len(names)} parameter tensor(s) ({listing(names)}; {number(100 * fraction)} % of the model) {what}.",
         where=names,
         detected=event.step,
-        evidence=[Evidence(f"{kind}_share", share, None, 0.0, event.step)],
+        evidence=[Evidence(f"{kind}_fraction", fraction, None, 0.0, event.step)],
     )
 
 
-def _severity(kind: str, share: float) -> Severity:
+def _severity(kind: str, fraction: float) -> Severity:
     if kind == "no_gradient":
-        return "warning" if share >= LARGE_PART else "info"
-    return "error" if kind == "replaced" or share <= MOST else "warning"
+        return "warning" if fraction >= LARGE_PART else "info"
+    return "error" if kind == "replaced" or fraction <= MOST else "warning"
 
 
-def _share(record: Record, names: tuple[str, ...]) -> float:
+def _fraction(record: Record, names: tuple[str, ...]) -> float:
     shapes = parameter_shapes(record)
     total = sum(math.prod(shape) for shape in shapes.values())
     return sum(math.prod(shapes[name]) for name in names if name in shapes) / total if total else 0.0

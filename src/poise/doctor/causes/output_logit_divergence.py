@@ -1,12 +1,12 @@
 """Output logits drift away from zero.
 
 ## What it is
-All output logits drift away from zero together, mostly to large negative values. Softmax does not see a shift that
-all logits share, so nothing in the loss holds them.
+All output logits drift away from zero together, mostly to large negative values. Softmax does not change when all
+logits are shifted by the same amount, so nothing in the loss keeps them near zero.
 
 ## Why it hurts
 In low precision the differences between logits, which do matter, are rounded away once the logits are large: the loss
-becomes noisy and diverges. In float32 it wastes range and hides until late.
+becomes noisy and diverges. In float32 it wastes range and is noticed late.
 
 ## How it is detected
 The shift common to all logits (the mean logit where it is positive, minus the log-sum-exp where that is negative)
@@ -18,8 +18,8 @@ and ten times its early value while the loss is no better than half of where it 
 z-loss, `1e-4 * logsumexp(logits)**2` added to the loss; weight decay on the output layer.
 
 ```python
-loss = F.cross_entropy(logits, y)  # bad: blind to a common shift
-loss = loss + 1e-4 * logits.logsumexp(-1).square().mean()  # good: holds log Z near 0
+loss = F.cross_entropy(logits, y)  # bad: does not depend on a common shift
+loss = loss + 1e-4 * logits.logsumexp(-1).square().mean()  # good: keeps log Z near 0
 ```
 
 ## References

@@ -1,7 +1,7 @@
-"""How causes read signals: causal baselines, alignment, first crossings, and how sure a margin makes us.
+"""How causes read signals: causal baselines, alignment, first crossings, and the confidence that a margin gives.
 
-Everything here looks only backwards: the entry for a step is computed from that step and those before it. Rules built
-from these parts are therefore causal in time by construction.
+Everything here depends on the past only: the entry for a step is computed from that step and those before it. Rules
+built from these parts are therefore causal in time by construction.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def confidence(value: float, threshold: float) -> float:
 
 
 def number(value: float) -> str:
-    """Return a number as a sentence has it: three significant digits."""
+    """Return a number for a sentence: three significant digits."""
     return written(value, digits=3)
 
 
@@ -210,7 +210,7 @@ def evidence_at(record: Record, signal: str, step: int, threshold: float | None 
     return [Evidence(signal, float(series.values[at]), threshold, None, int(series.steps[at]))]
 
 
-def run_before(series: Series, step: int, looks: int) -> slice:
-    """Return the places of the last ``looks`` values up to a step: the run that made something known."""
+def samples_up_to(series: Series, step: int, count: int) -> slice:
+    """Return the slice of the last ``count`` values up to ``step``."""
     last = int(np.searchsorted(series.steps, step))
-    return slice(max(last - looks + 1, 0), last + 1)
+    return slice(max(last - count + 1, 0), last + 1)

@@ -6,15 +6,15 @@ to nothing long before the run is over. Behind the second is often a scheduler m
 batch.
 
 ## Why it hurts
-Weights that are at rest at one learning rate are not at another that is several times larger: the loss spikes or
+Weights that are stable at one learning rate are not stable at one that is several times larger: the loss spikes or
 diverges. At a learning rate near zero the rest of the run is wasted.
 
 ## How it is detected
 From the learning rate before every step. Upwards: the jump counts only if a loss spike or divergence begins within 20
-steps after it, so that warm restarts that do no harm go unmentioned. Downwards: a fall to a thousandth within one
-step followed by 20 such steps, or as many steps below a thousandth of the peak as there were above it (at least 30),
-while the loss is still above 20 % of its start and no longer falls. The decays by ten of a step schedule, and
-schedules that end at zero, are no jumps.
+steps after it, so that harmless warm restarts are not reported. Downwards: a fall to a thousandth within one step
+followed by 20 such steps, or as many steps below a thousandth of the peak as there were above it (at least 30), while
+the loss is still above 20 % of its start and no longer falls. The decays by ten of a step schedule, and schedules that
+end at zero, are no jumps.
 
 ## What cures it
 Make the schedule continuous; call `scheduler.step()` where its unit says.
@@ -51,7 +51,7 @@ def find(record: Record) -> list[Finding]:
     lr = record["lr"]
     if len(lr.steps) < 2:
         return []
-    return _harmful_rise(record, lr) + _early_death(record, lr)
+    return _harmful_rise(record, lr) + _harmful_fall(record, lr)
 
 
 def _harmful_rise(record: Record, lr: Series) -> list[Finding]:
@@ -84,16 +84,16 @@ def _harmful_rise(record: Record, lr: Series) -> list[Finding]:
 
 
 def _warming_up(values: np.ndarray, i: int) -> bool:
-    # The first warm-up: so far the learning rate has only ever risen, and rose lately (or the run has just begun).
+    # The first warm-up: so far the learning rate has only risen, and rose recently (or the run has just begun).
     past = values[: i + 1]
     return bool(np.all(past[1:] >= past[:-1])) and (i < 3 or past[-1] > past[-4])
 
 
-def _early_death(record: Record, lr: Series) -> list[Finding]:
+def _harmful_fall(record: Record, lr: Series) -> list[Finding]:
     values = np.asarray(lr.values)
     peak = np.maximum.accumulate(values)
     dead = (values <= DEAD * peak) & (peak > 0)
-    since = np.zeros(len(values), dtype=int)  # index at which the present stretch of dead steps began
+    since = np.zeros(len(values), dtype=int)  # index at which the present stretch of steps near zero began
     for i in range(1, len(values)):
         since[i] = since[i - 1] if dead[i] and dead[i - 1] else i
     here = np.arange(len(values))

@@ -6,17 +6,17 @@ In `cross_entropy` the terms of the wrong classes are added to that of the leadi
 
 ## Why it hurts
 Where the leading class is the right one, the loss of that sample and its gradient are exactly zero. The network stops
-learning from it, however much there was left to learn (generalisation, for one: grokking never comes). Adam, whose
-denominator shrinks with the gradients, may be thrown off when a rare sample does have one.
+learning from it, however much there was left to learn (generalisation, for one: grokking never comes). Adam's
+denominator shrinks with the gradients, so a rare sample that does have one may cause a very large update.
 
 ## How it is detected
-`softmax_collapse` (share of rows whose sum of exponentials is exactly 1) and `zero_losses` (share of samples whose
-loss is exactly 0) are both at least one half in three close looks running. Labels that are ignored do not count.
+`softmax_collapse` (fraction of rows whose sum of exponentials is exactly 1) and `zero_losses` (fraction of samples
+whose loss is exactly 0) are both at least one half in three consecutive samples. Labels that are ignored do not count.
 
 ## What cures it
-Train on StableMax, which never absorbs; take the direction out of the gradients that only scales the logits
-(OrthoGrad); weight decay or a penalty on the logits; float64 for the loss only postpones it. And if the network is
-meant to fit its data and has: stop.
+Train on StableMax, in which no term is absorbed; remove from the gradients the direction that only scales the logits
+(OrthoGrad); weight decay or a penalty on the logits; float64 for the loss only postpones it. If the network only has to
+fit its data, and does: stop.
 
 ```python
 loss = F.cross_entropy(100 * logits, targets)  # bad: gaps of 17 come soon
@@ -37,30 +37,30 @@ from poise.doctor.causes.reading import align, confidence, evidence_at, first_ru
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-SHARE = 0.5
-LOOKS = 3
+FRACTION = 0.5
+SAMPLES = 3
 
 
 def find(record: Record) -> list[Finding]:
     """Find samples whose loss is zero because rounding absorbed the other classes."""
     collapsed = record["softmax_collapse"]
     zero = align(record["zero_losses"], collapsed.steps)
-    i = first_run((collapsed.values >= SHARE) & (zero >= SHARE), LOOKS)
+    i = first_run((collapsed.values >= FRACTION) & (zero >= FRACTION), SAMPLES)
     if i is None:
         return []
-    onset, detected = int(collapsed.steps[i - LOOKS + 1]), int(collapsed.steps[i])
-    share = float(np.median(zero[i - LOOKS + 1 : i + 1]))
+    onset, detected = int(collapsed.steps[i - SAMPLES + 1]), int(collapsed.steps[i])
+    fraction = float(np.median(zero[i - SAMPLES + 1 : i + 1]))
     return [
         CAUSE.finding(
             "warning",
-            confidence(share, SHARE),
-            f"Since step {onset} the loss of {number(100 * share)} % of the samples is exactly zero: the softmax has "
-            "absorbed the other classes, and nothing is learned from these samples.",
+            confidence(fraction, FRACTION),
+            f"Since step {onset} the loss of {number(100 * fraction)} % of the samples is exactly zero: the softmax "
+            "has absorbed the other classes, and nothing is learned from these samples.",
             onset=onset,
             detected=detected,
             evidence=[
-                Evidence("zero_losses", share, SHARE, None, detected),
-                Evidence("softmax_collapse", float(collapsed.values[i]), SHARE, None, detected),
+                Evidence("zero_losses", fraction, FRACTION, None, detected),
+                Evidence("softmax_collapse", float(collapsed.values[i]), FRACTION, None, detected),
                 *evidence_at(record, "grad_norm", detected),
             ],
         )

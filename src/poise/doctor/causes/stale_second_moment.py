@@ -5,20 +5,20 @@ Adam divides a gradient by the root of its running mean square. With a slow aver
 of date when gradients suddenly grow: the update then is many times larger than the learning rate intends.
 
 ## Why it hurts
-One such step throws weights far away. The loss spikes one to eight steps later and may never come back.
+One such step moves the weights far away. The loss spikes one to eight steps later and may stay high.
 
 ## How it is detected
 `adam_rms[p] = sqrt(mean(g² / max(v, eps²)))`, with `v` after this gradient, is about 1 in a healthy run (99 % stay
 below 1.9, none above 2.4) and at most `1/sqrt(1 - beta2)`. It is too large where at least two weight matrices exceed
 2.3 and the largest exceeds 4, and a loss spike or divergence follows within 10 steps. If the loss is high at the very
-step of the large gradient, that batch may merely be hard: then the loss must stay high after the update.
+step of the large gradient, the batch may only be a hard one: then the loss must stay high after the update.
 
 ## What cures it
 Clip the update by its RMS, use a faster second moment (`beta2 = 0.95`), or clip gradients per tensor.
 
 ```python
-torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.999))  # bad where gradients jump: remembers 1000 steps
-torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95))  # good: remembers 20
+torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.999))  # bad where gradients jump: averages over 1000 steps
+torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95))  # good: over 20
 ```
 
 ## References
@@ -44,13 +44,13 @@ SEASONED = 10
 
 
 def find(record: Record) -> list[Finding]:
-    """Find updates that outran Adam's second moment and broke the run."""
+    """Find updates that were too large for Adam's second moment and harmed the run."""
     layers = record.by_layer("adam_rms")
     steps, table = layer_table(layers)
     if not len(steps):
         return []
     values = np.where(np.isinf(table), 1e6, np.nan_to_num(table))
-    # Before, v is the mean of so few gradients that the ratio says little: it cannot exceed sqrt(step + 1).
+    # Before, v is the mean of too few gradients for the ratio to mean much: it cannot exceed sqrt(step + 1).
     seasoned = steps >= SEASONED
     too_large = seasoned & ((values > MANY).sum(axis=1) >= min(2, len(layers))) & (values.max(axis=1) > ONE)
     events = breakdowns(find_events(record))

@@ -5,15 +5,15 @@ Weights were loaded from a checkpoint but the optimizer started empty: momentum,
 earlier run are gone.
 
 ## Why it hurts
-Adam's first steps after an empty start have full size in every coordinate (each is divided by its own single
-gradient), at a learning rate meant for a well-informed optimizer. The loss jumps, sometimes for good; or the run
+Adam's first steps after an empty start have full size in every coordinate (each is divided by its own single gradient),
+at a learning rate meant for moments averaged over many steps. The loss jumps, sometimes permanently; or the run
 silently repeats its warm-up.
 
 ## How it is detected
 A model was loaded before the first step, the optimizer's state is empty at that step, no optimizer state was loaded,
 and the learning rate is not being warmed up again (less than 1.5 times higher three steps later). If the loaded
-checkpoint held an optimizer state, that is a bug for certain. If it did not, this is ordinary fine-tuning, and
-nothing is said unless the loss rises by half within 20 steps.
+checkpoint held an optimizer state, that is certainly a bug. If it did not, this is ordinary fine-tuning, and nothing is
+reported unless the loss rises by half within 20 steps.
 
 ## What cures it
 Load the optimizer's state too, or warm up again.
@@ -52,7 +52,7 @@ def find(record: Record) -> list[Finding]:
 
 
 def _run_step(first: Event) -> int:
-    # A second optimizer begins at its own step 0 when the run is further on; loads are told in the run's steps.
+    # A second optimizer begins at its own step 0 when the run is further on; loads are recorded in the run's steps.
     return int(first.payload.get("run_step", first.step))
 
 

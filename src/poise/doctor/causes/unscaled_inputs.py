@@ -9,10 +9,10 @@ The curvature of the loss grows with the square of the inputs, so a learning rat
 high; units saturate or die in the first steps. Inputs that are too small make the gradient of the first layer vanish.
 
 ## How it is detected
-`input_mean` beyond ±10, `input_std` above 10 or below 0.01 in three consecutive samples. By itself that is only worth
-knowing: a batch norm behind the input, or a careful learning rate, may cope. It is a warning if the loss spikes or
-stalls early (within 60 steps), if more than half of a layer's units die, or if the first loss is three times that of
-a uniform guess; an error if the loss diverges early.
+`input_mean` beyond ±10, `input_std` above 10 or below 0.01 in three consecutive samples. By itself that is *info*: a
+batch norm behind the input, or a small learning rate, may be enough. It is a warning if the loss spikes or stalls early
+(within 60 steps), if more than half of a layer's units die, or if the first loss is three times that of a uniform
+guess; an error if the loss diverges early.
 
 ## What cures it
 Standardise the inputs, with statistics of the training set.
@@ -43,7 +43,7 @@ EARLY = 60
 
 
 def find(record: Record) -> list[Finding]:
-    """Find inputs far from unit scale, and whether they have done harm."""
+    """Find inputs far from unit scale, and whether they did harm."""
     mean, std = record["input_mean"], record["input_std"]
     far = [i for s in (mean, std) if (i := first_run(np.abs(s.values) > FAR, 3)) is not None]
     small = first_run((np.asarray(std.values) < SMALL) & (np.asarray(std.values) > 0), 3)

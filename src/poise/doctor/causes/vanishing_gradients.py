@@ -1,8 +1,8 @@
 """Gradients vanish on their way back.
 
 ## What it is
-The gradient shrinks from layer to layer on its way back: the first layers get next to none. Saturated sigmoids,
-weights that are too small, or many layers without residual connections or normalisation.
+The gradient shrinks from layer to layer on its way back: the first layers get almost none. Saturated sigmoids, weights
+that are too small, or many layers without residual connections or normalisation.
 
 ## Why it hurts
 The first layers stay as they were initialised; what they destroy of the input, later layers cannot restore. The loss
@@ -19,7 +19,7 @@ Residual connections, normalisation, ReLU-like activations, an initialisation th
 
 ```python
 [nn.Linear(64, 64), nn.Sigmoid()] * 20  # bad: each layer keeps at most a quarter of the gradient
-x = x + block(norm(x))  # good: the gradient has a way past every block
+x = x + block(norm(x))  # good: the gradient has a path around every block
 ```
 
 ## References

@@ -1,19 +1,19 @@
 """The warm-up is too short.
 
 ## What it is
-The learning rate reached its full height before the curvature had come down. Early in training the curvature is high;
-while steps are small it falls, and the same learning rate is harmless later.
+The learning rate reached its full value before the curvature had fallen. Early in training the curvature is high; while
+steps are small it falls, and the same learning rate is harmless later.
 
 ## Why it hurts
-The first steps at the full rate throw the weights far away. The run may learn from there, but what was prepared at
-initialisation is lost, units may have died, and time is.
+The first steps at the full rate move the weights far away. The run may learn from there, but a careful initialisation
+is lost, units may have died, and time is lost.
 
 ## How it is detected
 The loss broke down early (within 50 steps, or twice the time that the learning rate took to rise), the measured
 `edge_ratio` (curvature over what is stable, see `lr_above_curvature`) was above 2 by then, and later it stayed below 1
-in three measurements running at no less than 90 % of that learning rate, while the loss fell below 90 % of where it
-started. So this learning rate is one at which the network trains, but not one to begin with. Until that is known, the
-finding is `lr_above_curvature` or `lr_too_high`, which this one then explains.
+in three consecutive measurements at no less than 90 % of that learning rate, while the loss fell below 90 % of where it
+started. So the network trains at this learning rate, but cannot start with it. Until that is known, the finding is
+`lr_above_curvature` or `lr_too_high`, which this one then explains.
 
 ## What cures it
 A warm-up that is about four times longer, or one where there was none.
@@ -40,12 +40,12 @@ from poise.store import Record, Series
 
 PEAK, CALM = 2.0, 1.0
 EARLY = 50
-RUNNING = 3  # measurements
+CONSECUTIVE = 3  # measurements
 SAME_RATE, LEARNED = 0.9, 0.9
 
 
 def find(record: Record) -> list[Finding]:
-    """Find an early divergence under a learning rate that the same run bears later."""
+    """Find an early divergence under a learning rate that is stable later in the same run."""
     ratio = record["edge_ratio"]
     known = [
         (calm, event, peak)
@@ -63,7 +63,7 @@ def find(record: Record) -> list[Finding]:
             "warning",
             confidence(peak, PEAK),
             f"At step {at} the curvature was {number(peak)} times what is stable at learning rate {number(lr)}, and "
-            f"{event.phrase}; by step {detected} it had come down and the same rate did no harm.",
+            f"{event.phrase}; by step {detected} it had fallen and the same rate did no harm.",
             onset=event.step,
             detected=detected,
             event=event.step,
@@ -98,7 +98,7 @@ def _calm_since(record: Record, ratio: Series, event: LossEvent) -> list[int]:
     steps = ratio.steps
     learned = align(Series(curve.steps, curve.level), steps) < LEARNED * align(Series(curve.steps, curve.start), steps)
     full = align(record["lr"], steps) >= SAME_RATE * value_at(record["lr"], event.step)
-    i = first_run((ratio.values < CALM) & (steps > event.detected_step) & learned & full, RUNNING)
+    i = first_run((ratio.values < CALM) & (steps > event.detected_step) & learned & full, CONSECUTIVE)
     return [] if i is None else [int(steps[i])]
 
 

@@ -1,4 +1,4 @@
-"""What looks at a sampled training step: each probe turns one kind of thing into signals."""
+"""What measures a sampled training step: each probe turns one kind of value into signals."""
 
 from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe

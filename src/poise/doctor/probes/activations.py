@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 _ELEMENTS = (
     1 << 14
-)  # of a larger output the first samples only; of a ReLU's more, for all of them say which units are dead
+)  # of a larger output the first samples only; of a ReLU's more, because all of them show which units are dead
 _UNIT_ELEMENTS = 1 << 18
 
 
 class ActivationProbe(Probe):
     """``act_rms[m]`` of every module that returns a tensor, ``act_absmax[m]`` where it is in half precision.
 
-    ``dead_units[m]``: share of a ReLU's units that are zero over the whole batch (channels of images, else the last
-    dimension). ``saturated[m]``: share of a Tanh's outputs beyond 0.97, or of a Sigmoid's outside [0.03, 0.97].
+    ``dead_units[m]``: fraction of a ReLU's units that are zero over the whole batch (channels of images, else the last
+    dimension). ``saturated[m]``: fraction of a Tanh's outputs beyond 0.97, or of a Sigmoid's outside [0.03, 0.97].
     """
 
     def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

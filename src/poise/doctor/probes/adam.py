@@ -1,4 +1,4 @@
-"""The second moment that Adam and its kin divide by."""
+"""The second moment by which Adam and similar optimizers divide."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _Moments:
 class AdamProbe(Probe):
     """Three ways in which the second moment v can mislead, per parameter, with v after this step's gradient.
 
-    ``adam_rms[p]`` = sqrt(mean(g^2 / max(v, eps^2))): how far the gradient is from what v believes; over matrices only,
-    since the rows of an embedding that a batch does not touch say nothing. ``adam_eps_shrink[p]`` = mean of
-    sqrt(v) / (sqrt(v) + eps) where g != 0: 1 when eps does not matter. ``adam_bimodality[p]`` = share of coordinates
-    with |m / sqrt(v)| > 0.8: near 1 when gradients repeat themselves.
+    ``adam_rms[p]`` = sqrt(mean(g^2 / max(v, eps^2))): how large the gradient is compared with v; over matrices only,
+    since the rows of an embedding that a batch does not use have no gradient. ``adam_eps_shrink[p]`` = mean of sqrt(v)
+    / (sqrt(v) + eps) where g != 0: 1 when eps does not matter. ``adam_bimodality[p]`` = fraction of coordinates with |m
+    / sqrt(v)| > 0.8: near 1 when gradients repeat themselves.
 
     References:
         Wortsman et al., Stable and low-precision training for large-scale vision-language models, 2023 (RMS).
@@ -103,7 +103,7 @@ def _moments(timeline: Timeline) -> Iterator[_Moments]:
 def _of_parameter(name: str, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> _Moments | None:
     second = state.get("exp_avg_sq", state.get("square_avg"))
     if not isinstance(second, Tensor) or second.shape != parameter.shape:
-        return None  # Adafactor and its kin keep it factored
+        return None  # Adafactor and similar optimizers keep it factored
     first = state.get("exp_avg")
     first = first if isinstance(first, Tensor) and first.shape == parameter.shape else None
     corrections: tuple[Any, Any] = (1.0, 1.0)

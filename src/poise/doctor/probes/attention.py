@@ -1,4 +1,4 @@
-"""Attention: how large its logits are, and how much it still spreads."""
+"""Attention: how large its logits are, and how widely it is spread."""
 
 from __future__ import annotations
 

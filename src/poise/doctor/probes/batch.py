@@ -19,8 +19,8 @@ class BatchProbe(Probe):
     """A fingerprint of the first tensor that a root module is called with.
 
     ``batch_size``: its first dimension. Of numbers: ``input_mean``, ``input_std``, ``input_absmax`` and
-    ``input_nonfinite`` (a count). Of token ids:
-    ``token_entropy`` in nats, and ``token_repeats``, the share of tokens equal to the one before.
+    ``input_nonfinite`` (a count). Of token ids: ``token_entropy`` in nats, and ``token_repeats``, the fraction of
+    tokens equal to the one before.
     """
 
     def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -48,6 +48,6 @@ class BatchProbe(Probe):
         tokens = batch.reshape(-1)[:_ELEMENTS]
         _, counts = torch.unique(tokens, return_counts=True) if tokens.device.type == "cpu" else (None, None)
         if counts is not None:  # on a device the number of distinct tokens would have to be waited for
-            shares = counts / counts.sum()
-            sink.observe("token_entropy", -(shares * shares.log()).sum())
+            fractions = counts / counts.sum()
+            sink.observe("token_entropy", -(fractions * fractions.log()).sum())
         sink.observe("token_repeats", (batch[..., 1:] == batch[..., :-1]).float().mean())

@@ -1,4 +1,4 @@
-"""The optimizer and the model behind it, as facts."""
+"""The optimizer and its model, as recorded facts."""
 
 from __future__ import annotations
 

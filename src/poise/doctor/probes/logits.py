@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 
 _ROWS = 256
 _CLASSES = 256  # beyond that the table of predictions against labels is not kept
-_MEMORY = 0.8  # share of the table that a further sampled step keeps
+_MEMORY = 0.8  # fraction of the table that a further sampled step keeps
 
 
 class LogitProbe(Probe):
-    """Scale of the output logits, and whether labels still mean what they meant.
+    """Scale of the output logits, and whether labels keep their meaning.
 
     ``logit_lse`` (mean log-sum-exp), ``logit_mean``, ``logit_max`` (largest absolute value);
     ``logits_are_probabilities``: 1 if every row lies in [0, 1] and sums to 1. ``label_entropy`` of the batch in nats,
-    ``label_ignored`` (share), ``classes``; from a decaying table of predictions against labels ``label_agreement``
+    ``label_ignored`` (fraction), ``classes``; from a decaying table of predictions against labels ``label_agreement``
     (accuracy) and ``label_purity`` (how well a prediction determines the label, whichever it is): labels that were
     permuted halfway keep their purity and lose their agreement.
 
-    ``softmax_collapse``: share of rows whose ``sum(exp(z - max(z)))`` is exactly 1 in the precision of the softmax, so
-    that all classes but one were absorbed; ``zero_losses``: share of rows (those not ignored) whose loss is exactly 0.
+    ``softmax_collapse``: fraction of rows whose ``sum(exp(z - max(z)))`` is exactly 1 in the precision of the softmax,
+    so that all classes but one were absorbed; ``zero_losses``: fraction of rows (those not ignored) whose loss is
+    exactly 0.
     """
 
     def __init__(self) -> None:
@@ -86,13 +87,13 @@ class LogitProbe(Probe):
 def entropy(counts: Float[Tensor, " cls"]) -> Float[Tensor, ""]:
     """Estimate the entropy, in nats, of what ``counts`` were drawn from.
 
-    The entropy of the shares themselves is too low by about (K - 1) / 2n, for n draws that met K classes; it cannot
-    exceed the logarithm of the number of classes.
+    The entropy of the fractions themselves is too low by about (K - 1) / 2n, for n draws with K different classes; it
+    cannot exceed the logarithm of the number of classes.
 
     References:
         Miller, Note on the bias of information estimates, 1955.
     """
     draws = counts.sum().clamp_min(1)
-    shares = counts / draws
+    fractions = counts / draws
     correction = ((counts > 0).sum() - 1).clamp_min(0) / (2 * draws)
-    return (correction - torch.xlogy(shares, shares).sum()).clamp_max(math.log(len(counts)))
+    return (correction - torch.xlogy(fractions, fractions).sum()).clamp_max(math.log(len(counts)))

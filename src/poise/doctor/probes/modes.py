@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ModeProbe(Probe):
-    """``eval_mode``: share of the BatchNorm and Dropout modules that ran a training forward in eval mode."""
+    """``eval_mode``: fraction of the BatchNorm and Dropout modules that ran a training forward in eval mode."""
 
     def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note the mode of a module whose behaviour depends on it."""
@@ -24,7 +24,7 @@ class ModeProbe(Probe):
             sink.interval.modes.append(not module.training)
 
     def after_step(self, sink: Sink, timeline: Timeline) -> None:
-        """Record the share."""
+        """Record the fraction."""
         modes = sink.interval.modes
         if modes:
             sink.emit(timeline, "eval_mode", None, [sum(modes) / len(modes)])

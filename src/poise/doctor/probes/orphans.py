@@ -1,4 +1,4 @@
-"""Parameters that nobody trains."""
+"""Parameters that are not trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
-_PATIENCE = 10  # steps after which a parameter without a gradient is believed to stay without
+_PATIENCE = 10  # steps after which a parameter without a gradient is taken not to get one
 
 
 class OrphanProbe(Probe):
@@ -22,7 +22,7 @@ class OrphanProbe(Probe):
         self._told: set[str] = set()
 
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
-        """Note which parameters get a gradient, and tell once."""
+        """Note which parameters get a gradient, and record the others once."""
         seen = self._seen.setdefault(timeline.prefix, set())
         seen.update(timeline.with_gradient)
         seen.update(i for i, p in enumerate(timeline.parameters) if p.grad is not None)
@@ -44,7 +44,7 @@ class OrphanProbe(Probe):
 
 
 def _replaced(sink: Sink, timeline: Timeline, lost: list[int]) -> list[str]:
-    """Name tensors of no live module by what stands in their place in the model, and tell their shape."""
+    """Name tensors of no live module by what is in their place in the model, with their shapes."""
     named = sink.names.parameters
     held = [named.get(id(p), "") for p in timeline.parameters]
     live = [named[id(p)] for root in sink.names.roots for p in root.parameters()]

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class Probe:
-    """Turns what the tap sees on a sampled step into signals; every hook does nothing unless overridden.
+    """Turns what the tap observes on a sampled step into signals; every hook does nothing unless overridden.
 
     A probe hands numbers to ``sink.observe(signal, value, module)`` before the optimizer step is known, and to
     ``sink.emit(timeline, signal, layers, values)`` afterwards. Values may be tensors of one element on any device: a
-    probe never asks a device for a number.
+    probe never waits for a device.
     """
 
     def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Measure the output of ``module``."""
 
     def rectified(self, sink: Sink, module: nn.Module | None, output: Tensor, site: str) -> None:
-        """Measure the output of a ReLU in ``module``; ``site`` tells several within one module apart."""
+        """Measure the output of a ReLU in ``module``; ``site`` distinguishes several within one module."""
 
     def attention(self, sink: Sink, module: nn.Module | None, logits: Tensor, visible: Tensor | None) -> None:
         """Measure attention logits of one sample, ``"heads query key"``; ``visible``: which keys may be seen."""

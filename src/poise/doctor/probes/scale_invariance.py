@@ -1,4 +1,4 @@
-"""Weights against their gradients: who only matters by direction, and who is merely being scaled up."""
+"""Weights and their gradients: which weights matter only by direction, and which are only being scaled up."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 _DELTA = 0.1  # as in AdamP, for |cos| sqrt(n)
 _HALF = (torch.float16, torch.bfloat16)
-_LOOKS = 3  # in a row, before a weight is believed to be scale-invariant
-_ELEMENTS = 1 << 22  # of all weights that are looked at: an inner product needs every coordinate
+_SAMPLES = 3  # in a row, before a weight counts as scale-invariant
+_ELEMENTS = 1 << 22  # of all weights that are measured: an inner product needs every coordinate
 
 
 class ScaleInvarianceProbe(Probe):
     r"""Cosines of weight matrices and their gradients, which nothing but the scale of the weights decides.
 
-    ``radial_share[p]`` = :math:`|\cos(w, g)| \sqrt{\dim w}`: about 1 for directions at random, next to 0 for a weight
-    that a normalisation follows. ``effective_lr[p]``, only of weights whose share was below 0.1 at three looks in a
-    row (and that a CPU holds): :math:`\eta / \lVert w\rVert^2` (SGD) or :math:`\eta / \lVert w\rVert` (Adam).
-    ``loss_scaling_alignment[p]`` = :math:`\cos(w, -g)` of the last matrix that the forward pass uses: near 1 where the
-    loss falls by scaling the weights up.
+    ``radial_alignment[p]`` = :math:`|\cos(w, g)| \sqrt{\dim w}`: about 1 for directions at random, next to 0 for a
+    weight that a normalisation follows. ``effective_lr[p]``, only of weights whose alignment was below 0.1 in three
+    samples in a row (and that are on the CPU): :math:`\eta / \lVert w\rVert^2` (SGD) or :math:`\eta / \lVert w\rVert`
+    (Adam). ``loss_scaling_alignment[p]`` = :math:`\cos(w, -g)` of the last matrix that the forward pass uses: near 1
+    where the loss falls by scaling the weights up.
 
     References:
         Heo et al., AdamP: slowing down the slowdown for momentum optimizers on scale-invariant weights, 2021.
@@ -50,22 +50,22 @@ class ScaleInvarianceProbe(Probe):
         weights = [timeline.parameters[i].detach() for i in chosen]
         gradients = [g for i in chosen if (g := timeline.parameters[i].grad) is not None]
         cosines = _cosines(weights, gradients)
-        shares = cosines.abs() * torch.tensor([math.sqrt(w.numel()) for w in weights], device=cosines.device)
-        sink.emit(timeline, "radial_share", [timeline.names[i] for i in chosen], shares)
-        self._emit_rates(sink, timeline, chosen, shares)
+        alignments = cosines.abs() * torch.tensor([math.sqrt(w.numel()) for w in weights], device=cosines.device)
+        sink.emit(timeline, "radial_alignment", [timeline.names[i] for i in chosen], alignments)
+        self._emit_rates(sink, timeline, chosen, alignments)
         head = _head(sink, timeline, chosen)
         sink.emit(timeline, "loss_scaling_alignment", [timeline.names[chosen[i]] for i in head], -cosines[head])
 
-    def _emit_rates(self, sink: Sink, timeline: Timeline, chosen: list[int], shares: Tensor) -> None:
-        if not shares.is_cpu:
-            return  # the device would have to be asked
+    def _emit_rates(self, sink: Sink, timeline: Timeline, chosen: list[int], alignments: Tensor) -> None:
+        if not alignments.is_cpu:
+            return  # a device would have to be waited for
         rule = "adam" if is_adaptive(timeline) else "sgd"
         rates = _learning_rates(timeline)
         names, values = [], []
-        for i, share in zip(chosen, shares.tolist(), strict=True):
+        for i, alignment in zip(chosen, alignments.tolist(), strict=True):
             key = id(timeline.parameters[i])
-            self._tangential[key] = self._tangential.get(key, 0) + 1 if share < _DELTA else 0
-            if self._tangential[key] >= _LOOKS:
+            self._tangential[key] = self._tangential.get(key, 0) + 1 if alignment < _DELTA else 0
+            if self._tangential[key] >= _SAMPLES:
                 names.append(timeline.names[i])
                 values.append(effective_lr(timeline.parameters[i].detach(), rates[i], rule))  # type: ignore[arg-type]
         sink.emit(timeline, "effective_lr", names, values)
@@ -88,7 +88,7 @@ def _matrices(timeline: Timeline) -> list[int]:
 
 
 def _cosines(weights: list[Tensor], gradients: list[Tensor]) -> Float[Tensor, " matrix"]:
-    """Return all cosines at once; NaN for a gradient of zero, which has no direction and says nothing of its weight."""
+    """Return all cosines at once; NaN for a gradient of zero, which has no direction."""
     ws, gs = ([t.float() if t.dtype in _HALF else t for t in tensors] for tensors in (weights, gradients))
     products = [torch.dot(w.ravel(), g.ravel()) for w, g in zip(ws, gs, strict=True)]
     columns = [*products, *torch._foreach_norm(ws), *torch._foreach_norm(gs)]

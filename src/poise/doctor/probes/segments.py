@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poise.doctor.shards import local_shard
 
-_ELEMENTS = 1 << 11  # per tensor: of a larger one, so many of its coordinates tell enough
+_ELEMENTS = 1 << 11  # per tensor: of a larger one, this many of its coordinates suffice
 
 
 class Segments:
@@ -79,5 +79,5 @@ def _every(stride: int, tensor: Tensor) -> Float[Tensor, " element"]:
 
 
 def _stride(numel: int) -> int:
-    # Odd: prime to widths that are powers of two, so that it meets every column.
+    # Odd: prime to widths that are powers of two, so that it reaches every column.
     return -(-numel // _ELEMENTS) | 1 if numel > _ELEMENTS else 1

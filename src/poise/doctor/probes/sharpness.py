@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
-_SHARE = 0.3  # of what the watch may spend
+_FRACTION = 0.3  # of what the watch may spend
 _SPREAD, _WIDEST = 1.25, 50  # steps between measurements grow by this factor, up to so many
 _FIRST = 3.0  # steps that the first measurement is expected to take
 
@@ -26,14 +26,16 @@ _FIRST = 3.0  # steps that the first measurement is expected to take
 class SharpnessProbe(Probe):
     """``sharpness`` of the sampled batch, the optimizer's ``edge``, and ``edge_ratio``, the first over the second.
 
-    The sharpness is the largest eigenvalue of the Hessian of the very loss that is about to be differentiated, dropout
-    and all; for adaptive optimizers that of the preconditioned Hessian. It is found on the graph that the script has
-    just built, by one to three Hessian products, and is a lower bound. The edge is that of :func:`poise.dynamics.edge`
-    at the learning rate of the step, raised where the script clips the gradients of the step. Above 1 the ratio says
-    that a quadratic of this curvature would be left in growing swings.
+    The sharpness is the largest eigenvalue of the Hessian of the very loss that is about to be differentiated, with its
+    dropout masks; for adaptive optimizers that of the preconditioned Hessian. It is found on the graph that the script
+    has just built, by one to three Hessian products, and is a lower bound. The edge is that of
+    :func:`poise.dynamics.edge` at the learning rate of the step, raised where the script clips the gradients of the
+    step. If the ratio is above 1, the optimizer would oscillate with growing amplitude on a quadratic of this
+    curvature.
 
-    It takes its turn when the budget allows it, ever more rarely, and leaves the watch for good, with an event
-    ``sharpness_off`` that says why, where the loss cannot be differentiated twice or a hook of the script would notice.
+    It measures when the budget allows it, at growing intervals. It is switched off for the rest of the run, with an
+    event ``sharpness_off`` that gives the reason, where the loss cannot be differentiated twice or a hook of the script
+    would be called once more.
 
     References:
         Cohen et al., Gradient descent on neural networks typically occurs at the edge of stability, 2021.
@@ -41,7 +43,7 @@ class SharpnessProbe(Probe):
     """
 
     def __init__(self) -> None:
-        # Here and not above: who only imports the doctor need not wait for the curvature.
+        # Imported here, so that importing the doctor does not load the curvature.
         from poise.doctor.live_curvature import LiveCurvature
 
         self._curvature = LiveCurvature()
@@ -57,28 +59,28 @@ class SharpnessProbe(Probe):
         if self._off or sink.interval.backwards > 1 or timeline is None:
             return
         early = timeline.step < self._next and not backward.alarmed
-        if early or not timeline.step or not _is_loss(root) or not self._affords(backward.budget, timeline):
+        if early or not timeline.step or not _is_loss(root) or not self._is_affordable(backward.budget, timeline):
             return
         reason = backward.obstacle()
         if reason:
-            self._leave(sink, timeline, reason)
+            self._switch_off(sink, timeline, reason)
             return
         start = now()
         try:
             self._measure(sink, timeline, root)
         except ValueError:
-            pass  # numbers that are not finite, an optimizer without a state, a loss of others: the next step may do
+            pass  # not finite, an optimizer without a state, the loss of another optimizer: a later step may work
         except Exception as error:
-            self._leave(sink, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
+            self._switch_off(sink, timeline, f"{type(error).__name__}: {error}".partition("\n")[0])
         seconds = (now() - start).busy
         self._seconds = 0.5 * (self._seconds + seconds) if self._seconds else seconds
         self._spent += seconds
         backward.leave_out(seconds)
         self._next = min(math.ceil(_SPREAD * timeline.step + 1), timeline.step + _WIDEST)
 
-    def _affords(self, budget: Budget, timeline: Timeline) -> bool:
+    def _is_affordable(self, budget: Budget, timeline: Timeline) -> bool:
         cost = self._seconds or _FIRST * timeline.step_seconds
-        return self._spent + cost <= _SHARE * budget.granted and budget.allows(cost)
+        return self._spent + cost <= _FRACTION * budget.granted and budget.allows(cost)
 
     def _measure(self, sink: Sink, timeline: Timeline, root: Tensor) -> None:
         parameters = [p for p in timeline.parameters if p.requires_grad]
@@ -95,7 +97,9 @@ class SharpnessProbe(Probe):
         if self._measured is None:
             return
         (sharpness, edge, lr), self._measured = self._measured, None
-        sharpness *= sink.interval.backwards  # a part of the loss was seen: the optimizer gets the sum of all
+        sharpness *= (
+            sink.interval.backwards
+        )  # only one of several losses was seen: the optimizer gets the gradient of their sum
         edge *= lr / max(float(timeline.lr), 1e-30)
         if sink.interval.clip is not None:
             norm, limit = sink.interval.clip
@@ -104,7 +108,7 @@ class SharpnessProbe(Probe):
         sink.emit(timeline, "edge", None, [edge])
         sink.emit(timeline, "edge_ratio", None, [sharpness / edge])
 
-    def _leave(self, sink: Sink, timeline: Timeline, reason: str) -> None:
+    def _switch_off(self, sink: Sink, timeline: Timeline, reason: str) -> None:
         self._off = True
         sink.event(timeline.step, "sharpness_off", {"reason": reason})
 

@@ -19,7 +19,7 @@ class UpdateProbe(Probe):
     """Size of the updates, from the actual difference of the parameters, decay and remedies included.
 
     ``param_norm[p]``, ``update_ratio[p]`` = ||difference|| / ||before||, ``update_ratio`` over all, and for parameters
-    in half precision ``update_lost[p]``: the share of coordinates with a gradient whose value did not change.
+    in half precision ``update_lost[p]``: the fraction of coordinates with a gradient whose value did not change.
     """
 
     def __init__(self) -> None:

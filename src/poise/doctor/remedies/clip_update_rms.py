@@ -72,8 +72,8 @@ class ClipUpdateRMS(Remedy):
             if p.grad.is_sparse or "exp_avg_sq" not in state or "step" not in state:
                 continue
             clipped += 1
-            share = (self.value / _update_rms(p.grad, before, state, group)).clamp(max=1.0)
-            p.copy_(torch.lerp(before, p, share.to(p.dtype)))  # exactly p where the share is 1
+            factor = (self.value / _update_rms(p.grad, before, state, group)).clamp(max=1.0)
+            p.copy_(torch.lerp(before, p, factor.to(p.dtype)))  # exactly p where the factor is 1
         if stepped and not clipped:
             self.note(f"{type(optimizer).__name__} keeps no second moment (exp_avg_sq), so no update was clipped")
 
@@ -93,7 +93,7 @@ def _update_rms(grad: Tensor, before: Tensor, state: dict[str, Any], group: dict
 
 
 def _floor(eps: float, dtype: torch.dtype) -> float:
-    # With eps = 0 an unused coordinate would be 0 / 0; its share of the mean is 0.
+    # With eps = 0 an unused coordinate would be 0 / 0; its term of the mean is 0.
     return max(float(eps) ** 2, torch.finfo(dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-r"""Train on from a moving average of the weights.
+r"""Continue training from a moving average of the weights.
 
 ## What it does
 After each step an average of the parameters moves on, :math:`\bar\theta \leftarrow d \bar\theta + (1 - d) \theta`, and
@@ -8,7 +8,7 @@ at the end of every :math:`1 / (1 - d)` steps, its memory, the parameters take i
 ## When it helps
 When steps are too long for the noise in them: weights that swing around a minimum have their middle in it. The average
 lowers the loss as a smaller learning rate would and lies in a flatter place, while the steps between two switches stay
-as long as they were. It also undoes most of what one bad step did.
+as long as they were. It also undoes most of the effect of one bad step.
 
 ## What it costs
 A second copy of the parameters, and progress: while the loss still falls fast the average lags behind by
@@ -59,7 +59,7 @@ class EMA(Remedy):
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, loss: Tensor | None) -> None:
-        """Begin with the weights as they are, anew where the optimizer was given others."""
+        """Start from the current weights, and again where the optimizer was given others."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         average = self._averages.get(optimizer)
         if average is None or list(map(id, average.parameters)) != list(map(id, parameters)):

@@ -32,8 +32,8 @@ class _Change:
 class GroupValues:
     """Changes one entry of every parameter group for one step and puts back exactly what the script had.
 
-    The script, its schedulers and its checkpoints therefore never see the change: schedulers may multiply the entry
-    or overwrite it as they like.
+    The script, its schedulers and its checkpoints therefore never read the changed value: schedulers may multiply the
+    entry or overwrite it as they like.
 
     Args:
         key: name of the entry, for example ``"lr"``.

@@ -10,7 +10,7 @@ entries that are masked already (minus infinity, or below -5000, such as -1e4 or
 Against ``attention_logit_growth``: queries and keys grow together, the softmax saturates to one-hot, its gradient
 vanishes, and the loss breaks. A bounded logit cannot saturate the softmax completely, and :math:`\tanh` keeps its
 gradient alive near the bound. It can be applied to a model that exists already; for a new one, normalising queries and
-keys (qk-norm) is the more thorough cure.
+keys (qk-norm) is the better remedy.
 
 ## What it costs
 Fused attention kernels are bypassed: memory and time grow with the square of the sequence length. Logits near or above
@@ -108,7 +108,7 @@ def soft_capped_attention(
     elif attn_mask is not None:
         logits = logits + attn_mask
     nothing_visible = (logits == -math.inf).all(-1, keepdim=True)
-    # `torch.special.softmax`, because `torch.softmax` is watched, and this is not the script's own softmax.
+    # `torch.special.softmax`, because `torch.softmax` is hooked, and this is not the script's own softmax.
     weights = torch.special.softmax(logits.masked_fill(nothing_visible, 0.0), dim=-1)
     weights = weights.masked_fill(nothing_visible, 0.0).to(value.dtype)
     return torch.dropout(weights, dropout_p, True) @ value

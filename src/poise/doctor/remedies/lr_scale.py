@@ -12,8 +12,8 @@ It is also the first thing to try against growing attention logits and against d
 ``lr_too_small``.
 
 ## What it costs
-Progress: each step goes ``VALUE`` times as far. The trial compares losses at equal steps, so that a remedy which only
-slows the run down is charged for it.
+Progress: each step goes ``VALUE`` times as far. The trial compares losses at equal steps, so that a remedy that only
+slows the run down has a higher loss.
 
 ## Making it permanent
 Lower the learning rate where the optimizer is made, before its scheduler is made.

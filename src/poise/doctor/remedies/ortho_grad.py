@@ -1,10 +1,10 @@
 r"""Remove the part of gradients that scales the weights.
 
 ## What it does
-Before each step, per parameter tensor, the part of the gradient along the weights is removed,
-:math:`g_\perp = g - s \frac{\langle w, g\rangle}{\lVert w\rVert^2} w`, and what is left gets the norm that the gradient
-had. ``VALUE`` is :math:`s`, the share that is removed: 1 by default, all of it. A gradient that points along its weight
-up to rounding becomes zero; tensors of one number are left alone.
+Before each step, per parameter tensor, the part of the gradient along the weights is removed, :math:`g_\perp = g - s
+\frac{\langle w, g\rangle}{\lVert w\rVert^2} w`, and what is left gets the norm that the gradient had. ``VALUE`` is
+:math:`s`, the fraction that is removed: 1 by default, all of it. A gradient that points along its weight up to rounding
+becomes zero; tensors of one number are left alone.
 
 ## When it helps
 Against ``loss_scaling`` and the ``softmax_collapse`` that it ends in: once a classifier fits its data, scaling all
@@ -32,14 +32,14 @@ from torch.optim import Optimizer
 from poise.doctor.remedies.remedy import Remedy, Values
 from poise.optim.geometry import radial
 
-_NOISE = 4.0  # rounding errors: what is left below that is no direction
+_NOISE = 4.0  # rounding errors: what is left below that has no direction
 
 
 class OrthoGrad(Remedy):
-    """Remove the share ``value`` of each gradient's part along its weights, and keep the gradient's norm.
+    """Remove the fraction ``value`` of each gradient's part along its weights, and keep the gradient's norm.
 
     Args:
-        value: share in (0, 1]. Default 1.
+        value: fraction in (0, 1]. Default 1.
     """
 
     name = "ortho_grad"

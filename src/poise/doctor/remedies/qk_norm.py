@@ -12,9 +12,9 @@ and a normalised one does not depend on their size at all. ``poise preflight --r
 rates are stable with it.
 
 ## What it costs
-A pass over queries and keys. A model that was trained without it changes at once: put on in the middle of a run, it is
-a jump, and ``logit_soft_cap`` the gentler choice. Attention whose softmax is written by hand is not reached: if a
-script has no other, the remedy fails and the run says so. The watch goes on to record logits as the script computes
+A pass over queries and keys. A model that was trained without it changes at once: applied in the middle of a run, it is
+a jump, and ``logit_soft_cap`` changes the model less. Attention whose softmax is written by hand is not reached: if a
+script has no other, the remedy fails and the report says so. The watch goes on to record logits as the script computes
 them, before the norm.
 
 ## Making it permanent
@@ -72,7 +72,7 @@ class QKNorm(Remedy):
         return call(self.value * _normalised(query), _normalised(key), value, **kwargs)
 
     def before_step(self, optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""] | None) -> None:
-        """Fail if no attention was reached: the run would pass for a treated one.
+        """Fail if no attention was reached: the run would count as treated and is not.
 
         Raises:
             RuntimeError: at the tenth step, if ``scaled_dot_product_attention`` was not called.

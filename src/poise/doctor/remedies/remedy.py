@@ -47,9 +47,9 @@ class Remedy:
     """A change applied to a live run from outside, while the script stays as it is.
 
     Every hook does nothing here; a remedy overrides the few it needs. The optimizer hooks run around every
-    ``optimizer.step()``; the three middlewares stand around functions of ``torch.nn.functional`` and may be traced by
-    ``torch.compile``, so they hold only tensor operations. With several
-    remedies, the first one's middleware is the outermost and what it changed before a step is put back last.
+    ``optimizer.step()``; the three middlewares wrap functions of ``torch.nn.functional`` and may be traced by
+    ``torch.compile``, so they hold only tensor operations. With several remedies, the first one's middleware is the
+    outermost and what it changed before a step is put back last.
 
     Args:
         value: the strength of the remedy; ``None`` takes :attr:`default`.
@@ -83,7 +83,7 @@ class Remedy:
 
     def code(self) -> str:
         """Return the lines of PyTorch that make the remedy permanent in the user's script."""
-        raise NotImplementedError(f"{type(self).__name__} has to say how it is made permanent")
+        raise NotImplementedError(f"{type(self).__name__} must define code(): how it is made permanent")
 
     def before_step(self, optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""] | None) -> None:
         """Act just before ``optimizer`` steps; its gradients are final.
@@ -97,19 +97,19 @@ class Remedy:
         """Act just after ``optimizer`` has stepped, and put back what :meth:`before_step` changed."""
 
     def cross_entropy(self, call: Callable[..., Tensor], input: Tensor, target: Tensor, **kwargs: Any) -> Tensor:
-        """Stand around ``torch.nn.functional.cross_entropy``; ``call`` is the function within."""
+        """Wrap ``torch.nn.functional.cross_entropy``; ``call`` is the wrapped function."""
         return call(input, target, **kwargs)
 
     def attention(
         self, call: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
     ) -> Tensor:
-        """Stand around ``torch.nn.functional.scaled_dot_product_attention``."""
+        """Wrap ``torch.nn.functional.scaled_dot_product_attention``."""
         return call(query, key, value, **kwargs)
 
     def attention_softmax(
         self, call: Callable[..., Tensor], logits: Tensor, dim: int, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Stand around a softmax of attention logits that a script wrote by hand; masked entries are already in."""
+        """Wrap a softmax of attention logits that a script wrote by hand; masked entries are already in."""
         return call(logits, dim, *args, **kwargs)
 
     def note(self, text: str) -> None:

@@ -12,9 +12,9 @@ Against ``bad_batch``: a single corrupt, mislabelled or degenerate batch, in dat
 
 ## What it costs
 The loss and one number of the gradients are read back in each step, which waits for an accelerator. Hard but good
-examples may be left out too. If the *weights* are broken, every batch looks bad and training stands still: left out
-losses do enter the window, so that at most about 25 steps in a row are left out for their level. An optimizer that
-recomputes gradients in a closure (LBFGS) is not reached.
+examples may be left out too. If the *weights* are broken, every batch seems bad and training stops: left out losses do
+enter the window, so that at most about 25 steps in a row are left out for their level. An optimizer that recomputes
+gradients in a closure (LBFGS) is not reached.
 
 ## Making it permanent
 Find and clean the batches that were left out; until then, guard the step as shown.

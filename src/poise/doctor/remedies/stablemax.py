@@ -1,20 +1,21 @@
 r"""Train on a softmax whose terms grow linearly.
 
 ## What it does
-No sample is then absorbed by rounding. The gradient of every ``cross_entropy`` that is computed for training is that
-of the cross-entropy of StableMax, :math:`p_i = s(z_i) / \sum_j s(z_j)` with :math:`s(z) = z + 1` from zero up and
-:math:`1 / (1 - z)` below; class weights, ignored targets, label smoothing and reductions act as in torch. The *number*
-that the script sees stays the plain cross-entropy of the softmax, so treated and untreated losses can be compared.
-``VALUE`` is the share of the gradient that comes from StableMax: 1 by default, all of it.
+No sample is then absorbed by rounding. The gradient of every ``cross_entropy`` that is computed for training is that of
+the cross-entropy of StableMax, :math:`p_i = s(z_i) / \sum_j s(z_j)` with :math:`s(z) = z + 1` from zero up and :math:`1
+/ (1 - z)` below; class weights, ignored targets, label smoothing and reductions act as in torch. The *number* that the
+script sees stays the plain cross-entropy of the softmax, so treated and untreated losses can be compared. ``VALUE`` is
+the fraction of the gradient that comes from StableMax: 1 by default, all of it.
 
 ## When it helps
 Against ``softmax_collapse``: in float32 a sample whose right class leads by 16.6 has a loss and a gradient of exactly
-zero, and learning stops for want of digits, not of errors. Under StableMax both stay above zero at any lead.
+zero, and learning stops because of rounding, although errors are left. Under StableMax both stay above zero at any
+lead.
 
 ## What it costs
-One more cross-entropy per loss. The outputs mean other probabilities: what is read off them by a softmax, such as
-confidences and the recorded loss itself, falls more slowly than in the untreated run. Unlike softmax, StableMax feels a
-shift that is common to all logits. Losses built from ``log_softmax`` and ``nll_loss`` are not reached.
+One more cross-entropy per loss. The outputs stand for other probabilities: what a softmax computes from them, such as
+confidences and the recorded loss itself, falls more slowly than in the untreated run. Unlike softmax, StableMax changes
+with a shift that is common to all logits. Losses built from ``log_softmax`` and ``nll_loss`` are not reached.
 
 ## Making it permanent
 Replace the loss of the script by ``poise.losses.stablemax_cross_entropy``, or apply the map shown to the logits.
@@ -36,10 +37,10 @@ from poise.losses.stablemax import log_stablemax
 
 
 class StableMax(Remedy):
-    """Let the share ``value`` of every training cross-entropy's gradient come from StableMax.
+    """Let the fraction ``value`` of every training cross-entropy's gradient come from StableMax.
 
     Args:
-        value: share in (0, 1]. Default 1.
+        value: fraction in (0, 1]. Default 1.
     """
 
     name = "stablemax"

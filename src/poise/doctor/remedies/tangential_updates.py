@@ -8,12 +8,12 @@ the step. Decoupled weight decay (AdamW) stays as it was; decay that is part of 
 ``VALUE`` is :math:`\delta`, 0.1 by default. All other parameters move as before.
 
 ## When it helps
-Against ``norm_growth``: momentum keeps pushing along the weights, their norm grows without use, and the direction,
+Against ``norm_growth``: momentum keeps pushing along the weights, their norm grows to no effect, and the direction,
 which is all that matters, moves less and less.
 
 ## What it costs
 A copy of the matrices during the step and a few inner products. Steps no longer shrink as weights grow: a run that
-lived off that hidden decay needs a schedule.
+depended on this hidden decay of the learning rate needs a schedule.
 
 ## Making it permanent
 Use ``poise.optim.AdamP`` or ``poise.optim.SGDP``, or replace ``optimizer.step()`` by the function shown.
@@ -42,7 +42,7 @@ from poise.optim.geometry import cosine, radial
 class _Before:
     parameter: Tensor
     weight: Tensor
-    decay: float | Tensor  # share of the weight that decoupled decay removes in this step
+    decay: float | Tensor  # fraction of the weight that decoupled decay removes in this step
 
 
 class TangentialUpdates(Remedy):
@@ -108,8 +108,8 @@ def step_tangentially(optimizer, delta={value!r}):
                 g = p.grad.reshape(rows.shape)
                 cosine = torch.nn.functional.cosine_similarity(rows, g, dim=1, eps=1e-30).abs().max()
                 if cosine < delta / rows.shape[1] ** 0.5:
-                    share = (rows * step.reshape(rows.shape)).sum(1) / rows.square().sum(1).clamp(min=1e-30)
-                    p -= (share[:, None] * rows).reshape(p.shape)
+                    radial = (rows * step.reshape(rows.shape)).sum(1) / rows.square().sum(1).clamp(min=1e-30)
+                    p -= (radial[:, None] * rows).reshape(p.shape)
                     break
 
 

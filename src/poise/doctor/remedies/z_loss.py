@@ -8,7 +8,8 @@ plain cross-entropy, so treated and untreated losses can be compared. ``VALUE`` 
 
 ## When it helps
 Against ``output_logit_divergence``: cross-entropy does not change when a constant is added to all logits, so nothing
-holds them; they drift, :math:`\log Z` leaves the range of low precision, and late in training the loss breaks.
+keeps them near zero; they drift, :math:`\log Z` leaves the range of low precision, and late in training the loss
+breaks.
 
 ## What it costs
 One log-sum-exp per loss, and a slight pull on the logits (the gradient is :math:`2 c \log Z` times the softmax).

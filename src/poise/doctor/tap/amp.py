@@ -19,7 +19,7 @@ class AmpHooks:
 
     Args:
         state: of the tap.
-        step: told of steps that were left out.
+        step: gets notice of steps that were left out.
     """
 
     def __init__(self, state: TapState, step: StepHooks) -> None:

@@ -1,4 +1,4 @@
-"""Attention logits of one sample, as a fused kernel never shows them."""
+"""Attention logits of one sample, which a fused kernel does not return."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_HEADS, _QUERIES = 8, 128  # one sample's first heads and last queries tell enough, at a bounded cost
+_HEADS, _QUERIES = 8, 128  # one sample's first heads and last queries suffice, at a bounded cost
 _MASKED = -1e4  # what hand-written masks add, or put in, where a key may not be seen
 
 

@@ -68,7 +68,7 @@ class BackwardHooks:
         # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
         if sampling or (isinstance(loss, float) and not loss < self.loss_alarm):
             self._examine_loss(root, loss)
-        if sampling and state.stepping is None:  # a closure's losses are differentiated at points of the search
+        if sampling and state.stepping is None:  # a closure's losses are differentiated at points of a line search
             state.call_probes("before_backward", BackwardPass(root, state))
 
     def _loss_of(self, root: Any) -> float | Tensor | None:

@@ -1,4 +1,4 @@
-"""A backward pass that is about to begin, as a probe that differentiates its loss itself has to know it."""
+"""A backward pass that is about to begin, for a probe that differentiates its loss itself."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def _has_backward_hooks(root: nn.Module) -> bool:
 
 def _any_retained_gradient() -> bool:
     """Return whether a tensor that is no leaf keeps its gradient (``retain_grad``): the pass would add to it."""
-    # The method is compiled and cannot be hooked; a tensor that nobody holds any more has nowhere to show a gradient.
+    # The method is compiled and cannot be hooked; a tensor without references has no gradient that anyone could read.
     return any(type(o) is Tensor and o.retains_grad for o in gc.get_objects())

@@ -1,4 +1,4 @@
-"""Hooks of compilers: what is compiled is left alone, and seen from outside."""
+"""Hooks of compilers: compiled code is not changed, and is observed from outside."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CompileHooks:
 
     Args:
         state: of the tap.
-        forward: no longer sees modules once a model is compiled.
-        step: told of compiled models and of the steps of compiled optimizers.
+        forward: stops observing modules once a model is compiled.
+        step: gets notice of compiled models and of the steps of compiled optimizers.
     """
 
     def __init__(self, state: TapState, forward: ForwardHooks, step: StepHooks) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from poise.tools.unwrap import unwrap
 
-# What torch.compile and FSDP put into the names the user knows. (DDP's "module" goes by unwrapping its root: a user
-# may well have a module of that name.)
+# What torch.compile and FSDP put into the names the user knows. (DDP's "module" is removed by unwrapping its root: a
+# user may have a module of that name.)
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
@@ -76,7 +76,7 @@ def is_compiled(root: nn.Module) -> bool:
 
 
 def name_model(roots: list[nn.Module]) -> Names:
-    """Name the parameters and modules of ``roots``; several roots are told apart by their class names."""
+    """Name the parameters and modules of ``roots``; several roots are distinguished by their class names."""
     names = Names()
     unwrapped = [unwrap(root) for root in roots]
     for i, root in enumerate(unwrapped):

@@ -28,7 +28,7 @@ class ForwardHooks:
         self.state = state
         self._stack: list[tuple[nn.Module, list[str]]] = []
         treatment = state.treatment
-        attention, softmax = treatment.around("attention"), treatment.around("attention_softmax")
+        attention, softmax = treatment.wrapping("attention"), treatment.wrapping("attention_softmax")
         self._is_treated = attention is not None or softmax is not None
         self._observation = ForwardObservation(self, attention, softmax, state.fail)
         state.at_fault.append(self.stop)
@@ -85,7 +85,7 @@ class ForwardHooks:
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def _module_called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # This runs for every call of every module: no more than it must.
+        # This runs for every call of every module: it must be short.
         for root in self.state.roots:
             if root is module:
                 if not self.state.shadowing and not is_transforming():
@@ -116,7 +116,7 @@ class ForwardHooks:
         """The forward of a module begins."""
         state = self.state
         if not self._stack and not state.roots and state.grad_enabled:
-            # Before the first optimizer step nobody has said which module is the model: keep whatever is called.
+            # Before the first optimizer step it is not known which module is the model: keep every call.
             state.counts["forward"] += 1
             state.calls.append(RootCall.capture(module, args, kwargs))
             state.call_probes("model_inputs", args, kwargs)

@@ -24,7 +24,7 @@ _SOFTMAX_PARAMETERS = ("input", "dim")
 
 
 class ForwardObserver(Protocol):
-    """What wants to know of forward passes."""
+    """What is called during forward passes."""
 
     def observes(self) -> bool:
         """Return whether what is computed now is of interest; asked before every call below but ``exit``."""
@@ -53,9 +53,9 @@ class ForwardObservation:
     observer is interested in, only for its thread, and put back at its end.
 
     Args:
-        observer: what is told.
-        attention: stands in for ``scaled_dot_product_attention`` (a remedy); the function itself if ``None``.
-        attention_softmax: stands in for a softmax of attention logits; the function itself if ``None``.
+        observer: what is called.
+        attention: replaces ``scaled_dot_product_attention`` (a remedy); the function itself if ``None``.
+        attention_softmax: replaces a softmax of attention logits; the function itself if ``None``.
         failed: called with what the observer raises.
     """
 
@@ -127,7 +127,7 @@ class ForwardObservation:
     def _is_inside(self) -> bool:
         return self._depth > 0 and self._thread == threading.get_ident() and not is_transforming()
 
-    def _sees(self) -> bool:
+    def _observes(self) -> bool:
         return not is_compiling() and self._thread == threading.get_ident() and self._observer.observes()
 
     def _is_own_thread(self) -> bool:
@@ -164,7 +164,7 @@ class ForwardObservation:
         compute = original if self._attention is None else self._attention(original)
 
         def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
-            if self._sees():
+            if self._observes():
                 named = by_name(SDPA_PARAMETERS, args, kwargs)
                 if is_plain(named.get("query")):
                     self._observer.attention(lambda: scaled_dot_product_logits(**named))
@@ -178,14 +178,14 @@ class ForwardObservation:
         compute = original if self._softmax is None else self._softmax(original)
 
         def softmax(*args: Any, **kwargs: Any) -> Tensor:
-            sees = self._sees()
-            if compute is original and not sees:
+            is_observed = self._observes()
+            if compute is original and not is_observed:
                 return original(*args, **kwargs)
             named = by_name(_SOFTMAX_PARAMETERS, args, kwargs)
             logits, dim = named.get("input", args[0] if args else None), named.get("dim")
             if not self._is_own_thread() or not is_attention(logits, dim):
                 return original(*args, **kwargs)
-            if sees and is_plain(logits):
+            if is_observed and is_plain(logits):
                 self._observer.attention(lambda: softmax_logits(logits))
             rest = {k: v for k, v in kwargs.items() if k not in _SOFTMAX_PARAMETERS}
             return compute(logits, dim, *args[2:], **rest)
@@ -201,7 +201,7 @@ class ForwardObservation:
     def _method(self, original: Function) -> Function:
         """Call a method of tensors so that what handles ``__torch_function__`` is given the original.
 
-        torch looks it up by its name in the class, where the replacement stands.
+        torch looks it up by its name in the class, where the replacement is.
         """
 
         def call(*args: Any, **kwargs: Any) -> Tensor:
@@ -219,7 +219,7 @@ class ForwardObservation:
     def _wrap_relu(self, original: Function) -> Function:
         def relu(*args: Any, **kwargs: Any) -> Tensor:
             output = original(*args, **kwargs)
-            if self._sees() and is_plain(output):
+            if self._observes() and is_plain(output):
                 self._observer.rectified(output)
             return output
 

@@ -1,8 +1,8 @@
 """Hooks inside Python functions of a library: the function stays the same object, and no frame is added to a call.
 
 A wrapper around ``torch.nn.functional.cross_entropy`` is seen by everything that compiles (TorchScript reads the source
-of what a name holds), pickles (a name must lead back to the same object) or inspects (signature, source), and by who
-reads a traceback or the location of a warning (one frame more). A :class:`FunctionHook` leaves the function object
+of what a name holds), pickles (a name must lead back to the same object) or inspects (signature, source), and by code
+that reads a traceback or the location of a warning (one frame more). A :class:`FunctionHook` leaves the function object
 where it is and exchanges its code for the same code with calls of the hooks in it, compiled from the function's own
 source under its own file name and line numbers. Identity, ``inspect.getsource``, signature, pickle, TorchScript and
 tracebacks are those of the original, and references to the function that were made before are reached too.
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
-from poise.doctor.say import say
+from poise.doctor.stderr import print_line
 
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _KINDS = ("instead", "after", "finally", "before")  # in the order in which they are put into the code
@@ -32,7 +32,7 @@ class FunctionHook:
     :attr:`failed`, and the function goes on without the hook; one of ``instead`` is an exception of the function.
 
     Args:
-        function: the function; decorators around it are looked through.
+        function: the function; decorators around it are unwrapped.
         before: called first.
         after: called with the result, then the parameters; what it returns is returned in place of the result.
         finally_: called at the end, also after an exception.
@@ -66,13 +66,13 @@ class FunctionHook:
         """Put the hooks in; a second call changes nothing.
 
         Raises:
-            RuntimeError: if somebody else has exchanged the function's code meanwhile.
+            RuntimeError: if other code has exchanged the function's code meanwhile.
         """
         if self not in self._target.hooks:
             self._target.change([*self._target.hooks, self])
 
     def remove(self) -> None:
-        """Take the hooks out. Where somebody else has exchanged the function's code since, it stays as it is."""
+        """Take the hooks out. Where other code has exchanged the function's code since, it stays as it is."""
         if self in self._target.hooks:
             self._target.change([hook for hook in self._target.hooks if hook is not self])
 
@@ -105,7 +105,7 @@ class _Target:
         self._function = function
         self._code = function.__code__
         self._codes: dict[frozenset[str], CodeType] = {frozenset(): self._code}
-        self._code_with(frozenset(_KINDS) - {"instead"})  # says now whether it can be made
+        self._code_with(frozenset(_KINDS) - {"instead"})  # raises now if it cannot be made
 
     @property
     def original(self) -> FunctionType:
@@ -182,7 +182,7 @@ class _Chain:
 
 
 def _keep_from_compiler(*codes: CodeType) -> None:
-    """Let ``torch.compile``, which examines every frame below a compiled module, leave hooks and what they call."""
+    """Let ``torch.compile``, which examines every frame below a compiled module, skip hooks and what they call."""
     try:
         from torch._C._dynamo import eval_frame
 
@@ -197,7 +197,7 @@ _keep_from_compiler(_Chain.call_all.__code__, _Chain.pass_through.__code__)
 
 
 def _print(error: Exception) -> None:
-    say(f"poise: a hook failed ({type(error).__name__}: {error})")
+    print_line(f"poise: a hook failed ({type(error).__name__}: {error})")
 
 
 def _hooked_code(function: FunctionType, code: CodeType, kinds: frozenset[str]) -> CodeType:

@@ -1,4 +1,4 @@
-"""What every hook of the watch is wrapped in."""
+"""The wrapper of every hook of the watch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ R = TypeVar("R")
 
 
 def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P], R | None]:
-    """Time the watch's own work, and let no fault of it reach the run.
+    """Time the watch's own work, and keep its errors from the run.
 
-    What the watch itself computes there is not watched: a hook within a hook does nothing. Neither does one in another
-    thread than the one that trains.
+    What the watch itself computes there is not watched: a hook within a hook does nothing, and so does a hook in
+    another thread than the one that trains.
     """
 
     @functools.wraps(method)
@@ -51,13 +51,13 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
                     return method(self, *args, **kwargs)
                 finally:
                     torch._C._set_grad_enabled(enabled)
-        except Exception as error:  # whatever it is, the user's run goes on without the watch
+        except Exception as error:  # of any kind: the user's run continues without the watch
             state.fail(error)
             return None
         finally:
             state.grad_enabled = outer
             state.busy = False
-            # In a forward pass that the watch runs itself, the hook around it is on the clock already.
+            # In a forward pass that the watch runs itself, the hook around it is timed already.
             if not state.shadowing:
                 state.budget.charge(start, cpu_start)
 

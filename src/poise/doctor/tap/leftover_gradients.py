@@ -1,4 +1,4 @@
-"""Gradients that a backward pass adds to because nobody reset them."""
+"""Gradients that a backward pass adds to because they were not reset."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from poise.doctor.tap.timeline import Timeline
 def note_leftover_gradients(timeline: Timeline) -> None:
     """Note, as a backward pass begins, whether gradients of the last step are still there.
 
-    Zeroed in place is as good as dropped. The smallest gradient will do: one that was really accumulated would be
-    exactly zero nowhere else.
+    Gradients that were zeroed in place count as reset. The smallest gradient is enough for the check: an accumulated
+    one is exactly zero nowhere else.
     """
     if timeline.gradients_reset or not timeline.parameters:
         return

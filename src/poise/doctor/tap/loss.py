@@ -43,7 +43,7 @@ class LossHooks:
 
     def functions(self) -> list[FunctionHook]:
         """Return the hooks that stay for the whole run."""
-        around = self.state.treatment.around("cross_entropy")
+        around = self.state.treatment.wrapping("cross_entropy")
         cross_entropy = FunctionHook(F.cross_entropy, before=self._cross_entropy, after=self._returned)
         if around is not None:
             compute = around(cross_entropy.original)

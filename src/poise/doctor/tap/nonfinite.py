@@ -21,7 +21,7 @@ from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
 
-# These put infinities where a mask wants them: no fault of theirs.
+# These write infinities on purpose, for a mask.
 _MASKING = {
     "masked_fill",
     "masked_fill_",
@@ -34,7 +34,7 @@ _MASKING = {
     "fill_",
     "log_softmax",
 }
-NO_CULPRIT = {"module": "", "op": "", "source": ""}
+NO_ORIGIN = {"module": "", "op": "", "source": ""}
 _OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 
@@ -43,13 +43,13 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     try:
         found = _search_model(state, forward)
     except Exception as error:  # a forward pass that cannot be repeated
-        return {**NO_CULPRIT, "where": "model", "error": str(error)}
+        return {**NO_ORIGIN, "where": "model", "error": str(error)}
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss"}
+    return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss"}
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline:
         if not bool(torch.isfinite(timeline.parameters[i].grad).all())  # type: ignore[arg-type]
     ]
     try:
-        found = _search_backward(state, forward) or NO_CULPRIT
+        found = _search_backward(state, forward) or NO_ORIGIN
     except Exception as error:  # a forward pass that cannot be repeated
-        found = {**NO_CULPRIT, "error": str(error)}
+        found = {**NO_ORIGIN, "error": str(error)}
     return {"parameters": bad[:20], "parameters_total": len(bad), **found}
 
 
@@ -71,7 +71,7 @@ def _search_model(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | None
         if not can_shadow(call):
             return None
         if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
-            return {**NO_CULPRIT, "op": "the input batch"}
+            return {**NO_ORIGIN, "op": "the input batch"}
         observer = _FirstNonFinite(state, hooks)
         with shadow(call) as forward, hooks.watching(), observer:
             output = forward()
@@ -81,7 +81,7 @@ def _search_model(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | None
 
 
 class _FirstNonFinite(TorchFunctionMode):
-    """Looks at what every operation of a forward pass takes and gives."""
+    """Checks the inputs and outputs of every operation of a forward pass."""
 
     def __init__(self, state: TapState, hooks: ForwardHooks) -> None:
         self._state, self._hooks = state, hooks
@@ -92,10 +92,10 @@ class _FirstNonFinite(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
         if self._nan is None and name not in _MASKING and not name.startswith("__get"):
-            self._look(name, (args, kwargs), output)
+            self._check(name, (args, kwargs), output)
         return output
 
-    def _look(self, name: str, inputs: Any, output: Any) -> None:
+    def _check(self, name: str, inputs: Any, output: Any) -> None:
         with torch.no_grad(), torch._C.DisableTorchFunction():
             outputs = list(_floats(output))
             if any(bool(torch.isnan(t).any()) for t in outputs):
@@ -117,10 +117,10 @@ class _FirstNonFinite(TorchFunctionMode):
         }
 
     def found(self) -> dict[str, Any] | None:
-        """Return the culprit: an infinity that was made before the first NaN, and fed it, comes first."""
+        """Return the origin: an infinity comes first if it was made before the first NaN and was an input of it."""
         nan, infinity = self._nan, self._infinity
-        culprit = infinity if nan is None or (nan["given_infinity"] and infinity is not None) else nan
-        return None if culprit is None else {k: v for k, v in culprit.items() if k != "given_infinity"}
+        origin = infinity if nan is None or (nan["given_infinity"] and infinity is not None) else nan
+        return None if origin is None else {k: v for k, v in origin.items() if k != "given_infinity"}
 
 
 def _finite_range(tensors: list[Tensor]) -> tuple[float | None, float | None]:
@@ -133,11 +133,11 @@ def _finite_range(tensors: list[Tensor]) -> tuple[float | None, float | None]:
 
 def _search_graph(loss: Tensor) -> dict[str, Any] | None:
     """Walk the autograd graph from the loss to the operation nearest the leaves that saved or made a bad number."""
-    culprit = None
+    origin = None
     for node in _nodes(loss.grad_fn):
         if _makes_nonfinite(node):
-            culprit = node  # breadth first: the last one found is the farthest from the loss
-    return None if culprit is None else {"op": _op_name(culprit)}
+            origin = node  # breadth first: the last one found is the farthest from the loss
+    return None if origin is None else {"op": _op_name(origin)}
 
 
 def _nodes(start: Any, most: int = 400) -> Iterator[Any]:
@@ -158,7 +158,7 @@ def _op_name(node: Any) -> str:
 
 
 def _makes_nonfinite(node: Any) -> bool:
-    """Recompute the operations that leave the reals from what their nodes saved."""
+    """Recompute, from what their nodes saved, the operations that can make NaN or infinity."""
     op = _op_name(node)
     given = _saved(node, "_saved_self")
     if op in ("log", "log2", "log10") and given is not None:
@@ -189,29 +189,29 @@ def _search_backward(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | N
         lines = _GradientLines(state, hooks)
         with torch.enable_grad(), shadow(call) as forward, hooks.watching(), lines:
             outputs = [t for t in _floats(forward()) if t.requires_grad]
-        culprits = _watch_gradients(call, outputs, lines.made)
-        if culprits:
-            return culprits[0]
+        origins = _watch_gradients(call, outputs, lines.made)
+        if origins:
+            return origins[0]
     return None
 
 
 def _watch_gradients(call: RootCall, outputs: list[Tensor], made: dict[Any, dict[str, Any]]) -> list[dict[str, Any]]:
     leaves = [p for p in call.root.parameters() if p.requires_grad]
-    culprits: list[dict[str, Any]] = []
+    origins: list[dict[str, Any]] = []
     if outputs and leaves:
         for node, facts in made.items():
-            node.register_hook(_gradient_watcher(facts, culprits))
+            node.register_hook(_gradient_watcher(facts, origins))
         with torch.enable_grad():
             torch.autograd.grad(outputs, leaves, [torch.ones_like(t) for t in outputs], allow_unused=True)
-    return culprits
+    return origins
 
 
-def _gradient_watcher(made: dict[str, Any], culprits: list[Any]) -> Any:
-    def look(given_back: Any, given: Any) -> None:
-        if not culprits and _all_finite(given) and not _all_finite(given_back):
-            culprits.append(made)
+def _gradient_watcher(made: dict[str, Any], origins: list[Any]) -> Any:
+    def check(given_back: Any, given: Any) -> None:
+        if not origins and _all_finite(given) and not _all_finite(given_back):
+            origins.append(made)
 
-    return look
+    return check
 
 
 def _all_finite(tensors: Any) -> bool:
@@ -219,7 +219,7 @@ def _all_finite(tensors: Any) -> bool:
 
 
 class _GradientLines(TorchFunctionMode):
-    """Remembers, for every node of the graph, the module and the line of the user's code that made it."""
+    """Records, for every node of the graph, the module and the line of the user's code that made it."""
 
     def __init__(self, state: TapState, hooks: ForwardHooks) -> None:
         self._state, self._hooks = state, hooks
@@ -248,7 +248,7 @@ def _floats(tree: Any) -> Iterator[Tensor]:
 
 
 def user_line() -> str:
-    """Return ``"file:line"`` of the innermost frame that is neither torch's nor ours."""
+    """Return ``"file:line"`` of the innermost frame that is neither torch's nor poise's."""
     frame = _user_frame()
     return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -269,7 +269,7 @@ def _line_calling(function: str) -> str:
     try:
         lines, first = inspect.getsourcelines(frame.f_code)
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, SyntaxError):  # no source at hand (a notebook cell, exec): the line of backward() is known
+    except (OSError, SyntaxError):  # no source available (a notebook cell, exec): the line of backward() is known
         return here
     first = max(first, 1)
     calls = [n.lineno + first - 1 for n in ast.walk(tree) if isinstance(n, ast.Call) and _called(n) == function]

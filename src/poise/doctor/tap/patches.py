@@ -40,12 +40,12 @@ class Patches:
             self._set(owner, name, original, make(original))
 
     def apply(self) -> None:
-        """Set what was prepared, save where somebody else has replaced the original since."""
+        """Set what was prepared, except where other code has replaced the original since."""
         for entry in self._prepared:
             self._set(*entry)
 
     def undo(self) -> None:
-        """Put everything back, last first, save where somebody else has replaced the replacement since."""
+        """Put everything back, last first, except where other code has replaced the replacement since."""
         while self._replaced:
             owner, name, own, replacement = self._replaced.pop()
             if vars(owner).get(name) is not replacement:
@@ -57,6 +57,7 @@ class Patches:
 
     def _set(self, owner: Any, name: str, original: Any, replacement: Any) -> None:
         if getattr(owner, name, None) is original:
-            # A class may inherit the attribute: then undoing means deleting ours, not copying the parent's down.
+            # A class may inherit the attribute: then undoing means deleting the replacement, not copying the attribute
+            # of the parent.
             self._replaced.append((owner, name, vars(owner).get(name, _MISSING), replacement))
             setattr(owner, name, replacement)

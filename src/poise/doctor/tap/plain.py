@@ -11,7 +11,7 @@ is_compiling = torch.compiler.is_compiling
 
 
 def is_transforming() -> bool:
-    """Return whether the running code is traced, mapped or differentiated by torch.func, or seen by a dispatch mode.
+    """Return whether the running code is traced, transformed by torch.func, or intercepted by a dispatch mode.
 
     Tensors hold no numbers of their own there, or whatever is computed from them would be recorded.
     """
@@ -27,6 +27,6 @@ def is_plain(tensor: Any) -> TypeGuard[Tensor]:
     """Return whether ``tensor`` is an ordinary dense tensor: no subclass, and not nested, sparse, quantised or meta."""
     if type(tensor) not in (Tensor, nn.Parameter) or is_transforming():
         return False
-    with torch._C.DisableTorchFunction():  # a mode of the script would see that attributes are read
+    with torch._C.DisableTorchFunction():  # otherwise a mode of the script would intercept the attribute access
         is_dense = tensor.layout is torch.strided and not tensor.is_nested
         return is_dense and not tensor.is_quantized and not tensor.is_meta

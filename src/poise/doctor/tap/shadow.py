@@ -1,4 +1,4 @@
-"""Run the model's forward pass once more, for the watch's own sake, and leave no trace of it."""
+"""Run the model's forward pass once more for the watch, without side effects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
     """Yield a function that repeats ``call`` eagerly.
 
     Random states, buffers and attributes of the modules are put back afterwards, and what the forward pass prints is
-    swallowed. DDP wrappers are left out, so that no other process is waited for.
+    discarded. DDP wrappers are left out, so that no other process is waited for.
     """
     model = unwrap(call.root)
 
@@ -50,14 +50,14 @@ def shadow(call: RootCall) -> Iterator[Callable[[], Any]]:
             return model(*call.args, **call.kwargs)
 
     with undisturbed([model]), torch._C._EnableTorchFunction(), contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and asking would import it
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and the check would import it
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield forward
 
 
 @contextlib.contextmanager
 def undisturbed(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Put random states, buffers and attributes of the models back at the end, and swallow what is printed."""
+    """Put random states, buffers and attributes of the models back at the end, and discard what is printed."""
     with contextlib.ExitStack() as stack:
         for device in _devices():
             stack.enter_context(preserved_random_states(device))

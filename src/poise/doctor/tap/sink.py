@@ -1,4 +1,4 @@
-"""What a probe sees of the tap: where numbers go, and what is known of the running step."""
+"""The part of the tap that probes use: where numbers go, and what is known of the running step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sink:
         self.optimized: set[int] = set()
 
     def observe(self, signal: str, value: float | Tensor, module: nn.Module | None = None, site: str = "") -> None:
-        """Keep a number for the optimizer step that comes next; ``site`` tells calls within one module apart."""
+        """Keep a number for the optimizer step that comes next; ``site`` distinguishes calls within one module."""
         self.interval.observations.append((signal, module, site, value))
 
     def emit(
@@ -53,7 +53,7 @@ class Sink:
             self.recorder.event(step, kind, payload)
 
     def is_first(self, what: str, module: nn.Module | None, site: str = "") -> bool:
-        """Return True the first time ``what`` is met in ``module`` since the last optimizer step."""
+        """Return True the first time ``what`` occurs in ``module`` since the last optimizer step."""
         key = (what + site, id(module))
         if key in self.interval.seen:
             return False

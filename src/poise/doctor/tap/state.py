@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from poise.doctor.budget import Budget
-from poise.doctor.say import say
+from poise.doctor.stderr import print_line
 from poise.doctor.tap.discovery import Names, name_model
 from poise.doctor.tap.interval import Interval
 from poise.doctor.tap.sampler import Sampler
@@ -38,7 +38,7 @@ class TapState:
         budget: how much of the run's time the watch may take.
         treatment: the remedies that act on the run.
         only: optimizers to follow; all of the process if ``None``.
-        given_roots: the models, where the caller knows them.
+        given_roots: the models, if the caller has them.
 
     Attributes:
         off: whether nothing is recorded (any more).
@@ -125,7 +125,7 @@ class TapState:
         return 0 if timeline is None else timeline.step
 
     def trigger(self) -> None:
-        """Something stands out: sample this step and the next ones, as far as the budget goes."""
+        """Sample this step and the next ones, as far as the budget allows, because a value is unusual."""
         if not self.sampler.trigger():
             return
         if not self.sampling and not self.promoted and self.calls:
@@ -145,11 +145,11 @@ class TapState:
     def fail(self, error: Exception) -> None:
         """Switch the watch off after a fault of its own, with one line on stderr."""
         self.off = True
-        self.sink.interval = Interval()  # the remedies shall not be given its losses for ever
+        self.sink.interval = Interval()  # remedies must not get its losses any more
         if self.fault is not None:
             return
         self.fault = f"{type(error).__name__}: {error}".replace("\n", " ")
-        say(f"poise: the watch switched itself off ({self.fault}); the run goes on")
+        print_line(f"poise: the watch switched itself off ({self.fault}); the run continues")
         for call in self.at_fault:
             call()
 

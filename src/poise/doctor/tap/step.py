@@ -33,7 +33,7 @@ class StepHooks:
     Args:
         state: of the tap.
         forward: observes modules while a sampled step runs.
-        backward: told from which loss on a spike is possible.
+        backward: gets the loss from which on a spike is possible.
 
     Attributes:
         between_steps: called after every step, if set.
@@ -184,7 +184,7 @@ class StepHooks:
         return timeline
 
     def _shadow_forward(self) -> None:
-        """Run the model once more, eagerly, for the probes' sake; nothing of the model changes by it."""
+        """Run the model once more, eagerly, for the probes; the model does not change."""
         state = self.state
         if not self._can_shadow:
             return
@@ -192,7 +192,7 @@ class StepHooks:
             for call in state.calls:
                 with shadow(call) as forward, self._forward.watching():
                     forward()
-        except Exception as error:  # then the optimizer's signals have to do
+        except Exception as error:  # then only the optimizer's signals are recorded
             self._can_shadow = False
             state.sink.event(state.step, "compiled", {"mode": "optimizer signals only", "error": str(error)})
 
@@ -236,9 +236,9 @@ class StepHooks:
         self._plan_next(timeline)
 
     def _flush(self, now: float) -> None:
-        """Hand the waiting rows to the recorder, and set the alarm anew from the losses in them.
+        """Hand the waiting rows to the recorder, and set the alarm again from the losses in them.
 
-        Many steps' rows in one go: each alone would find the caches cold.
+        The rows of many steps at once: for each alone the caches would be cold.
         """
         state = self.state
         recorder = state.sink.recorder
@@ -247,7 +247,7 @@ class StepHooks:
         for timeline in state.timelines.values():
             for step, names, values in timeline.take_rows():
                 recorder.add(step, names, values)
-            timeline.norm_every = state.budget.every(timeline.norm_seconds, timeline.step_seconds)
+            timeline.norm_every = state.budget.interval(timeline.norm_seconds, timeline.step_seconds)
         self._backward.loss_alarm = min(timeline.loss_alarm() for timeline in state.timelines.values())
         recorder.drain()
 

@@ -27,10 +27,10 @@ from poise.doctor.tap.treatment import Treatment
 
 
 class Tap:
-    """Follows optimizers, losses and models of the running process and hands what it sees to probes.
+    """Follows optimizers, losses and models of the running process and passes what it observes to probes.
 
-    It changes nothing: torch's own optimizer hooks tell it of steps, hooks within a few Python functions of torch
-    (:mod:`poise.doctor.tap.function_hook`) of everything else. One class follows each kind of event.
+    It changes nothing: torch's own optimizer hooks report steps, hooks within a few Python functions of torch
+    (:mod:`poise.doctor.tap.function_hook`) report everything else. One class follows each kind of event.
 
     Args:
         recorder: where the signals go; ``None`` for a process that only applies remedies (ranks above 0).
@@ -38,7 +38,7 @@ class Tap:
         budget: how much of the run's time the watch may take.
         remedies: changes that act on the live run.
         only: optimizers to follow; all of the process if ``None``.
-        roots: the models, where the caller knows them; found from the optimizers' parameters if ``None``.
+        roots: the models, if the caller has them; found from the optimizers' parameters if ``None``.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Tap:
     def installed(self) -> Iterator[Tap]:
         """Watch this process for as long as the context lasts."""
         with ExitStack() as stack:
-            # What of ours a script still holds afterwards must do nothing.
+            # Hooks of poise that a script still holds afterwards must do nothing.
             stack.callback(self.close)
             self.step_hooks.register(stack)
             hooks = [hook for group in self._groups for hook in group.functions()]

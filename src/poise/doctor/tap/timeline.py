@@ -1,4 +1,4 @@
-"""What the tap keeps of one optimizer: its steps, its parameters, and what was seen since its last step."""
+"""What the tap keeps of one optimizer: its steps, its parameters, and what was observed since its last step."""
 
 from __future__ import annotations
 

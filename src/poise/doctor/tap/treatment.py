@@ -11,32 +11,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from poise.doctor.remedies.remedy import Remedy
-from poise.doctor.say import say
+from poise.doctor.stderr import print_line
 from poise.doctor.tap.interval import Interval
 
 Function = Callable[..., Tensor]
 
 
 class Treatment:
-    """Lets remedies act, and drops them all as soon as one fails: the run goes on untreated and says so.
+    """Lets remedies act, and drops them all as soon as one fails: the run continues untreated, and this is recorded.
 
     Args:
         remedies: what acts, in this order.
-        told: called with the names of dropped remedies and the error.
+        on_drop: called with the names of dropped remedies and the error.
     """
 
-    def __init__(self, remedies: Sequence[Remedy], told: Callable[[str, str], object]) -> None:
+    def __init__(self, remedies: Sequence[Remedy], on_drop: Callable[[str, str], object]) -> None:
         self.remedies = tuple(remedies)
-        self._told = told
+        self._on_drop = on_drop
         self.acting: dict[int, list[Remedy]] = {}  # by optimizer: one may step inside another
 
-    def around(self, name: str) -> Callable[[Function], Function] | None:
-        """Return what puts the remedies around a function; ``None`` if none of them is concerned.
+    def wrapping(self, name: str) -> Callable[[Function], Function] | None:
+        """Return what wraps a function in the remedies; ``None`` if none of them overrides this method.
 
-        If a remedy fails there, the function itself answers, and all remedies are dropped.
+        If a remedy fails there, the function itself is called, and all remedies are dropped.
 
         Args:
-            name: of the method of :class:`Remedy` that stands around the function.
+            name: of the method of :class:`Remedy` that wraps the function.
         """
         concerned = [r for r in self.remedies if getattr(type(r), name) is not getattr(Remedy, name)]
         if not concerned:
@@ -64,7 +64,7 @@ class Treatment:
         return treat
 
     def before_step(self, optimizer: Optimizer, interval: Interval) -> None:
-        """Let the remedies act; ``interval`` knows the loss of the step."""
+        """Let the remedies act; ``interval`` holds the loss of the step."""
         acting: list[Remedy] = []
         self.acting[id(optimizer)] = acting
         for remedy in self.remedies:
@@ -90,6 +90,6 @@ class Treatment:
             return
         names = ", ".join(remedy.spec for remedy in self.remedies)
         self.remedies = ()
-        said = f"{type(error).__name__}: {error}"
-        say(f"poise: remedy {names} failed and was dropped ({said})".replace("\n", " "))
-        self._told(names, str(error))
+        reason = f"{type(error).__name__}: {error}"
+        print_line(f"poise: remedy {names} failed and was dropped ({reason})".replace("\n", " "))
+        self._on_drop(names, str(error))

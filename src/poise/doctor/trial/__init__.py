@@ -1,4 +1,4 @@
-"""The trial of a remedy: planned, run, compared, reported."""
+"""The trial of a remedy: plan, runs, comparison, report."""
 
 from poise.doctor.trial.compare import Comparison, TrialResult, compare, final_loss, stronger
 from poise.doctor.trial.plan import Arm, Plan, arm_name, make_plan

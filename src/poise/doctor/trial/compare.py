@@ -1,4 +1,4 @@
-"""What the runs of a trial say of its remedies."""
+"""Compare the runs of a trial."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from poise.evidence import PairedComparison, RateComparison, Verdict
 
 SMALLEST_EFFECT = 0.01
-"""A loss has to be lower by more than this share before it counts as better, or higher as worse."""
+"""A loss has to be lower by more than this fraction before it counts as better, or higher as worse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the trial says of one remedy (or of several that act together).
+    """What the trial found for one remedy (or of several that act together).
 
     Args:
         remedies: their specs.
-        verdict: in the words of the evidence room; ``None`` if no pair of runs could be compared.
+        verdict: a verdict of :mod:`poise.evidence`; ``None`` if no pair of runs could be compared.
         steps: number of steps after which the losses were compared; the smallest over the pairs.
         losses: comparison of the final losses, seed by seed; ``None`` without a pair.
-        divergences: comparison of how many runs diverged or broke off; ``None`` without a pair.
+        divergences: comparison of how many runs diverged or stopped early; ``None`` without a pair.
         reason: why there is no verdict; empty if there is one.
     """
 
@@ -81,7 +81,7 @@ class TrialResult:
 
     @property
     def ranked(self) -> list[Comparison]:
-        """The comparisons, best first: the surest word, then the largest improvement; those without a verdict last."""
+        """The comparisons, best first: by verdict, then by improvement; those without a verdict last."""
         return sorted(self.comparisons, key=_rank)
 
     @property
@@ -161,7 +161,7 @@ def _strength(verdict: Verdict) -> int:
 
 
 def stronger(loss: Verdict, divergences: Verdict) -> Verdict:
-    """Return the stronger of two words, unless one of them is *hurts*: harm in one respect is harm."""
+    """Return the stronger of two verdicts, unless one of them is *hurts*: harm in one respect is harm."""
     both = (loss, divergences)
     return "hurts" if "hurts" in both else min(both, key=_strength)
 
@@ -180,24 +180,24 @@ def _pair(a: ArmResult, b: ArmResult, steps: int | None) -> _Pair | None:
 
 
 def _equal_steps(a: ArmResult, b: ArmResult) -> int:
-    # A run that failed early says nothing of how long the comparison should be, unless both did.
+    # A run that failed early does not limit the comparison, unless both did.
     whole = [result.steps for result in (a, b) if not result.exit_code]
     return min(whole or [a.steps, b.steps])
 
 
-def _broke_off(result: ArmResult, steps: int) -> bool:
+def _stopped_early(result: ArmResult, steps: int) -> bool:
     return result.exit_code != 0 and result.steps < steps
 
 
 def final_loss(result: ArmResult, steps: int, start: float) -> float:
     """Return the mean loss over the last tenth of ``steps`` (at least 5 steps), at most ``start``.
 
-    ``start`` is what a run counts as that broke off before, is not finite there, or is worse than where it began.
+    ``start`` is what a run counts as that stopped before, is not finite there, or is worse than where it began.
     """
     assert result.record is not None
     loss = result.record["loss"].until(steps - 1)
     last = loss.values[loss.steps >= steps - max(5, math.ceil(0.1 * steps))]
-    if _broke_off(result, steps) or not len(last) or not np.isfinite(last).all():
+    if _stopped_early(result, steps) or not len(last) or not np.isfinite(last).all():
         return start
     return min(float(last.mean()), start)
 
@@ -205,7 +205,7 @@ def final_loss(result: ArmResult, steps: int, start: float) -> float:
 def _diverged(result: ArmResult, steps: int) -> bool:
     assert result.record is not None
     events = find_events(result.record.until(steps - 1))
-    return _broke_off(result, steps) or any(event.kind == "divergence" for event in events)
+    return _stopped_early(result, steps) or any(event.kind == "divergence" for event in events)
 
 
 def _first_finite(result: ArmResult) -> float | None:

@@ -33,7 +33,7 @@ class Arm:
 
 
 def arm_name(remedies: Sequence[str]) -> str:
-    """Return how arms with these remedies are called."""
+    """Return the name of arms with these remedies."""
     return "+".join(remedies) or "untreated"
 
 
@@ -47,7 +47,7 @@ class Plan:
         module: whether ``script`` is the name of a module (``python -m``).
         remedies: one entry per treated arm: the specs that act together there.
         seeds: number of seeds, from 0.
-        steps: compare after at most so many steps; ``None`` for as many as both runs have.
+        steps: compare after at most this many steps; ``None`` for as many as both runs have.
         sha256: hash of the script's text.
         keep_args: whether arguments that look like secrets are written into reports and run files.
     """
@@ -102,7 +102,7 @@ def make_plan(
 
 
 def _module_file(name: str) -> Path:
-    # Only the top package is asked for: to find what is inside it, importlib would run its code, the script's business.
+    # Only the top package is asked for: to find what is inside it, importlib would run its code.
     top, *inner = name.split(".")
     spec = PathFinder.find_spec(top, [os.getcwd()]) or importlib.util.find_spec(top)
     if spec is not None and not inner and spec.submodule_search_locations is None and spec.origin is not None:

@@ -1,4 +1,4 @@
-"""The report of a trial: both losses in one picture, verdicts, and the lines that make the best remedy permanent."""
+"""The report of a trial: both losses in one chart, verdicts, and the lines that make the best remedy permanent."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def trial_report(result: TrialResult, findings: Sequence[Finding] | None = None)
     if best is not None:
         report.add(Code(f"What makes {best.name} permanent", _permanent(best)))
     if result.notices:
-        report.add(Text("\n".join(f"- {masking.text(notice)}" for notice in result.notices), title="To keep in mind"))
+        report.add(Text("\n".join(f"- {masking.text(notice)}" for notice in result.notices), title="Limits"))
     report.add(Table("Differences", _DIFFERENCE_COLUMNS, [_difference_row(c) for c in result.ranked], _DIFFERENCE_NOTE))
     report.add(
         Table(
@@ -63,10 +63,10 @@ def trial_report(result: TrialResult, findings: Sequence[Finding] | None = None)
 
 _METHOD = """\
 Each remedy ran with the same seeds as the untreated script. The loss of a run is its mean over the last tenth of the
-steps, after as many steps as both runs have, so that a remedy which only slows training down is charged for it. A run
-that broke off, is not finite, or ends above its first loss counts as its first loss. *Proved* means that the
+steps, after as many steps as both runs have, so that a remedy that only slows training down has a higher loss. A run
+that stopped early, is not finite, or ends above its first loss counts as its first loss. *Proved* means that the
 probability of a lower loss (by more than 1 %), or of fewer divergences, is at least 97.5 %, given these seeds; each
-remedy is judged on its own, so with many remedies one may look proved by luck. Other data, longer runs and larger
+remedy is judged on its own, so with many remedies one may be *proved* by chance. Other data, longer runs and larger
 models were not tried."""
 
 
@@ -141,8 +141,8 @@ def _chart(
         markers=markers,
         bands={name: (x, low, high) for name, (x, _, low, high) in bands.items()} if seeds > 1 else None,
     )
-    said = f"Median over {seeds} seeds; the band is their range." if seeds > 1 else "One seed."
-    return Figure(chart.title, chart.figure, chart.alt, " ".join(filter(None, [said, chart.caption])))
+    caption = f"Median over {seeds} seeds; the band is their range." if seeds > 1 else "One seed."
+    return Figure(chart.title, chart.figure, chart.alt, " ".join(filter(None, [caption, chart.caption])))
 
 
 def _loss(run: ArmResult) -> Series:
@@ -218,7 +218,7 @@ def _difference_row(comparison: Comparison) -> list[str | float | None]:
     if losses is None or rates is None:
         return [comparison.name, None, None, None, None]
     low, high = losses.interval
-    known = losses.n > 1  # one pair says nothing of the spread
+    known = losses.n > 1  # one pair has no spread
     interval = f"{low:.3g} to {high:.3g}" if known else None
     return [comparison.name, losses.difference, interval, losses.p_better if known else None, rates.p_better]
 

@@ -23,7 +23,7 @@ _MARKER = "arm.json"
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """What one run left behind.
+    """The files and the outcome of one run.
 
     Args:
         arm: which run it was.
@@ -75,7 +75,7 @@ def run_arms(plan: Plan, out: Path, runner: Runner, n_jobs: int, progress: Progr
     """Run all arms of a plan, or read those that are finished already; arguments and errors as for `carry_out`."""
     arms = plan.arms
     for arm in arms:
-        _require_ours(_folder(out, arm))
+        _require_trial_folder(_folder(out, arm))
     finished: dict[Arm, ArmResult] = {}
     from joblib import Parallel, delayed
 
@@ -114,7 +114,7 @@ def _run_or_reuse(plan: Plan, arm: Arm, folder: Path, runner: Runner) -> tuple[A
         "seed": arm.seed,
     }
     marker = _read_marker(folder)
-    # A run that a signal ended (out of memory, say) may go better the next time.
+    # A run that a signal ended (out of memory, say) may succeed the next time.
     if marker is not None and marker["key"] == key and marker["exit_code"] is not None and marker["exit_code"] >= 0:
         return arm, int(marker["exit_code"])
     if folder.exists():
@@ -138,7 +138,7 @@ def _write_marker(folder: Path, key: dict[str, Any], exit_code: int | None) -> N
     write_text(folder / _MARKER, json.dumps({"key": key, "exit_code": exit_code}, indent=1))
 
 
-def _require_ours(folder: Path) -> None:
+def _require_trial_folder(folder: Path) -> None:
     foreign = folder.is_dir() and _read_marker(folder) is None and any(folder.iterdir())
     if foreign or (folder.exists() and not folder.is_dir()):
         raise FileExistsError(f"out must be a folder for this trial alone, but {str(folder)!r} holds something else")

@@ -1,4 +1,4 @@
-"""The trial of a remedy: the same script again, untreated and treated, over seeds, and what the difference proves."""
+"""The trial of a remedy: the same script, untreated and treated, over seeds, and what the difference proves."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def trial(
     prints goes to files in the folder of the run. A script that writes files under fixed names writes the same files
     in every run.
 
-    Outcome of a run is its loss at the end: the mean of the last tenth of the steps, at least 5, after as many steps
-    as both runs of a pair have. Hence a remedy that only slows training down is charged for it. A run that ends above
-    its first loss, with a loss that is not finite, or breaks off with an error while its partner goes on, has learned
-    nothing: it counts as the first loss. How many runs diverged (see :mod:`poise.doctor.events`) or broke off is
-    compared too. The verdict is the stronger word of the two comparisons, unless one of them says *hurts*.
+    Outcome of a run is its loss at the end: the mean of the last tenth of the steps, at least 5, after as many steps as
+    both runs of a pair have. Hence a remedy that only slows training down has a higher loss. A run that ends above its
+    first loss, with a loss that is not finite, or stops with an error while its partner continues, counts as a run that
+    has learned nothing: it counts as the first loss. How many runs diverged (see :mod:`poise.doctor.events`) or stopped
+    early is compared too. The verdict is the stronger one of the two comparisons, unless one of them says *hurts*.
 
     Interrupted, it ends the running scripts; called again with the same ``out`` it takes over the runs that were
     finished, as long as the script's own file, its arguments, the remedies and the seed are the same.

@@ -1,4 +1,4 @@
-"""The largest learning rates that a model's present curvature bears, in one call and without training."""
+"""The largest learning rates that are stable at a model's present curvature, in one call and without training."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _BASIS_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class StableLR:
-    """What a model's curvature bears as it stands.
+    """The largest stable learning rates of a model at its present weights.
 
     Args:
         lambda1: largest eigenvalue of the Hessian of the mean loss.
         threshold_lr: learning rate at which SGD stops being stable here; infinite where nothing is curved upwards.
         adam_threshold_lr: the same of Adam, or of the adaptive optimizer that was given; ``None`` if SGD was given.
-        advice: what that means, in sentences.
+        advice: the consequences, in sentences.
         error_bound: an eigenvalue lies this close to ``lambda1``.
         n_matvec: Hessian products that this took.
-        negative_curvature: the most negative curvature that was met, of the mean loss; 0 if none was. Some direction
+        negative_curvature: the most negative curvature that was found, of the mean loss; 0 if none was. Some direction
             has at least this much. Every learning rate leaves the point along it.
     """
 
@@ -67,11 +67,11 @@ def stable_lr(
     With :math:`\lambda_1` the largest eigenvalue of the Hessian, SGD with momentum :math:`\beta` is stable below
     :math:`2(1+\beta)/\lambda_1`. Adam is stable below :math:`2(1+\beta_1)/(1-\beta_1)` over the largest eigenvalue of
     :math:`P^{-1}H`, with P what it divides by, taken as this batch's gradient would make it if there was no step yet.
-    At a saddle these are limits for the directions that are curved upwards; along negative curvature, which is looked
+    At a saddle these are limits for the directions that are curved upwards; along negative curvature, which is searched
     for with up to 30 more products and reported, every learning rate leaves the point.
 
-    These are limits of the present point: SGD often survives a few times its own by a jump to a flatter place, and a
-    fresh Adam a hundred times, since weights with next to no gradient have next to no divisor for the first steps only.
+    These are limits of the present point: SGD often survives a few times its own by a jump to a flatter region, and a
+    fresh Adam a hundred times, since weights with almost no gradient have a tiny divisor in the first steps only.
 
     Nothing of model and optimizer changes. Dropout is off; a batch norm that trains uses the statistics of the batch.
 
@@ -81,7 +81,7 @@ def stable_lr(
             ``loss_fn(model, batch)`` that returns a mean.
         batch: a batch, or a list of batches that are averaged; some hundred examples are enough for most models.
         optimizer: what will train the model, see :func:`poise.dynamics.edge`. Parameters that it does not hold count as
-            fixed. Without it the limits are of SGD and of Adam as torch sets them.
+            fixed. Without it the limits are of SGD and of Adam with the defaults of torch.
         momentum: of SGD, in [0, 1); to be left at 0 if ``optimizer`` is SGD, which has its own.
         seed: of the start vectors.
 
@@ -123,7 +123,7 @@ def stable_lr(
         limit = _limit(sgd, lambda1, float(gradient.double().norm()) or None)
     notes = [] if top.converged[0] else [f"The search stopped after {top.n_matvec} products: it may be larger."]
     if any(isinstance(module, _BatchNorm) and not module.training for module in model.modules()):
-        notes.append("Batch norm is in evaluation mode, so this is not the loss that training would see.")
+        notes.append("Batch norm is in evaluation mode, so this is not the loss of training.")
     if negative and lambda1 > 0:
         notes.insert(0, _saddle(negative))
     advice = " ".join([*_advice(lambda1, limit, adam_limit, optimizer, momentum), *notes])
@@ -216,7 +216,7 @@ def _limit(optimizer: Optimizer, sharpness: float, grad_norm: float | None = Non
     return largest_stable_lr(optimizer, sharpness, grad_norm) if sharpness > 0 else math.inf
 
 
-# --- words -------------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------------------------
 
 
 def _advice(
@@ -225,24 +225,24 @@ def _advice(
     if lambda1 <= 0:
         return [
             f"The loss is locally concave on this batch (largest eigenvalue {number(lambda1)}): no learning rate of "
-            "SGD is too large for this point, which says nothing about the next ones."
+            "SGD is too large for this point, but it may be for the next ones."
         ]
     if optimizer is None:
         with_momentum = f" with momentum {number(momentum)}" if momentum else ""
         adam = math.inf if adam_limit is None else adam_limit
         return [
             f"SGD{with_momentum} is stable here up to a learning rate of {number(limit)}, a fresh Adam up to "
-            f"{number(adam)}, which rises within some ten steps.",
+            f"{number(adam)}, which rises within about ten steps.",
             _BEYOND,
         ]
     name, lr = type(optimizer).__name__, float(optimizer.param_groups[0]["lr"])
-    share = lr / (limit if adam_limit is None else adam_limit)
-    words = f"{name} is stable here up to a learning rate of {number(lr / share) if share else '∞'}. "
-    words += f"It is set to {number(lr)}, {number(share)} times that."
-    if share <= 1:
-        return [words, "Noise of small batches lowers the limit, and curvature changes as training goes on."]
+    ratio = lr / (limit if adam_limit is None else adam_limit)
+    words = f"{name} is stable here up to a learning rate of {number(lr / ratio) if ratio else '∞'}. "
+    words += f"It is set to {number(lr)}, {number(ratio)} times that."
+    if ratio <= 1:
+        return [words, "Noise of small batches lowers the limit, and curvature changes during training."]
     if adam_limit is not None:
-        words += " Its limit rises within some ten steps, so that this alone may do no harm."
+        words += " Its limit rises within about ten steps, so that this alone may do no harm."
     return [words, _BEYOND]
 
 
@@ -254,6 +254,6 @@ def _saddle(negative: float) -> str:
 
 
 _BEYOND = (
-    "Beyond it, a run has to reach a flatter place before it diverges: warm the learning rate up from below the limit, "
+    "Above it, a run has to reach a flatter region before it diverges: warm the learning rate up from below the limit, "
     "clip gradients, add normalisation, or start from smaller weights."
 )

@@ -1,4 +1,4 @@
-"""The largest usable learning rate at initialisation, and what a warm-up makes of it."""
+"""The largest usable learning rate at initialisation, and after a warm-up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGE = 30_000_000
 """Parameters beyond which the sharpness is bounded from below by a few products on one example."""
 FEW_PRODUCTS = 4
 WARMED = 2_000_000
-"""Parameters up to which a warm-up is tried out."""
+"""Parameters up to which a warm-up is simulated."""
 WARM_UP_STEPS = 20
 _HEADROOM, _RISE = 0.8, 2.0
 
@@ -37,15 +37,15 @@ class UsableLR:
 
     Attributes:
         name: of the optimizer that the limits are of.
-        sharpness: largest eigenvalue of the Hessian, or what it is at least.
+        sharpness: largest eigenvalue of the Hessian, or a lower bound of it.
         error_bound: an eigenvalue lies this close to it.
         exact: whether ``sharpness`` is the largest one (within the bound), not a lower bound of it.
         products: Hessian products that this took, without those of the warm-up.
-        examples: that were looked at.
+        examples: number of examples used.
         cold: learning rate at which the optimizer stops being stable at the first step; an upper bound of it where
             ``sharpness`` is a lower bound.
         sgd: the same of SGD without momentum.
-        warmed: the limit at each step of a warm-up that was tried out on this batch; ``None`` if none was.
+        warmed: the limit at each step of a warm-up that was simulated on this batch; ``None`` if none was.
     """
 
     name: str
@@ -67,7 +67,7 @@ class UsableLR:
 def usable_lr(
     model: nn.Module, objective: Objective, batch: Any, optimizer: Optimizer | None, products: int | None, seed: int
 ) -> UsableLR:
-    """Return the largest learning rates that the curvature at initialisation bears.
+    """Return the largest learning rates that are stable at the curvature at initialisation.
 
     Args:
         model: plain, float32 or float64.
@@ -111,7 +111,7 @@ def _bounded(
     generator = torch.Generator().manual_seed(seed)
     large = sum(p.numel() for p in model.parameters() if p.requires_grad) > LARGE
     sample = two_samples(objective, [batch], 1, generator)[0][0] if large else batch
-    # Plain attention from the start: a fused kernel would be found out only after half of the work.
+    # Plain attention from the start: a fused kernel would fail only after half of the work.
     with dropout_off(model), sdpa_kernel(SDPBackend.MATH):
         hessian = Hessian(model, objective, sample)
         value, residual, taken = few_products(hessian, products, generator)
@@ -161,14 +161,14 @@ def few_products(hessian: Hessian, products: int, generator: torch.Generator) ->
 def warm_up(
     model: nn.Module, objective: Objective, batch: Any, optimizer: Optimizer | None, cold: float, seed: int
 ) -> tuple[float, ...]:
-    """Return the limit of the learning rate at each step of a warm-up that stays below it, tried out on copies.
+    """Return the limit of the learning rate at each step of a warm-up that stays below it, simulated on copies.
 
     Every step takes 0.8 of the limit, at most twice the last learning rate.
 
     Args:
         model: to be copied.
         objective: the loss.
-        batch: every step sees this one.
+        batch: used in every step.
         optimizer: to be copied; SGD if ``None``.
         cold: limit before the first step.
         seed: of start vectors.

@@ -24,17 +24,17 @@ def audit_init(
 ) -> Report:
     r"""Return what will break in a model as it is initialised, before its first step.
 
-    One forward and one backward pass measure, by depth: how signals and gradients grow (beside what mean-field theory
-    expects of the weights, for ReLU networks), how much the Jacobian of each block stretches what passes it (by four
-    random vectors that go back through each block), the residual stream's shortcuts and branches, how much each layer
-    normalisation amplifies gradients, attention logits and their entropy, dead units, whether different inputs can
-    still be told apart, and the gain of recurrent layers. Hessian products then give the sharpness and the largest
-    usable learning rate, without and (up to two million parameters) with a warm-up. The report names the layer and the
-    depth at which the model fails, and the code that cures it.
+    One forward and one backward pass measure, by depth: how signals and gradients grow (beside the prediction of
+    mean-field theory for the weights, for ReLU networks), how much the Jacobian of each block amplifies its input (by
+    four random vectors that go back through each block), the residual stream's shortcuts and branches, how much each
+    layer normalisation amplifies gradients, attention logits and their entropy, dead units, whether different inputs
+    can still be distinguished, and the gain of recurrent layers. Hessian products then give the sharpness and the
+    largest usable learning rate, without and (up to two million parameters) with a warm-up. The report names the layer
+    and the depth at which the model fails, and the code that cures it.
 
     Nothing of the model changes: parameters, gradients, mode, buffers, random states. Dropout is off; a batch norm that
     trains uses the statistics of the batch. Beyond thirty million parameters the sharpness is that of one example,
-    bounded from below by four products, and the report says so.
+    bounded from below by four products, as the report notes.
 
     Args:
         model: any module, also compiled or wrapped for distributed training.
@@ -42,7 +42,7 @@ def audit_init(
         loss_fn: a criterion such as ``nn.CrossEntropyLoss()``, a :class:`poise.curvature.Supervised`, or any
             ``loss_fn(model, batch)`` that returns a mean; for transformers' models
             ``lambda model, batch: model(**batch).loss``.
-        optimizer: what will train the model; its learning rate and epsilon are then judged too.
+        optimizer: what will train the model; its learning rate and epsilon are then checked too.
         blocks: names or patterns of the modules that count as depth. Found by default: siblings of one class that have
             parts, else the layers with weights.
         products: most Hessian products, 0 for no curvature. By default what the size of the model allows.
@@ -67,7 +67,7 @@ def audit_init(
         >>> report.verdict
         'will fail as it is'
     """
-    # The rules of this folder are read by listings, which need none of what measures.
+    # Imported here: listings read the rules of this folder, and need no measurements.
     from poise.preflight.init_audit.measure import measure
     from poise.preflight.init_audit.report import init_report
 

@@ -19,12 +19,12 @@ class InitFacts:
         parameters: number of trainable parameters.
         dtype: of the parameters.
         batch: number of examples.
-        passed: what went through the layers.
+        passed: the signals and gradients in the layers.
         growth: over depth.
-        failing: where number formats end.
+        failing: where the range of number formats ends.
         gains: of recurrent layers.
         lr: largest usable learning rates; ``None`` where curvature is not known.
-        no_lr: why not.
+        no_lr: the reason, in a sentence.
         set_lr: learning rate of the optimizer that will train the model; ``None`` without one.
         eps: epsilon of that optimizer; ``None`` if it has none.
         tied: whether an embedding's weights are also a head's.

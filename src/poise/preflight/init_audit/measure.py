@@ -108,7 +108,7 @@ def _curvature(
     finite: bool,
 ) -> tuple[UsableLR | None, str | None]:
     if products == 0:
-        return None, "It was not asked for."
+        return None, "It was not requested."
     if not finite:
         return None, "Signals or gradients are not finite on this batch."
     if any(p.dtype not in (torch.float32, torch.float64) for p in model.parameters() if p.requires_grad):
@@ -119,7 +119,7 @@ def _curvature(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the fused attention kernel")
             found = usable_lr(model, objective, batch, optimizer, products, seed)
-    except (ValueError, RuntimeError) as error:  # a loss of chance, a product that overflows, no second derivative
+    except (ValueError, RuntimeError) as error:  # a random loss, a product that overflows, no second derivative
         return None, f"{error}."
     return (found, None) if math.isfinite(found.sharpness) else (None, "The curvature is not finite.")
 

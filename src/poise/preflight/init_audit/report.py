@@ -1,4 +1,4 @@
-"""The report of an audit at initialisation, in words, tables and figures."""
+"""The report of an audit at initialisation: text, tables and figures."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _summary(facts: InitFacts, findings: list[Finding]) -> str:
 
 
 def _of_examples(facts: InitFacts) -> str:
-    """Say which examples a bound is of, if it is not of all."""
+    """Return on which examples a bound was measured, if not on all."""
     if facts.lr is None or facts.lr.examples == facts.batch:
         return ""
     return f" on {facts.lr.examples} of {facts.batch} examples"
@@ -87,7 +87,7 @@ def _remedy_blocks(facts: InitFacts, findings: list[Finding]) -> list[Code]:
         remedy = REMEDIES.get(name) or DOCUMENTED[name]
         code = remedy.code
         if name == "scale_embedding" and not facts.tied:
-            code = code.replace("  # a tied head goes on using the unscaled weights", "")
+            code = code.replace("  # a tied head still uses the unscaled weights", "")
         blocks.append(Code(remedy.title.rstrip("."), code, remedy.language))
     return blocks
 
@@ -128,7 +128,7 @@ def _figures(facts: InitFacts) -> list[Figure]:
     if facts.lr is not None and facts.lr.warmed is not None:
         steps = np.arange(len(facts.lr.warmed))
         lines = {"limit": (steps, np.asarray(facts.lr.warmed))}
-        title = f"Largest stable learning rate of {facts.lr.name} while it warms up"
+        title = f"Largest stable learning rate of {facts.lr.name} during its warm-up"
         figures.append(_chart(title, lines, "step", "learning rate"))
     return figures
 
@@ -196,17 +196,17 @@ def _lr_table(facts: InitFacts) -> Table | None:
     most = "" if lr.exact else "at most, since the sharpness is a lower bound: "
     rows.append(["SGD without momentum, no warm-up", lr.sgd, f"{most}2 / sharpness"])
     if lr.cold is not None and lr.name != "SGD":
-        rows.append([f"{lr.name}, no warm-up", lr.cold, "as its state will be after the first gradient"])
+        rows.append([f"{lr.name}, no warm-up", lr.cold, "with its state after the first gradient"])
     elif lr.cold is not None and lr.cold != lr.sgd:
         rows.append([f"{lr.name} as it is set, no warm-up", lr.cold, f"{most}threshold over sharpness"])
     if lr.warm is not None:
         steps = len(lr.warmed or ()) - 1
-        rows.append([f"{lr.name}, after a warm-up of {steps} steps", lr.warm, "tried out on copies, on this batch"])
+        rows.append([f"{lr.name}, after a warm-up of {steps} steps", lr.warm, "simulated on copies, on this batch"])
     if facts.set_lr is not None:
         rows.append([f"{lr.name} is set to", facts.set_lr, "first param group"])
     caption = (
-        "Limits of stability at this point: SGD often survives a few times its own by a jump to a flatter place, a "
-        "fresh Adam a hundred times. The warm-up repeats one batch, which other batches need not resemble."
+        "Limits of stability at this point: SGD often survives a few times its own by a jump to a flatter region, a "
+        "fresh Adam a hundred times. The warm-up repeats one batch, which may differ from other batches."
     )
     return Table("Largest usable learning rates", ["For", "Value", "How"], rows, caption)
 
@@ -215,7 +215,7 @@ def _format_table(facts: InitFacts) -> Table:
     word, depth = facts.unit, len(facts.passed.units)
     rows: list[list[object]] = []
     for end in facts.failing:
-        where = end.name if end.name is not None else f"beyond this model's {depth}, if it grows on like this"
+        where = end.name if end.name is not None else f"beyond this model's {depth}, if the growth continues"
         rows.append(
             [
                 end.format,
@@ -225,7 +225,7 @@ def _format_table(facts: InitFacts) -> Table:
                 end.limit,
             ]
         )
-    return Table("Where number formats end", ["Format", "What", f"Depth ({word})", "Where", "Limit"], rows)
+    return Table("Range of number formats", ["Format", "What", f"Depth ({word})", "Where", "Limit"], rows)
 
 
 def _stream_table(facts: InitFacts) -> Table:
@@ -254,7 +254,7 @@ def _attention_table(facts: InitFacts) -> Table:
 
 def _dead_table(facts: InitFacts) -> Table:
     rows = [[r.name, 100 * r.dead, r.rows] for r in facts.passed.rectified]
-    caption = "Per cent of a ReLU's units that are zero for all values seen. Few values prove little."
+    caption = "Per cent of a ReLU's units that are zero for all values seen. Few values are weak evidence."
     return Table("Dead units", ["Where", "Dead", "Values per unit"], rows, caption)
 
 
@@ -276,13 +276,13 @@ def _depth_table(facts: InitFacts) -> Table:
     caption = (
         f"Jacobian gain: of a {facts.unit}, from {span}, the root mean square of the Jacobian's singular values "
         f"(estimated by {PROBES} random vectors; with unequal sizes the Frobenius norm over the root of the number of "
-        "outputs). A gradient of random direction grows by that on its way back. Cosine: mean over pairs of inputs (of "
-        "positions, in a sequence) of the cosine of their vectors."
+        "outputs). A gradient of random direction grows by this factor in the backward pass. Cosine: mean over pairs of inputs "
+        "(of positions, in a sequence) of the cosine of their vectors."
     )
     return Table("By depth", columns, rows, caption)
 
 
-# --- words -------------------------------------------------------------------------------------------------------
+# --- text --------------------------------------------------------------------------------------------------------
 
 
 def _measured(facts: InitFacts) -> str:
@@ -294,13 +294,13 @@ def _measured(facts: InitFacts) -> str:
         _curvature_words(facts),
     ]
     if not passed.residuals:
-        lines.append("**No residual stream.** No sum of a shortcut and a branch computed from it was met.")
+        lines.append("**No residual stream.** No sum of a shortcut and a branch computed from it was found.")
     if facts.growth.expected is None:
         lines.append(
             "**No theory.** The mean field holds for ReLU networks of linear layers, plain or with one ReLU, one layer "
             "and one sum a block; this is another kind of network."
         )
-    lines.append("**The first step only.** What grows later in training shows in `poise run` and in sweeps.")
+    lines.append("**The first step only.** Use `poise run` and sweeps to see what grows later in training.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -310,12 +310,12 @@ def _curvature_words(facts: InitFacts) -> str:
     lr = facts.lr
     if not lr.exact:
         why = f"beyond {LARGE:,} parameters " if facts.parameters > LARGE else ""
-        adaptive = "" if lr.cold is not None else f" What {lr.name} sees of it was not measured."
+        adaptive = "" if lr.cold is not None else f" The curvature preconditioned by {lr.name} was not measured."
         return (
             f"**Curvature, bounded.** To bound time and memory {why}the sharpness comes from {lr.products} products on "
             f"{lr.examples} of {facts.batch} examples: on these the true one is at least that, and usable learning "
             f"rates are at most those given. The mean over more examples has another, often lower one. No warm-up was "
-            f"tried out.{adaptive}"
+            f"simulated.{adaptive}"
         )
-    tried = "" if lr.warmed is not None else f" A warm-up is tried out up to {WARMED:,} parameters."
+    tried = "" if lr.warmed is not None else f" A warm-up is simulated up to {WARMED:,} parameters."
     return f"**Curvature** of the whole batch, by {lr.products} Hessian products.{tried}"

@@ -1,4 +1,4 @@
-"""The audit of a training recipe: which changes of its settings it does not survive."""
+"""The audit of a training recipe: under which changes of its settings it fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def perturbation_grid(
     n_jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Train a model under each condition and report which it survives.
+    """Train a model under each condition and report under which it fails.
 
     A condition fails on a seed if the loss becomes infinite or NaN, or falls by less than half of what it falls under
     ``"base"``. Loss is that of training, averaged over the last quarter of the steps. The base itself fails if its loss
@@ -73,7 +73,7 @@ def perturbation_grid(
         >>> [row[0] for row in report.blocks[0].rows]
         ['base', 'lr*5', 'init*0.1', 'no_warmup']
     """
-    # The rules of this folder are read by listings, which need none of what measures.
+    # Imported here: listings read the rules of this folder, and need no measurements.
     from poise.preflight.perturbation_audit.measure import measure
     from poise.preflight.perturbation_audit.report import grid_report
 

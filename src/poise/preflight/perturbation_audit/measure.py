@@ -91,6 +91,6 @@ def _length(make_loader: Callable[[], Iterable[Any]]) -> int:
 
 
 def _order(n_jobs: int | None) -> str:
-    # Some backends (multiprocessing, Ray) cannot hand results back one by one.
+    # Some backends (multiprocessing, Ray) cannot return results one by one.
     streams = n_jobs == 1 or get_active_backend()[0].supports_return_generator
     return "generator" if streams else "list"

@@ -1,4 +1,4 @@
-"""How a model is trained once, as it is meant to be or with one setting off."""
+"""How a model is trained once, with the given settings or with some of them changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LossFn = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Perturbation:
-    """What is different from the base.
+    """The difference from the base.
 
     Args:
         lr: factor on the learning rate.

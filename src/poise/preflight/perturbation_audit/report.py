@@ -1,4 +1,4 @@
-"""What a perturbation grid found, as a report."""
+"""The report of a perturbation grid."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _shown(value: float) -> float | None:
 def _summary(outcomes: Sequence[Outcome], failing: Sequence[Outcome]) -> str:
     base = next(outcome for outcome in outcomes if outcome.condition == "base")
     if base.failed.any():
-        return f"The base itself {base.words}: its loss does not fall, so nothing can be said of the other conditions."
+        return f"The base itself {base.words}: its loss does not fall, so the other conditions cannot be judged."
     head = f"The base trains to a loss of {number(base.final.mean())}."
     lower = [o.condition for o in outcomes if (o.final < base.final).all()]
     hint = f" Lower than the base on every seed: {', '.join(lower)}." if lower else ""

@@ -1,4 +1,4 @@
-"""What a learning-rate range test found, and its report."""
+"""The result of a learning-rate range test, and its report."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class LRRangeTest:
                           before it ended the run
         ================  =============================================================================================
 
-        None chooses one of the first or last five points, and all of them need a loss that falls and comes to an end of
-        falling within the range; otherwise there is no suggestion. ``minimum/10`` is the default because on the
-        problems made to choose among them it failed least often. On 20 others, 3 seeds each, it suggested in 48 of 60
-        tests; training worked in all 48 (``valley``: 52 of 52, ``steepest``: 47 of 52, ``divergence/3``: 38 of 43; see
+        None chooses one of the first or last five points, and all of them need a loss that falls and stops falling
+        within the range; otherwise there is no suggestion. ``minimum/10`` is the default because on the problems made
+        to choose among them it failed least often. On 20 others, 3 seeds each, it suggested in 48 of 60 tests; training
+        worked in all 48 (``valley``: 52 of 52, ``steepest``: 47 of 52, ``divergence/3``: 38 of 43; see
         ``benchmarks/lr_range_suggestion.py``). On a deep network without normalisation ``valley`` trained in 15 of 24
         seeds only, ``minimum/10`` in all. ``divergence/3`` aims at the largest learning rate that is stable, which
-        schedules with a short peak want, and is the least safe.
+        schedules with a short peak need, and is the least safe.
 
         Args:
             rule: one of these.
@@ -111,7 +111,7 @@ def _figure(curves: list[LRRangeCurve]) -> Figure:
     positive = all((np.asarray(y) > 0).all() for _, y in lines.values())
     figure = line_chart(title, lines, "learning rate", "loss", log_y=positive, markers=markers)
     figure.figure.update_xaxes(type="log", exponentformat="power")
-    figure.figure.for_each_annotation(lambda note: note.update(x=math.log10(note.x)))  # what a log axis wants
+    figure.figure.for_each_annotation(lambda note: note.update(x=math.log10(note.x)))  # as a log axis needs
     return figure
 
 

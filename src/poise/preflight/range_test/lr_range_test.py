@@ -1,4 +1,4 @@
-"""Learning-rate range test: one short run with a rising learning rate says how large it may be."""
+"""Learning-rate range test: one short run with a rising learning rate shows how large it may be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FIRST = 5
 _MEDIAN_OF_DIFFERENCES = 0.954
 """Median absolute difference of two normal numbers of standard deviation 1."""
 _ROUNDING = 1e-5
-"""Share of a loss, with what may have been added to it, that float32 does not hold over a network."""
+"""Fraction of a loss, with any constant added to it, that float32 does not hold over a network."""
 
 
 def lr_range_test(
@@ -53,7 +53,7 @@ def lr_range_test(
     bit for bit as they were. A run ends when its loss is not finite, or when its smoothed loss has risen from its
     lowest by more than ``stop_factor`` times what it had fallen to there (or, if that is more, five times its noise
     from step to step). Only differences of losses count: losses may be negative, and a constant added to the loss
-    changes nothing. All runs of one test see the same batches and the same random numbers.
+    changes nothing. All runs of one test use the same batches and the same random numbers.
 
     Validation loss is measured with the statistics of ``val_batch`` in BatchNorm layers, for their running averages lag
     behind weights that change fast, and with dropout off.
@@ -69,11 +69,12 @@ def lr_range_test(
         hi: last learning rate.
         num_steps: number of steps, at least 10.
         mode: ``"exp"`` for even steps in the logarithm, ``"linear"`` for even steps.
-        val_batch: a batch that is not trained on; without it the training loss is judged.
+        val_batch: a batch that is not trained on; without it the training loss is used.
         weight_decays: values to compare; the optimizer's own by default.
         momentums: momenta (or first betas) to compare; the optimizer's own by default.
         stop_factor: how much of its fall the smoothed loss may lose again, positive; 1 lets it rise to the first loss.
-        smoothing: share that the average keeps at each step, in [0, 1); bias-corrected, it starts from the first loss.
+        smoothing: fraction that the average keeps at each step, in [0, 1); bias-corrected, it starts from the first
+            loss.
         seed: of the random numbers that the runs draw.
 
     Returns:
@@ -180,7 +181,7 @@ class _Run:
             losses.append(loss.detach())
             return loss
 
-        self.optimizer.step(closure)  # a closure suits every optimizer, also those that need several gradients
+        self.optimizer.step(closure)  # every optimizer takes a closure, also those that need several gradients
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             raise ValueError("loss_fn must depend on the model that it is called with; no parameter got a gradient")
         return float(losses[0])
@@ -200,7 +201,7 @@ class _Run:
 
 
 def _has_diverged(losses: list[float], smoothed: list[float], stop_factor: float) -> bool:
-    """Whether the smoothed loss has risen too far above its lowest; only differences of losses are looked at."""
+    """Whether the smoothed loss has risen too far above its lowest; only differences of losses count."""
     if len(losses) < _FIRST:
         return False
     start, lowest = float(np.mean(losses[:_FIRST])), min(smoothed)
@@ -210,7 +211,7 @@ def _has_diverged(losses: list[float], smoothed: list[float], stop_factor: float
 
 
 class _Cycle:
-    """The batches of a loader, again and again."""
+    """The batches of a loader, repeated."""
 
     def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
         self.loader, self.device, self.rounds, self.length = loader, device, 1, 0

@@ -1,4 +1,4 @@
-"""What the curve of a learning-rate range test says: zones, and learning rates by four rules."""
+"""Read the curve of a learning-rate range test: zones, and learning rates by four rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EDGE = 5
 
 
 class NoSuggestion(ValueError):
-    """A range test bears no learning rate; the message says why, and what to change."""
+    """A range test gives no learning rate; the message holds the reason, and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class LRSuggestion:
     Args:
         lr_min: where a 1cycle schedule starts, a tenth of ``lr_max``. (Plain triangular cycles: a third or fourth.)
         lr_max: the largest learning rate of a schedule, or a constant one.
-        reason: how it was read from the curve.
+        reason: how the curve gave it.
         weight_decay: that of the run; ``None`` for the optimizer's own.
         momentum: that of the run; ``None`` for the optimizer's own.
     """
@@ -52,7 +52,7 @@ class LRRangeCurve:
         lrs: learning rates of the steps that were made, increasing.
         train: training loss before each step.
         val: validation loss before each step, or ``None``.
-        smoothing: share that the average keeps at each step.
+        smoothing: fraction that the average keeps at each step.
         stopped_at: learning rate at which the loss ended the run; ``None`` if it went on to the last one.
         hi: the last learning rate that was planned.
         weight_decay: set for this run, or ``None``.
@@ -75,12 +75,12 @@ class LRRangeCurve:
 
     @property
     def judged(self) -> Float[np.ndarray, " steps"]:
-        """The loss that rules and zones look at."""
+        """The loss that rules and zones are computed from."""
         return self.train if self.val is None else self.val
 
     @property
     def centred(self) -> Float[np.ndarray, " steps"]:
-        """Running median of five steps of the judged loss: it lags behind nothing, and keeps falls and rises sharp."""
+        """Running median of five steps of the judged loss: it does not lag, and keeps falls and rises sharp."""
         return np.asarray(median_filter(self.judged, 5, mode="nearest")) if len(self.judged) else self.judged
 
     @property
@@ -93,8 +93,8 @@ class LRRangeCurve:
         """The zone of every step, one for each decade of the learning rate.
 
         The slopes over a decade decide, each against twice its standard error: judged loss falling, *underfit*; flat,
-        *balance*; rising while the training loss falls, *overfit*; else rising, *diverging*. Fewer than 5 steps say
-        nothing: *unclear*.
+        *balance*; rising while the training loss falls, *overfit*; else rising, *diverging*. With fewer than 5 steps it
+        is *unclear*.
         """
         decades = np.floor(np.log10(self.lrs / self.lrs[0]) + 1e-9) if len(self.lrs) else self.lrs
         zone = {decade: self._zone(decades == decade) for decade in np.unique(decades)}
@@ -112,11 +112,11 @@ class LRRangeCurve:
 
 
 def smooth(values: Float[np.ndarray, " steps"], keep: float) -> Float[np.ndarray, " steps"]:
-    """Return the exponential average of what came so far; the first one is the first value.
+    """Return the exponential average of the values so far; the first one is the first value.
 
     Args:
         values: what is averaged.
-        keep: share that the average keeps at each step, in [0, 1).
+        keep: fraction that the average keeps at each step, in [0, 1).
     """
     total, weight, out = 0.0, 0.0, np.empty(len(values))
     for i, value in enumerate(values):
@@ -136,7 +136,7 @@ def suggest_lr(curve: LRRangeCurve, rule: Rule = "minimum/10") -> LRSuggestion:
         The learning rates, with the reason.
 
     Raises:
-        NoSuggestion: if the curve does not bear one.
+        NoSuggestion: if the curve does not give one.
         ValueError: if ``rule`` is unknown.
     """
     if rule not in RULES:
@@ -154,8 +154,8 @@ def suggest_lr(curve: LRRangeCurve, rule: Rule = "minimum/10") -> LRSuggestion:
 def divergence_lr(curve: LRRangeCurve) -> float:
     """Return the last learning rate at which the loss was within its noise of the lowest, before it ended the run.
 
-    Momentum makes the loss swing: its lowest value may be a swing's, long before the end. So the answer is never before
-    the rise that lasts to the end of the run begins.
+    With momentum the loss oscillates: its lowest value may be one of an oscillation, long before the end. So the answer
+    is never before the rise that lasts to the end of the run begins.
 
     Raises:
         NoSuggestion: if the run did not diverge, or did so at once.
@@ -186,7 +186,7 @@ def _require_turn(curve: LRRangeCurve) -> None:
     centred = curve.centred
     if not centred[:_EDGE].min() - centred.min() > 2 * curve.noise:
         raise NoSuggestion(f"the loss never fell between lr={curve.lrs[0]:g} and lr={curve.lrs[-1]:g}")
-    # Not by the average: it lags (at 0.9 by nine steps), and still falls when the loss has long come to rest.
+    # Not by the average: it lags (at 0.9 by nine steps), and still falls long after the loss has stopped falling.
     if curve.stopped_at is None and int(centred.argmin()) >= n - _EDGE:
         raise NoSuggestion(f"the loss was still falling at lr={curve.lrs[-1]:g}, the end of the range; raise hi")
 

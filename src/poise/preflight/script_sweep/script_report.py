@@ -1,4 +1,4 @@
-"""The report of `poise preflight`: which learning rates a script bears, and which it will bear at a larger size."""
+"""The report of `poise preflight`: the learning rates at which a script trains, at its size and at a larger one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _EPS_LIMIT = 0.5
 
 
 def script_report(plan: ScriptPlan, results: Mapping[str, SweepResult], scale: float, measure: str) -> Report:
-    """Say what the sweeps of a script found.
+    """Return the report of the sweeps of a script.
 
     Args:
         plan: what was run.
-        results: ``""`` -> the sweep of the script as it is, and remedy -> the sweep under it.
+        results: ``""`` -> the sweep of the unchanged script, and remedy -> the sweep under it.
         scale: how many times the largest size is forecast.
         measure: the command line that would measure what a bound on the logits changes.
     """
@@ -39,7 +39,7 @@ def script_report(plan: ScriptPlan, results: Mapping[str, SweepResult], scale: f
     ]
     named = {_label(plan, name, size): result.curve(size) for name, result in results.items() for size in result.sizes}
     curves = lr_report(named)
-    masking = Masking(plan.args)  # reports are made to be forwarded
+    masking = Masking(plan.args)  # reports are forwarded to others
     script = masking.text(plan.script)
     report = Report(
         f"Preflight of {script}",
@@ -57,20 +57,20 @@ def script_report(plan: ScriptPlan, results: Mapping[str, SweepResult], scale: f
         )
     notices = _notices(plan, results)
     if notices:
-        report.add(Text("\n".join(f"- {notice}" for notice in notices), title="To keep in mind"))
+        report.add(Text("\n".join(f"- {notice}" for notice in notices), title="Limits"))
     report.add(_runs_table(plan, results))
     return report.add(Text(_METHOD, title="How it was measured"))
 
 
 _METHOD = f"""\
 Every run is the unmodified script in a process of its own, watched from outside. Its loss is the mean training loss
-over the last tenth of the steps; the loss at initialisation is the first one. A run that broke off with an error, or
-was given up (three losses in a row that are not finite, or a long time above a hundred times the first loss) counts as
-diverged. *Stable up to* names the largest learning rate at which every seed, here and at all rates from the best one
-on, kept half of what the best learning rate gains. Signals are medians over the second half of a run, of the layer
-that is worst. The forecast is a line through the logarithms of signal and size, at each learning rate by itself; its
-interval comes from leaving one size out at a time, and is no confidence interval. In the paper every run with attention
-logits above {THRESHOLD:.0e} diverged; small and short runs need not. (Wortsman et al., ICLR 2024, arXiv:2309.14322.)"""
+over the last tenth of the steps; the loss at initialisation is the first one. A run that ended with an error, or
+was stopped early (three losses in a row that are not finite, or a long time above a hundred times the first loss)
+counts as diverged. *Stable up to* names the largest learning rate at which every seed, here and at all rates from the
+best one on, kept half of what the best learning rate gains. Signals are medians over the second half of a run, of the
+layer that is worst. The forecast is a line through the logarithms of signal and size, at each learning rate by itself;
+its interval comes from leaving one size out at a time, and is not a confidence interval. In the paper every run with
+attention logits above {THRESHOLD:.0e} diverged; small and short runs need not. (Wortsman et al., ICLR 2024, arXiv:2309.14322.)"""
 
 
 def _crossing(result: SweepResult, scale: float) -> LRCrossing | None:
@@ -84,7 +84,7 @@ def _verdict(result: SweepResult) -> str:
 
 
 def _edge(result: SweepResult) -> tuple[float | None, float | None, int | None]:
-    """The largest learning rate that every size bears, the next one, and the size that decides."""
+    """The largest learning rate at which every size trains, the next one, and the size that decides."""
     edges = [(size, max_trainable_lr(result.curve(size))) for size in result.sizes]
     size, edge = min(edges, key=lambda item: -math.inf if item[1].lr is None else item[1].lr)
     return edge.lr, edge.first_failing, size
@@ -106,7 +106,7 @@ def _logits(plan: ScriptPlan, result: SweepResult, crossing: LRCrossing | None, 
     if crossing is None:
         few = len(result.sizes) < 3
         why = "a forecast needs at least three sizes (--set)" if few else "not every size has them at one learning rate"
-        return [f"Attention logits were seen, but {why}."]
+        return [f"Attention logits were recorded, but {why}."]
     return [f"At {scale:g}x the {plan.size_name} ({crossing.size:g}) attention logits {_will_cross(crossing)}."]
 
 
@@ -141,7 +141,7 @@ def _epsilon(result: SweepResult) -> list[str]:
     if not shrunk:
         return []
     lowest = min(point.lr for point in shrunk)
-    return [f"From lr {lowest:g} on, Adam's epsilon holds back more than half of some layer's update: make it smaller."]
+    return [f"From lr {lowest:g} on, Adam's epsilon reduces some layer's updates by more than half: make it smaller."]
 
 
 def _label(plan: ScriptPlan, name: str, size: int | None) -> str:
@@ -187,7 +187,7 @@ def _notices(plan: ScriptPlan, results: Mapping[str, SweepResult]) -> list[str]:
         if len(result.seeds) > 1 and all(_seeds_agree(result, size) for size in result.sizes):
             out.append("The seeds change nothing. Does the script take {seed}, or draw from torch, numpy or random?")
     if len(results[""].seeds) == 1:
-        out.append("One seed says nothing of chance: add --seeds 3.")
+        out.append("One seed does not show the effect of chance: add --seeds 3.")
     return out
 
 
@@ -197,7 +197,7 @@ def _seeds_agree(result: SweepResult, size: int | None) -> bool:
 
 
 def _runs_table(plan: ScriptPlan, results: Mapping[str, SweepResult]) -> Table:
-    columns = ["run", "lr", "seed", "loss", "first loss", "largest logit", "gradient norm", "given up at step"]
+    columns = ["run", "lr", "seed", "loss", "first loss", "largest logit", "gradient norm", "stopped at step"]
     signals = (LOGIT, GRADIENT)
     rows = [
         (_label(plan, name, p.size), p.lr, p.seed, p.loss, p.init_loss, *map(p.signals.get, signals), p.stopped_at)
@@ -205,4 +205,4 @@ def _runs_table(plan: ScriptPlan, results: Mapping[str, SweepResult]) -> Table:
         for p in result.points
     ]
     finite = [[None if isinstance(x, float) and not math.isfinite(x) else x for x in row] for row in rows]
-    return Table("Runs", columns, finite, "An empty loss is one that is not finite, or of a run that was given up.")
+    return Table("Runs", columns, finite, "An empty loss is not finite, or of a run that was stopped early.")

@@ -1,4 +1,4 @@
-"""A sweep over an unmodified script: its command line is a template, and the doctor's tap reads how it went."""
+"""A sweep over an unmodified script: its command line is a template, and the doctor's tap records each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import joblib
 import numpy as np
 
 from poise.doctor import parse_remedy
-from poise.preflight.sweeps.hopeless import LossWatch
+from poise.preflight.sweeps.divergence import LossWatch
 from poise.preflight.sweeps.sweep import SweepResult, sweep
 from poise.preflight.sweeps.sweep_progress import Progress
 from poise.store import Record, RunFileError, read_run
@@ -25,19 +25,19 @@ from poise.tools.child_process import ChildProcesses
 
 LOGIT, GRADIENT, EPS_SHRINK = "attention_logit_max", "grad_norm", "adam_eps_shrink"
 
-_POLL = 0.3  # seconds between looks at the loss of a run that goes on, and more where looking takes long
+_POLL = 0.3  # seconds between reads of the loss of a running script, and more where reading is slow
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptPlan:
-    """What is run at each point of the sweep.
+    """What runs at each point of the sweep.
 
     Args:
         script: path of the script.
         args: its arguments; ``{lr}``, ``{seed}`` and the names of ``sets`` in braces are replaced.
         sets: name -> values that grow together, the size first; empty for one size.
         remedies: specs of the remedies that act on every run.
-        overhead: share of a run's time that watching may take.
+        overhead: fraction of a run's time that watching may take.
 
     Raises:
         FileNotFoundError: if there is no such script.
@@ -61,14 +61,14 @@ class ScriptPlan:
                 raise ValueError(_how_templates_work(name, self.script, self.args, tuple(self.sets)))
         lengths = {name: len(values) for name, values in self.sets.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"all --set must have as many values, for they change together; got {lengths}")
+            raise ValueError(f"all --set must have as many values, because they change together; got {lengths}")
         sizes = self.sizes or ()
         if any(size <= 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
             raise ValueError(f"values of {self.size_name!r} must be positive and increasing, got {list(sizes)}")
 
     @property
     def size_name(self) -> str:
-        """Name of what stands for the size."""
+        """Name of the size."""
         return next(iter(self.sets), "size")
 
     @property
@@ -83,7 +83,7 @@ class ScriptPlan:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this plan from another: the script's text, the arguments, what changes together, remedies."""
+        """What identifies this plan: the script's text, the arguments, what changes together, remedies."""
         facts = {**asdict(self), "text": hashlib.sha256(Path(self.script).read_bytes()).hexdigest()}
         facts["sets"] = dict(self.sets) if len(self.sets) > 1 else list(self.sets)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -125,7 +125,7 @@ def script_sweep(
         lrs: learning rates.
         seeds: number of seeds; where no argument holds ``{seed}`` it is added to every seed that the script sets.
         n_jobs: runs at a time.
-        folder: where points and runs are kept; the same call goes on from there.
+        folder: where points and runs are kept; the same call continues from there.
         progress: see :func:`sweep`.
 
     Returns:
@@ -141,7 +141,7 @@ def script_sweep(
 
 
 class _Runs:
-    """Runs of one plan; leaving the context with an error or an interrupt ends those that go on."""
+    """Runs of one plan; leaving the context with an error or an interrupt ends those that still run."""
 
     def __init__(self, plan: ScriptPlan, folder: Path) -> None:
         self.plan, self.folder, self.fingerprint = plan, folder, plan.fingerprint
@@ -211,15 +211,15 @@ def bounds_logits(remedies: Iterable[str]) -> bool:
 
 
 def read_script_run(folder: Path, exit_code: int, args: Sequence[str] = ()) -> dict[str, float]:
-    """Return what one run ended with, from the record in its folder.
+    """Return the result of one run, from the record in its folder.
 
     Args:
         folder: holds ``run/run.db`` and ``stderr.txt``.
-        exit_code: of the script. A script that fails after it had shown a loss counts as diverged.
+        exit_code: of the script. A script that fails after a loss was recorded counts as diverged.
         args: of the script, for messages.
 
     Raises:
-        ValueError: if the run shows no finite loss, or went on without a remedy that failed.
+        ValueError: if the run shows no finite loss, or continued without a remedy that failed.
     """
     try:
         record = read_run(folder / "run" / "run.db")

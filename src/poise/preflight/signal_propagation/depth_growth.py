@@ -1,4 +1,4 @@
-"""How signals and gradients grow over depth, what theory expects, and the depth at which a number format ends."""
+"""How signals and gradients grow over depth, the prediction of theory, and where the range of a number format ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from poise.nn.meanfield import MeanField, relu_resnet
 from poise.preflight.signal_propagation.signal_propagation import SignalPropagation, Unit, is_weight_layer
 
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_STEADY = 1.4  # growth of the logarithm over the whole depth (a factor of 4) below which nothing is foretold
+_STEADY = 1.4  # growth of the logarithm over the whole depth (a factor of 4) below which nothing is extrapolated
 
 _FEWEST = 4
-"""Blocks from which growth is carried on beyond the model's own depth."""
+"""Blocks from which growth is extrapolated beyond the model's own depth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class DepthGrowth:
         forward_slope: least-squares slope of the logarithm of the mean square of the outputs, per block.
         backward_slope: the same of the squared norm of the gradient, per block on the way back.
         gradient_ratio: norm of the gradient at the first block over that at the last; ``None`` without gradients.
-        expected: what theory expects from the weights, ``None`` where it does not apply.
+        expected: what theory predicts for the weights, ``None`` where it does not apply.
         gain: geometric mean of the gains of the blocks' Jacobians; ``None`` without any.
     """
 
@@ -57,13 +57,13 @@ class ExpectedGrowth:
 
 @dataclass(frozen=True, slots=True)
 class FailingDepth:
-    """The block at which a number format ends.
+    """The block at which the range of a number format ends.
 
     Attributes:
         format: name of the format.
         what: ``"overflows"`` (the signal) or ``"vanishes"`` (the gradient).
-        depth: number of the block, from 1; beyond the model's own depth it is foretold from the slope.
-        name: of the block; ``None`` if foretold.
+        depth: number of the block, from 1; beyond the model's own depth it is extrapolated with the slope.
+        name: of the block; ``None`` if extrapolated.
         limit: largest (smallest) number of the format.
     """
 
@@ -94,9 +94,9 @@ def depth_growth(model: nn.Module, passed: SignalPropagation) -> DepthGrowth:
 
 
 def failing_depths(units: Sequence[Unit], growth: DepthGrowth) -> list[FailingDepth]:
-    """Return where each format ends: its signal overflows, or the gradient vanishes below its smallest number.
+    """Return where the range of each format ends: the signal overflows, or the gradient underflows.
 
-    Depths beyond the model's are foretold where the growth is steady, up to a hundred times the model's depth.
+    Depths beyond the model's are extrapolated where the growth is steady, up to a hundred times the model's depth.
 
     Args:
         units: the blocks.
@@ -109,7 +109,7 @@ def failing_depths(units: Sequence[Unit], growth: DepthGrowth) -> list[FailingDe
         over = next((i for i, unit in enumerate(units) if not unit.absmax <= largest), None)
         if over is not None:
             found.append(FailingDepth(name, "overflows", over + 1, units[over].name, largest))
-        elif (ahead := _foretold(growth.forward_slope, units[-1].absmax, largest, len(units))) is not None:
+        elif (ahead := _extrapolated_depth(growth.forward_slope, units[-1].absmax, largest, len(units))) is not None:
             found.append(FailingDepth(name, "overflows", ahead, None, largest))
         # Gradients vanish on the way back: the last block at which they are too small comes first.
         gone = [i for i, unit in enumerate(units) if _too_small(unit, smallest)]
@@ -125,7 +125,7 @@ def _too_small(unit: Unit, smallest: float) -> bool:
     return unit.grad_rms < smallest and (unit.grad_rms > 0 or unit.dtype in (torch.float16, torch.bfloat16))
 
 
-def _foretold(slope: float | None, value: float, limit: float, depth: int) -> int | None:
+def _extrapolated_depth(slope: float | None, value: float, limit: float, depth: int) -> int | None:
     if slope is None or depth < _FEWEST or slope * depth < _STEADY or not 0 < value <= limit:
         return None
     more = math.ceil((math.log(limit) - math.log(value)) / (slope / 2))

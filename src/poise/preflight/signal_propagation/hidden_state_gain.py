@@ -1,4 +1,4 @@
-"""How much a recurrent layer's last hidden state depends on its first: by which factor per step that dies or grows."""
+"""How much a recurrent layer's last hidden state depends on its first: growth or decay per step."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _is_usable(x: Any) -> bool:
 
 def _gain(layer: Any, name: str, x: Float[Tensor, "..."]) -> HiddenStateGain:
     x = x.detach() if layer.batch_first else x.detach().transpose(0, 1)
-    # In double precision: a factor of 1/2 per step is gone from float32 after 150 steps.
+    # In double precision: a factor of 1/2 per step underflows in float32 after 150 steps.
     twin, x = copy.deepcopy(layer).double(), x[:_SAMPLES, :_LONGEST].double()
     twin.dropout = 0.0
     x = x if layer.batch_first else x.transpose(0, 1)

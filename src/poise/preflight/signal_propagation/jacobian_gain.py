@@ -1,4 +1,4 @@
-r"""How much a block stretches what passes through it: the size of its Jacobian, from products with random vectors."""
+r"""How much a block amplifies a signal: the size of its Jacobian, from products with random vectors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBES = 4
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A tensor of a computation as it was then: what overwrites it later does not move the point.
+    """A tensor at one point of a computation; overwriting it later does not change the point.
 
     Attributes:
         edge: of autograd's graph.
@@ -44,9 +44,9 @@ def jacobian_gain(start: Point, end: Point, seed: int, probes: int = PROBES) -> 
 
     .. math:: \frac{\|J\|_F}{\sqrt n} = \sqrt{\frac{\mathbb{E}\,\|J^\top u\|^2}{n}} .
 
-    That is by how much a gradient of random direction grows on its way back. Where start and end have equally many
-    entries it is the root mean square of the singular values as well, and by how much a small perturbation of random
-    direction grows on its way forward. Of a batch it is the root mean square over the examples.
+    A gradient of random direction grows by this factor in the backward pass. Where start and end have equally many
+    entries it is the root mean square of the singular values as well, and the factor by which a small perturbation of
+    random direction grows in the forward pass. Of a batch it is the root mean square over the examples.
 
     Args:
         start: where the block begins.

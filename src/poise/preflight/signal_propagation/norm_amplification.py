@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class NormInput:
-    r"""What a normalisation over features was given.
+    r"""The input of a normalisation over features.
 
     Attributes:
         name: of the normalisation.
@@ -19,7 +19,7 @@ class NormInput:
             does not subtract the mean).
         amplification: mean over tokens of the spectral norm of the normalisation's derivative without its gain,
             :math:`1 / \sqrt{\sigma^2 + \epsilon}`.
-        degenerate: share of tokens whose features are all equal.
+        degenerate: fraction of tokens whose features are all equal.
     """
 
     name: str

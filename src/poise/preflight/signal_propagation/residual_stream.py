@@ -1,4 +1,4 @@
-"""The residual stream: how large it begins, and how much each branch adds to it."""
+"""The residual stream: its size at the start, and how much each branch adds to it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def computed_from(late: Tensor, early: Tensor) -> bool:
 
 
 def is_embedding(module: nn.Module) -> bool:
-    """Whether a module looks vectors up in a table."""
+    """Whether a module reads vectors from a table."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 

@@ -1,4 +1,4 @@
-"""One forward and one backward pass of a model before its first step, with everything that passes measured."""
+"""One forward and one backward pass of a model before its first step, with all signals and gradients measured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from poise.preflight.signal_propagation.jacobian_gain import Point, jacobian_gai
 from poise.preflight.signal_propagation.norm_amplification import NormInput, is_norm_over_features, norm_input
 from poise.preflight.signal_propagation.residual_stream import ResidualSum, is_embedding, residual_sum, rms
 
-_CALLS = 4000  # of modules that are written down: a recurrent cell written in Python is called at every time step
+_CALLS = 4000  # of modules that are recorded: a recurrent cell written in Python is called at every time step
 _ROWS = 64  # of which the mean cosine is taken
 
 
@@ -63,7 +63,7 @@ class AttentionLogits:
     Attributes:
         name: of the module.
         largest: largest magnitude of a logit that is not masked.
-        entropy: of the lowest head, as a share of that of uniform attention.
+        entropy: of the lowest head, as a fraction of that of uniform attention.
     """
 
     name: str
@@ -77,7 +77,7 @@ class RectifiedUnits:
 
     Attributes:
         name: of the module.
-        dead: their share.
+        dead: their fraction.
         rows: how many values of each unit were seen.
     """
 
@@ -96,7 +96,7 @@ class SignalPropagation:
         are_blocks: whether they are blocks, not single layers.
         residuals: sums of a shortcut and a branch.
         embeddings: standard deviation of what each embedding puts out.
-        norms: what each normalisation over features was given.
+        norms: the input of each normalisation over features.
         attention: logits.
         rectified: dead units.
         events: what was called, as (kind, name): ``"weight"``, ``"relu"``, ``"norm"``, ``"sum"``, ``"unit"`` (its end).
@@ -124,7 +124,7 @@ class SignalPropagation:
 def signal_propagation(
     model: nn.Module, objective: Objective, batch: Any, units: dict[nn.Module, str], are_blocks: bool, seed: int = 0
 ) -> SignalPropagation:
-    """Run a model forward and backward on a batch and return what passed through it; nothing of the model changes.
+    """Run a model forward and backward on a batch and return its signals and gradients; the model does not change.
 
     Dropout is off, batch norms that train use the statistics of the batch. Frozen parameters take part, so that
     gradients are measured in the whole depth.
@@ -271,7 +271,7 @@ class _Watch:
         return self.on and not self.busy
 
     @property
-    def _sees(self) -> bool:
+    def _is_observing(self) -> bool:
         return self.observes() and len(self.found.events) < _CALLS
 
     # ---- modules -----------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class _Watch:
         self.stack.append(module)
         given = next(filter(None, map(Point.of, tensors_of((args, kwargs)))), None) if module in self.units else None
         self.starts.append(given)
-        if self._sees and is_norm_over_features(module) and args and isinstance(args[0], Tensor):
+        if self._is_observing and is_norm_over_features(module) and args and isinstance(args[0], Tensor):
             self.found.events.append(("norm", self.names[module]))
             with self._measuring():
                 self.found.norms.append(norm_input(self.names[module], module, args[0]))
@@ -296,7 +296,7 @@ class _Watch:
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The forward of a module has returned."""
-        if not self._sees or module not in self.names:
+        if not self._is_observing or module not in self.names:
             return
         start = self.starts[-1]
         tensor = _first_tensor(output)
@@ -338,14 +338,14 @@ class _Watch:
             return
         for unit, start, end in self.spans:
             unit.gain = jacobian_gain(start, end, seed)
-        for unit in self.found.units:  # the products went by their hooks too
+        for unit in self.found.units:  # the products called their hooks too
             unit.grad_norm = unit.grad_rms = None
 
     # ---- functions ---------------------------------------------------------------------------------------------------
 
     def attention(self, logits: Logits) -> None:
         """Attention is computed."""
-        if not self._sees or not self.stack:
+        if not self._is_observing or not self.stack:
             return
         with self._measuring():
             seen = _Observations()
@@ -354,11 +354,11 @@ class _Watch:
             self.found.attention.append(AttentionLogits(self.name, largest, entropy))
 
     def rectified(self, output: Tensor) -> None:
-        """A ReLU was computed: :class:`_Functions` sees those too that a model kept a reference to."""
+        """A ReLU was computed: :class:`_Functions` also reaches those to which a model kept a reference."""
 
     def relu(self, output: Tensor) -> None:
         """A ReLU was computed."""
-        if self._sees:
+        if self._is_observing:
             self.found.events.append(("relu", self.name))
             self._rectified(output)
 
@@ -372,7 +372,7 @@ class _Watch:
 
     def add(self, a: Any, b: Any, factor: Any = 1) -> None:
         """A sum is about to be taken (then an operand may be overwritten)."""
-        if not self._sees or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        if not self._is_observing or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             return
         with self._measuring():
             found = residual_sum(self.name, a, b, float(factor))
@@ -382,7 +382,7 @@ class _Watch:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees every sum and every ReLU, also by functions that a model kept a reference to."""
+    """Observes every sum and every ReLU, also by functions to which a model kept a reference."""
 
     _SUM = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
     _RELU = (torch.relu, torch.relu_, F.relu, Tensor.relu, Tensor.relu_)
@@ -402,7 +402,7 @@ class _Functions(TorchFunctionMode):
 
 
 class _Observations:
-    """Takes the place of the doctor's sink for a probe that measures a single thing."""
+    """Replaces the doctor's sink for a probe that measures a single thing."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -421,7 +421,7 @@ def mean_cosine(output: Tensor) -> float | None:
     if rows is None or len(rows) < 2:
         return None
     rows = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _ROWS)).long().unique()].double()
-    # Scaled first: the squares of what has grown by 1e200 do not fit.
+    # Scaled first: the squares of what has grown by 1e200 overflow.
     rows = rows / rows.abs().amax(1, keepdim=True)
     rows = rows / rows.norm(dim=1, keepdim=True)
     n = len(rows)

@@ -1,1 +1,1 @@
-"""Sweeps over learning rates, sizes and seeds, and what their curves say."""
+"""Sweeps over learning rates, sizes and seeds, and their curves."""

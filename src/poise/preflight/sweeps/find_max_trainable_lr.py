@@ -1,4 +1,4 @@
-"""The largest learning rate that trains, to any precision: a grid brackets it, bisection closes in."""
+"""The largest learning rate that trains, to any precision: a grid brackets it, bisection refines it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def find_max_trainable_lr(
     """Return the largest learning rate at which every seed trains, and one close above it that fails.
 
     All learning rates of the grid are run; between the largest that trains and the next, the geometric mean is run
-    until the two are within ``precision``. A coarse grid (factors of 10) and few runs then say what a fine one would.
+    until the two are within ``precision``. A coarse grid (factors of 10) and few runs are then as good as a fine one.
 
     Args:
         train: as for :func:`sweep`: ``train(lr=..., seed=...)`` returns a mapping with ``loss`` and ``init_loss``.
-        lrs: a grid that should reach from where training works to where it fails.
+        lrs: a grid that should reach from rates that train to rates that fail.
         success: ``success(loss, init_loss)``. The default suits losses that begin near that of guessing; a network
             whose first loss is far above it may fall by a fifth and learn nothing.
         seeds: how many, or which.

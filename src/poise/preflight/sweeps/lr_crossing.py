@@ -11,7 +11,7 @@ import numpy as np
 from poise.preflight.sweeps.forecast_signal import forecast_signal
 from poise.preflight.sweeps.sweep import SweepResult
 
-_SIZES_FOR_A_PARABOLA = 5  # three sizes lie on one exactly: a straight line is the most that they bear
+_SIZES_FOR_A_PARABOLA = 5  # three sizes lie on one exactly: they determine no more than a straight line
 
 
 @dataclass(frozen=True, slots=True)

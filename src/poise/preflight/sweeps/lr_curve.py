@@ -1,4 +1,4 @@
-"""The curve of final loss against learning rate: what a sweep at one size leaves behind."""
+"""The curve of final loss against learning rate: the result of a sweep at one size."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LRCurve:
 
     @property
     def best_loss(self) -> float:
-        """That loss."""
+        """Lowest effective loss, averaged over seeds."""
         return float(self.effective_losses.mean(axis=1).min())
 
     def within(self, low: float, high: float) -> LRCurve:

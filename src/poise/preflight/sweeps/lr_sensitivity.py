@@ -14,7 +14,7 @@ class LRSensitivity:
     Args:
         value: mean over seeds, in units of the loss.
         per_seed: one value per seed.
-        meaningless: true if every run diverged; ``value`` is then zero and says nothing.
+        meaningless: true if every run diverged; ``value`` is then zero and has no meaning.
     """
 
     value: float
@@ -28,10 +28,10 @@ def lr_sensitivity(curve: LRCurve, lr_range: tuple[float, float] | None = None) 
     .. math:: S = \frac{1}{|G|} \sum_{\eta \in G} \min(\ell(\eta), \ell_0) - \ell^*, \qquad
         \ell^* = \min_{\eta \in G} \ell(\eta)
 
-    :math:`\ell_0` is the loss at initialisation; a diverged run counts as :math:`\ell_0`. The grid :math:`G` should
-    be even in :math:`\log \eta` and span the same decades in what is compared; if one optimum lies elsewhere, shift
-    the decades with it. :math:`S` is blind to absolute loss (a model that never learns has none): look at
-    the curves and at :math:`\ell^*` too, and compare only settings in which a learning rate means the same.
+    :math:`\ell_0` is the loss at initialisation; a diverged run counts as :math:`\ell_0`. The grid :math:`G` should be
+    even in :math:`\log \eta` and span the same decades in what is compared; if one optimum lies elsewhere, shift the
+    decades with it. The absolute loss does not enter :math:`S` (which is 0 for a model that never learns): read the
+    curves and :math:`\ell^*` too, and compare only settings in which a learning rate means the same.
 
     Args:
         curve: losses over learning rates; :math:`S` is computed for each seed by itself.

@@ -21,15 +21,15 @@ class MaxTrainableLR:
 
 
 def max_trainable_lr(curve: LRCurve, keep: float = 0.5) -> MaxTrainableLR:
-    r"""Find how far the learning rate can be raised from its optimum before training fails.
+    r"""Find how far the learning rate can be raised above its optimum before training fails.
 
-    A run has trained if it keeps the share ``keep`` of what the best learning rate gains over the loss at
-    initialisation: :math:`\ell_0 - \ell \ge \mathrm{keep} \, (\ell_0 - \ell^*)`. A learning rate is trainable if
-    every seed trained there and at all rates between it and the optimum.
+    A run has trained if it keeps the fraction ``keep`` of what the best learning rate gains over the loss at
+    initialisation: :math:`\ell_0 - \ell \ge \mathrm{keep} \, (\ell_0 - \ell^*)`. A learning rate is trainable if every
+    seed trained there and at all rates between it and the optimum.
 
     Args:
         curve: losses over learning rates.
-        keep: share in (0, 1]. Small models seldom diverge outright; they stop learning much earlier.
+        keep: fraction in (0, 1]. Small models seldom diverge outright; they stop learning much earlier.
 
     Raises:
         ValueError: if ``keep`` is outside (0, 1].

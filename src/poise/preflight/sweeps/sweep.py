@@ -1,4 +1,4 @@
-"""One sweep for all: learning rate x size x seed, in parallel."""
+"""The sweep over learning rate x size x seed, in parallel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from joblib import Parallel, delayed
 from joblib.parallel import get_active_backend
 
-from poise.preflight.sweeps.hopeless import HopelessRunError, LossWatch
+from poise.preflight.sweeps.divergence import DivergedRunError, LossWatch
 from poise.preflight.sweeps.lr_curve import LRCurve, require_learning_rates
 from poise.preflight.sweeps.sweep_folder import SweepFolder, fingerprint
 from poise.preflight.sweeps.sweep_point import SweepPoint
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Train = Callable[..., Mapping[str, Any]]
 Key = tuple[int | None, float, int]
 
-_DEATHS = 3  # of workers in a row, without a run that ended between them
+_CRASHES = 3  # of workers in a row, without a run that ended between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,11 @@ def sweep(
 ) -> SweepResult:
     """Train at every combination of learning rate, size and seed.
 
-    Runs go through joblib, the largest sizes first; ``with joblib.parallel_config(...)`` chooses where. With
-    ``folder`` every finished run is kept at once: after a crash, a kill or Ctrl-C the same call runs what is missing,
-    and a larger grid takes over the points that fit. If a worker dies, what it was running is run again.
+    Runs go through joblib, the largest sizes first; ``with joblib.parallel_config(...)`` chooses where. With ``folder``
+    every finished run is kept at once: after a crash, a kill or Ctrl-C the same call runs what is missing, and a larger
+    grid reuses the points that fit. If a worker dies, its run is started again.
 
-    A run that takes ``watch`` is ended early once it is past hope (see :func:`~poise.preflight.is_hopeless`);
-    it counts as diverged, which it would have done at its end.
+    Diverged runs are stopped early if ``train`` takes ``watch`` (see :func:`~poise.preflight.has_diverged`).
 
     Args:
         train: ``train(lr=..., seed=...)``, with ``size=...`` as well if ``sizes`` is given. Returns a mapping with
@@ -124,10 +123,10 @@ def sweep(
         seeds: how many seeds (0, 1, ...), or the seeds themselves.
         n_jobs: parallel runs, as in joblib.
         progress: called in this process after each run, with its point, the runs done and the runs in all (from a
-            thread where joblib's backend hands nothing back before its end: multiprocessing, Ray). Or whether to show
-            a progress bar on stderr; by default on a terminal.
-        folder: where finished runs are kept. Workers on other machines write there too if they see it under the same
-            path; else a run of theirs is kept when it comes back.
+            thread where joblib's backend returns nothing before its end: multiprocessing, Ray). Or whether to show a
+            progress bar on stderr; by default on a terminal.
+        folder: where finished runs are kept. Workers on other machines write there too if it has the same path there;
+            otherwise their runs are kept when they return.
 
     Raises:
         ValueError: if ``lrs``, ``sizes`` or ``seeds`` are not as described, a run returns no ``loss``, no finite
@@ -166,7 +165,7 @@ def _opened(folder: str | Path | None, train: Train) -> Iterator[SweepFolder]:
 def _run_missing(train: Train, kept: SweepFolder, tally: SweepTally, n_jobs: int | None) -> None:
     deaths = 0
     while missing := tally.missing:
-        # The longest runs start first, so that no core ends up waiting for one of them.
+        # The longest runs start first, so that no core waits for one of them at the end.
         jobs = [delayed(_run_and_keep)(train, kept, *key) for key in reversed(missing)]
         try:
             for point in _results(jobs, n_jobs, kept, tally):
@@ -175,11 +174,11 @@ def _run_missing(train: Train, kept: SweepFolder, tally: SweepTally, n_jobs: int
             for point in kept.points():
                 tally.add(point)
             deaths = deaths + 1 if len(tally.missing) == len(missing) else 0
-            if not _worker_died(error) or deaths == _DEATHS:
+            if not _worker_died(error) or deaths == _CRASHES:
                 raise
     known = {point.key for point in kept.points()}
     for key, point in tally.points.items():
-        if key not in known:  # made where the folder is out of sight
+        if key not in known:  # made on a machine without access to the folder
             kept.keep(point)
 
 
@@ -190,7 +189,7 @@ def _results(jobs: list[Any], n_jobs: int | None, kept: SweepFolder, tally: Swee
     if streams:
         yield from parallel(jobs)
         return
-    # Some backends (multiprocessing, Ray) cannot hand results back one by one; meanwhile the folder tells.
+    # Some backends (multiprocessing, Ray) cannot return results one by one; meanwhile they are read from the folder.
     with _following(kept, tally):
         points = parallel(jobs)
     yield from points
@@ -235,7 +234,7 @@ def _run_point(train: Train, size: int | None, lr: float, seed: int) -> SweepPoi
         settings["watch"] = watch
     try:
         out = train(**settings)
-    except HopelessRunError as end:
+    except DivergedRunError as end:
         first = watch.losses[0]
         if not np.isfinite(first):
             raise ValueError(f"{place} must report a finite loss first, as watch(0, init_loss); got {first!r}") from end

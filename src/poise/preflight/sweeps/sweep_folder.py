@@ -1,4 +1,4 @@
-"""Where a sweep keeps its points: a folder that a killed sweep can be taken up from."""
+"""Where a sweep keeps its points: a folder from which a killed sweep can be continued."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class OtherSweepError(ValueError):
 class SweepFolder:
     """The finished points of a sweep, one line of JSON each.
 
-    Whoever finishes a run appends its point, under a file lock, so that it survives the end of every other process.
-    Only a worker on a machine that does not see the folder leaves that to the process that called :func:`sweep`.
+    The process that finishes a run appends its point, under a file lock, so that it survives the end of every other
+    process. Only on a machine without access to the folder is that left to the process that called :func:`sweep`.
 
     Args:
         path: the folder.
-        name: unique name of the sweep, which tells its folder from one at the same place on another machine.
+        name: unique name of the sweep, which distinguishes its folder from one at the same path on another machine.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class SweepFolder:
         return folder
 
     def keep(self, point: SweepPoint) -> None:
-        """Append a point, unless this machine does not see the folder."""
+        """Append a point, unless this machine has no access to the folder."""
         if not self._visible():
             return
         line = (json.dumps(point.to_dict(), allow_nan=False) + "\n").encode()
@@ -97,7 +97,7 @@ class SweepFolder:
             try:
                 point = SweepPoint.from_dict(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"line {number} of {str(file)!r} is no point of a sweep ({error})") from error
+                raise ValueError(f"line {number} of {str(file)!r} is not a point of a sweep ({error})") from error
             found.setdefault(point.key, point)
         return list(found.values())
 
@@ -131,10 +131,10 @@ def _cut_unfinished_line(file: Any) -> None:
 
 
 def fingerprint(train: Callable[..., Any]) -> str:
-    """Return what tells a function from another: its own code and the arguments that are bound to it.
+    """Return what identifies a function: its own code and the arguments that are bound to it.
 
-    What it calls, and what it reads from its module or a closure, is not part of it. An object that knows better says
-    so in an attribute ``fingerprint``.
+    What it calls, and what it reads from its module or a closure, is not part of it. An object may define an attribute
+    ``fingerprint`` instead.
     """
     if isinstance(own := getattr(train, "fingerprint", None), str):
         return own

@@ -11,16 +11,16 @@ from poise.tools.json_numbers import json_number
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """What one run of a sweep ended with.
+    """The result of one run of a sweep.
 
     Args:
         lr: learning rate.
         size: model size; ``None`` in a sweep without sizes.
         seed: seed.
-        loss: final loss; NaN or infinite if the run diverged or was given up.
+        loss: final loss; NaN or infinite if the run diverged.
         init_loss: loss at initialisation.
         signals: whatever other numbers the run returned, by name.
-        stopped_at: step at which the run was given up as hopeless; ``None`` if it went on to its end.
+        stopped_at: step at which the run was stopped because it had diverged; ``None`` if it was not stopped.
     """
 
     lr: float

@@ -1,4 +1,4 @@
-"""How far a sweep has come, and how long it still takes."""
+"""The progress of a sweep, and the time that is left."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SweepTally:
         return [key for key in self.grid if key not in self.points]
 
     def add(self, point: SweepPoint) -> None:
-        """Take a point in, and tell of it if it is new."""
+        """Add a point, and report it if it is new."""
         with self._lock:
             if point.key in self.points or point.key not in self._wanted:
                 return

@@ -8,8 +8,8 @@ function isDark() {
   return root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches;
 }
 
-function say(text) {
-  document.getElementById("said").textContent = text;
+function announce(text) {
+  document.getElementById("status").textContent = text;
 }
 
 const toggle = document.getElementById("theme");
@@ -34,16 +34,16 @@ for (const button of document.querySelectorAll(".copy")) {
     try {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
-      say("Copied");
+      announce("Copied");
     } catch {
-      getSelection().selectAllChildren(code); // where the clipboard is closed, one key is left to press
-      say("Selected, ready to copy");
+      getSelection().selectAllChildren(code); // where the clipboard is blocked, the user presses the copy key
+      announce("Selected, ready to copy");
     }
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
 }
 
-function look() {
+function plotTemplate() {
   const dark = isDark() && !printing.matches;
   const text = dark ? "#c9d0d9" : "#3f464e";
   const grid = dark ? "#2b323b" : "#e9e7e2";
@@ -66,7 +66,7 @@ function look() {
 }
 
 function draw(plot) {
-  const layout = { ...plot.layout, template: look(), autosize: true };
+  const layout = { ...plot.layout, template: plotTemplate(), autosize: true };
   if (plot.ownLegend) layout.showlegend = false;
   return Plotly.react(plot.box, plot.data, layout, { responsive: true, displayModeBar: false });
 }

@@ -1,11 +1,11 @@
-"""Normalise what each block is given.
+"""Normalise the input of each block.
 
 ## What it does
 A layer normalisation at the beginning of each residual branch (or layer) gives it inputs of mean 0 and standard
 deviation 1, however large the signal has grown.
 
 ## When it helps
-Against signals that grow or shrink with depth, and the gradients that do so with them.
+Against signals that grow or shrink with depth, and gradients that do so with them.
 
 ## What it costs
 Two passes over the activations per block, and two vectors of parameters. A trained model has to be trained again.
@@ -24,7 +24,7 @@ from poise.rules.documented_remedy import DocumentedRemedy
 
 REMEDY = DocumentedRemedy(
     name="add_layer_norm",
-    title="Normalise what each block is given",
+    title="Normalise the input of each block",
     doc=__doc__,
     kind="code",
     code=(

@@ -8,10 +8,10 @@ number follows what the format can hold.
 Against gradients that are below the smallest number of float16 (`gradient_underflow`).
 
 ## What it costs
-A skipped step now and then, when the number has become too large.
+Occasionally a skipped step, when the number has become too large.
 
 ## Making it permanent
-The lines shown take the place of `loss.backward()` and `optimizer.step()`. In bfloat16 nothing of this is needed.
+The lines shown take the place of `loss.backward()` and `optimizer.step()`. In bfloat16 none of this is needed.
 
 ## References
 - Micikevicius et al., *Mixed precision training*, ICLR 2018, arXiv:1710.03740

@@ -1,4 +1,4 @@
-"""Draw weights that keep the signal's size.
+"""Initialise weights to keep the signal's size.
 
 ## What it does
 Each weight gets the variance 2 / (number of inputs), with which the mean square of a signal is the same after a linear
@@ -24,7 +24,7 @@ from poise.rules.documented_remedy import DocumentedRemedy
 
 REMEDY = DocumentedRemedy(
     name="he_init",
-    title="Draw weights that keep the signal's size",
+    title="Initialise weights to keep the signal's size",
     doc=__doc__,
     kind="code",
     code=(

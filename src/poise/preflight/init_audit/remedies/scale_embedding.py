@@ -1,8 +1,8 @@
-"""Begin the residual stream at standard deviation 1.
+"""Start the residual stream at standard deviation 1.
 
 ## What it does
-`poise.nn.scale_embedding` multiplies what embeddings put out so that its standard deviation is 1; their weights stay as
-they are, so that a head that shares them is not changed.
+`poise.nn.scale_embedding` multiplies the output of embeddings so that its standard deviation is 1; their weights stay
+as they are, so that a head that shares them is not changed.
 
 ## When it helps
 Against `small_residual_stream`: the first layer normalisations then do not amplify gradients.
@@ -23,12 +23,12 @@ from poise.rules.documented_remedy import DocumentedRemedy
 
 REMEDY = DocumentedRemedy(
     name="scale_embedding",
-    title="Begin the residual stream at standard deviation 1",
+    title="Start the residual stream at standard deviation 1",
     doc=__doc__,
     kind="surgery",
     code=(
         "from poise.nn import scale_embedding\n"
         "\n"
-        'print(scale_embedding(model, "unit").report())  # a tied head goes on using the unscaled weights\n'
+        'print(scale_embedding(model, "unit").report())  # a tied head still uses the unscaled weights\n'
     ),
 )

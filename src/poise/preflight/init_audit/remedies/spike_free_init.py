@@ -1,16 +1,16 @@
-"""Draw a Transformer's weights small where branches end.
+"""Initialise the ends of a Transformer's branches small.
 
 ## What it does
-`poise.nn.spike_free_` draws the weights of a pre-norm Transformer anew: those of its sub-layers small, those at the
-end of a residual branch smaller by the root of twice the number of blocks; `poise.nn.scale_embedding` gives embeddings
-the standard deviation 1.
+`poise.nn.spike_free_` initialises the weights of a pre-norm Transformer again: those of its sub-layers small, those at
+the end of a residual branch smaller by the root of twice the number of blocks; `poise.nn.scale_embedding` gives
+embeddings the standard deviation 1.
 
 ## When it helps
 Against signals and gradients that grow over the blocks of a Transformer that has normalisations already, and against
 loss spikes in its long runs.
 
 ## What it costs
-Nothing. It is for models that have not been trained yet: what weights held is gone.
+Nothing. It is for models that have not been trained yet: the old weights are lost.
 
 ## Making it permanent
 Run the lines shown once, after the model is made and before the optimizer is.
@@ -26,7 +26,7 @@ from poise.rules.documented_remedy import DocumentedRemedy
 
 REMEDY = DocumentedRemedy(
     name="spike_free_init",
-    title="Draw a Transformer's weights small where branches end",
+    title="Initialise the ends of a Transformer's branches small",
     doc=__doc__,
     kind="surgery",
     code=(

@@ -5,11 +5,11 @@
 factor: all by one over the root of their number (`"uniform"`), or by factors that fall with depth.
 
 ## When it helps
-Against signals and gradients that grow with depth in a residual network without normalisation: each branch that adds
-as much as the stream holds doubles the variance. With the factors, all of them together multiply it by less than three.
+Against signals and gradients that grow with depth in a residual network without normalisation: each branch that is as
+large as the stream doubles the variance. With the factors, all of them together multiply it by less than three.
 
 ## What it costs
-Nothing in time. Branches begin small, so very deep networks learn a little more slowly at first.
+Nothing in time. Branches start small, so very deep networks learn a little more slowly at first.
 
 ## Making it permanent
 Call it once, after the model is made and before the optimizer is.

@@ -1,4 +1,4 @@
-"""Let biases begin at zero.
+"""Initialise biases to zero.
 
 ## What it does
 Sets every bias to zero, so that about half of the units of a ReLU are above zero for a random input.
@@ -23,7 +23,7 @@ from poise.rules.documented_remedy import DocumentedRemedy
 
 REMEDY = DocumentedRemedy(
     name="zero_bias",
-    title="Let biases begin at zero",
+    title="Initialise biases to zero",
     doc=__doc__,
     kind="code",
     code=(

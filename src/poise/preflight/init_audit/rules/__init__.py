@@ -1,4 +1,4 @@
-"""What the audit before the first step can find, one rule a file; a new one is one more file and one more name here."""
+"""The rules of the audit before the first step, one a file; a new rule is a new file and a new name here."""
 
 from poise.preflight.init_audit.rules import (
     attention_logit_growth,

@@ -5,7 +5,7 @@ Before the first step, products of queries and keys are so large that their soft
 tokens.
 
 ## Why it hurts
-A softmax that is saturated passes next to no gradient: which token is looked up cannot be learned any more.
+A saturated softmax passes almost no gradient: the model can no longer learn to which tokens to attend.
 
 ## How it is detected
 The largest attention logit of a layer on this batch exceeds 50, or the entropy of its attention is below a tenth of

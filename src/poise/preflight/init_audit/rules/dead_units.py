@@ -4,12 +4,12 @@
 More than half of the units of a ReLU are zero for everything in this batch, before the first step.
 
 ## Why it hurts
-Such a unit gets no gradient and, unless the layers before it move its input, never will: the layer is narrower than it
-looks.
+Such a unit gets no gradient and, unless the layers before it move its input, never will: the layer is narrower than its
+size.
 
 ## How it is detected
 The fraction of a ReLU's units that are zero for all values of the batch is above one half, with at least 16 values per
-unit (few values prove little). It is an error above nine tenths.
+unit (few values are weak evidence). It is an error above nine tenths.
 
 ## What cures it
 Biases that begin at zero, inputs with mean 0 and standard deviation 1, or an activation that is not flat on one side.

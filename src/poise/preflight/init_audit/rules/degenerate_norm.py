@@ -1,7 +1,7 @@
-"""A normalisation is given constant vectors.
+"""A normalisation of constant vectors.
 
 ## What it is
-Some vectors that a layer normalisation is given have equal entries, padding with zeros for example.
+Some input vectors of a layer normalisation have equal entries, for example padding with zeros.
 
 ## Why it hurts
 Such a vector has the standard deviation 0: the layer puts out zeros (or its bias) whatever the vector was, and
@@ -11,7 +11,7 @@ multiplies the gradient by one over the root of its epsilon, 316 with the usual 
 Exact: the fraction of vectors whose entries are all equal is above 0. It is a warning if it is above one half.
 
 ## What cures it
-Mask such positions out of the loss, or give the layer something that varies: a learned vector for padding, a bias.
+Mask such positions out of the loss, or give the layer an input that varies: a learned vector for padding, a bias.
 
 ```python
 x = nn.functional.pad(x, (0, 0, 0, missing))  # bad before nn.LayerNorm: rows of zeros
@@ -47,7 +47,7 @@ def find(facts: InitFacts) -> list[Finding]:
         RULE.finding(
             "warning" if worst.degenerate > _HALF else "info",
             _PROBABILITY,
-            f"{100 * worst.degenerate:.0f} % of the vectors that {worst.name} is given have equal entries: it puts out "
+            f"{100 * worst.degenerate:.0f} % of the input vectors of {worst.name} have equal entries: it puts out "
             "zeros (or its bias) and amplifies gradients by one over the root of its epsilon.",
             where=tuple(norm.name for norm in norms),
         )
@@ -56,7 +56,7 @@ def find(facts: InitFacts) -> list[Finding]:
 
 RULE: Rule[InitFacts] = Rule(
     id="degenerate_norm",
-    title="A normalisation is given constant vectors",
+    title="A normalisation of constant vectors",
     find=find,
     doc=__doc__,
     exact=True,

@@ -2,10 +2,10 @@
 
 ## What it is
 Before anything was learned, the gradient at the first block (or layer) is many times larger than at the last: the
-Jacobians it passes stretch it.
+Jacobians on its way amplify it.
 
 ## Why it hurts
-The first step moves the first layers much further than the loss can be trusted to be linear.
+The first step moves the first layers far out of the region in which the loss is nearly linear.
 
 ## How it is detected
 The norm of the gradient at the first depth is more than 10 times that at the last (an error from 1,000 times on). The
@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from poise.preflight.init_audit.rules.growth import gain_words, growth_remedies
+from poise.preflight.init_audit.rules.growth import gain_sentence, growth_remedies
 from poise.report.finding import Evidence, Finding
 from poise.rules.rule import Rule
 from poise.tools.number import number
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from poise.preflight.init_audit.facts import InitFacts
 
 
-_LIMIT, _GRAVE = 10.0, 1e3  # norm at the first depth over that at the last
+_LIMIT, _SEVERE = 10.0, 1e3  # norm at the first depth over that at the last
 _PROBABILITY = 0.95
 
 
@@ -51,10 +51,10 @@ def find(facts: InitFacts) -> list[Finding]:
     first = units[0].name
     return [
         RULE.finding(
-            "error" if ratio > _GRAVE else "warning",
+            "error" if ratio > _SEVERE else "warning",
             _PROBABILITY,
             f"The gradient explodes on its way back: its norm at the first {facts.unit} ({first}) is {number(ratio)} "
-            f"times that at the last.{gain_words(facts, max)}",
+            f"times that at the last.{gain_sentence(facts, max)}",
             where=(first,),
             evidence=(Evidence("gradient_ratio", ratio, _LIMIT),),
             remedies=growth_remedies(facts),

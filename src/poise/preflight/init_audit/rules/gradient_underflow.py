@@ -10,7 +10,7 @@ learn.
 
 ## How it is detected
 The root mean square of the gradient's entries at each depth is compared with the smallest number of each format. It is
-an error where that is a format larger than float16; it is only worth knowing if the model is not in float16 now.
+an error where that is a format larger than float16; it is *info* if the model is not in float16 now.
 
 ## What cures it
 Scale the loss before the backward pass, or train in bfloat16, whose range is that of float32.

@@ -1,4 +1,4 @@
-"""What rules over depth have in common: words for the gain of a block, and the remedies that keep a size."""
+"""Shared by rules over depth: the sentence about the gain of a block, and the remedies that keep a size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from poise.preflight.init_audit.facts import InitFacts
 
 GROWTH_REMEDIES = ("stabilize_residuals", "add_layer_norm", "he_init", "spike_free_init")
-"""All that can keep signals and gradients at their size over depth."""
+"""Remedies that keep signals and gradients at their size over depth."""
 
 
 def growth_remedies(facts: InitFacts) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def growth_remedies(facts: InitFacts) -> tuple[str, ...]:
     return ("add_layer_norm", "he_init") if not facts.passed.norms else ("spike_free_init",)
 
 
-def gain_words(facts: InitFacts, extreme: Callable[..., tuple[float, int]]) -> str:
+def gain_sentence(facts: InitFacts, extreme: Callable[..., tuple[float, int]]) -> str:
     """Name the block whose Jacobian has the largest (or least) gain.
 
     Args:

@@ -5,13 +5,12 @@ The derivative of a recurrent layer's last hidden state in its first has a norm 
 factor above 1.1 or below 0.9, to the power of the number of steps.
 
 ## Why it hurts
-The gradient through time grows or shrinks by the same factor: it explodes, or what happened long ago cannot be learned
-from.
+The gradient through time grows or shrinks by the same factor: it explodes, or long dependencies cannot be learned.
 
 ## How it is detected
 The spectral norm of that derivative is measured by power iteration on this batch; its root of the order of the number
-of steps is the gain per step. It is a warning if the gradient grows more than 1,000 times over the sequence, else only
-worth knowing: forgetting can be what is wanted.
+of steps is the gain per step. It is a warning if the gradient grows more than 1,000 times over the sequence, else
+*info*: a layer may be meant to forget.
 
 ## What cures it
 Layer-normalised recurrent layers, an orthogonal initialisation of the recurrent matrix, gradient clipping.

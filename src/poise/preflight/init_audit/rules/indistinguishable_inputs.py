@@ -1,11 +1,11 @@
-"""Different inputs become one.
+"""Different inputs become equal.
 
 ## What it is
 With depth, the vectors of different inputs (of different positions, in a sequence) turn into the same direction.
 
 ## Why it hurts
-The last layers cannot tell inputs apart, so the loss cannot be lowered below that of a constant answer until the layers
-before have changed.
+The last layers cannot distinguish inputs, so the loss cannot be lowered below that of a constant output until the
+layers before have changed.
 
 ## How it is detected
 The mean cosine between the vectors of different inputs exceeds 0.99 at some depth, while it was at most 0.9 at the
@@ -52,7 +52,7 @@ def find(facts: InitFacts) -> list[Finding]:
                 RULE.finding(
                     "warning",
                     _PROBABILITY,
-                    f"From depth {i + 1} of {len(units)} ({unit.name}) on, different inputs can hardly be told apart: "
+                    f"From depth {i + 1} of {len(units)} ({unit.name}) on, different inputs are hardly distinguishable: "
                     f"the mean cosine of their vectors is {unit.cosine:.4f}, after {units[0].cosine:.2f} at "
                     f"{units[0].name}.",
                     where=(unit.name,),
@@ -65,7 +65,7 @@ def find(facts: InitFacts) -> list[Finding]:
 
 RULE: Rule[InitFacts] = Rule(
     id="indistinguishable_inputs",
-    title="Different inputs become one",
+    title="Different inputs become equal",
     find=find,
     doc=__doc__,
     family="activations and logits",

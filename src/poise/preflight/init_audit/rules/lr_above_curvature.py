@@ -6,15 +6,15 @@ initialisation.
 
 ## Why it hurts
 The first steps overshoot along the sharpest direction. SGD often survives a few times its limit by a jump to a flatter
-place; beyond that the run diverges before it has begun.
+region; beyond that the run diverges in its first steps.
 
 ## How it is detected
-The sharpness is measured by Hessian products on this batch. The finding is made if the learning rate of SGD is above
-2 / sharpness (an error from 4 times on), or that of an adaptive optimizer above 100 times its limit, which fresh second
-moments overstate. Where a warm-up was tried out on copies and reaches the learning rate, it is a warning only.
+The sharpness is measured by Hessian products on this batch. The finding is made if the learning rate of SGD is above 2
+/ sharpness (an error from 4 times on), or that of an adaptive optimizer above 100 times its limit, which fresh second
+moments overstate. Where a warm-up was simulated on copies and reaches the learning rate, it is a warning only.
 
 ## What cures it
-A warm-up, while which the curvature falls, or a lower learning rate.
+A warm-up, during which the curvature falls, or a lower learning rate.
 
 ```python
 torch.optim.SGD(model.parameters(), lr=1.0)  # bad where the report gives 0.05
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from poise.preflight.init_audit.facts import InitFacts
 
 
-_SURVIVED = 4.0  # times its limit, which SGD often survives by a jump to a flatter place
+_SURVIVED = 4.0  # times its limit, which SGD often survives by a jump to a flatter region
 _FRESH = 100.0  # and a fresh adaptive optimizer
 _PROBABILITY = 0.8
 

@@ -5,13 +5,13 @@ The loss of this batch does not depend on some trainable parameters.
 
 ## Why it hurts
 They stay as they were initialised. Often that is fine (a head that this batch does not use); where it is not, the model
-is smaller than it looks.
+is smaller than its number of parameters.
 
 ## How it is detected
 Exact: after the backward pass they have no gradient.
 
 ## What cures it
-Use them in the forward pass, look for a `detach()`, or freeze them, which says that it is on purpose.
+Use them in the forward pass, look for a `detach()`, or freeze them explicitly.
 
 ```python
 features = backbone(x).detach()  # bad if the backbone is to learn

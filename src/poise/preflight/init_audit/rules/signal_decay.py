@@ -1,16 +1,16 @@
 """The signal shrinks over depth.
 
 ## What it is
-Each layer puts out less than it is given, so that the signal shrinks exponentially with depth.
+The output of each layer is smaller than its input, so that the signal shrinks exponentially with depth.
 
 ## Why it hurts
-The last layers see next to nothing of the input, the gradient of the first layers vanishes with the signal, and in
-half precision both round to zero.
+The last layers depend on the input only weakly, the gradient of the first layers vanishes with the signal, and in half
+precision both round to zero.
 
 ## How it is detected
 The mean square of the signal at the last depth is less than a hundredth of that at the first (an error below a
-millionth). The report gives the factor per block, beside what mean-field theory expects of a ReLU network with these
-weights, and the depth at which number formats end.
+millionth). The report gives the factor per block, beside what mean-field theory predicts for a ReLU network with these
+weights, and the depth at which the range of number formats ends.
 
 ## What cures it
 An initialisation that keeps the variance (He for ReLU, Xavier for tanh), normalisation, or shortcuts.

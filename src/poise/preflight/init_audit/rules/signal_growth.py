@@ -1,7 +1,7 @@
 """The signal grows over depth.
 
 ## What it is
-Each block (or layer) puts out more than it is given, so that the signal grows exponentially with depth.
+The output of each block (or layer) is larger than its input, so that the signal grows exponentially with depth.
 
 ## Why it hurts
 The gradient grows with it on its way back, the first step is far too long for the first layers, and in half precision
@@ -10,7 +10,8 @@ the signal overflows. A network that grows by 2 a block is 1,000 times larger af
 ## How it is detected
 The mean square of the signal at the last depth is more than 100 times that at the first (an error from a factor of a
 million on), or the signal overflows float16 inside the model. The report gives the factor per block, beside what
-mean-field theory expects of a ReLU network with these weights, and the depth at which number formats end.
+mean-field theory predicts for a ReLU network with these weights, and the depth at which the range of number formats
+ends.
 
 ## What cures it
 In residual networks, factors on the branches whose squares have a bounded sum. In others, normalisation, or an

@@ -18,7 +18,7 @@ LIMIT, GRAVE = 1e2, 1e6
 
 @dataclass(frozen=True, slots=True)
 class SignalSize:
-    """A signal whose size does not stay.
+    """A signal whose size changes over depth.
 
     Attributes:
         ratio: mean square at the last depth over that at the first.

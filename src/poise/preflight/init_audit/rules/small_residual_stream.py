@@ -1,16 +1,16 @@
-"""The residual stream begins too small.
+"""The residual stream starts too small.
 
 ## What it is
-The vectors that a Transformer begins with, its embeddings, have a standard deviation far below 1 (0.02 is a common
-one), and so has the stream that its blocks add to.
+The first vectors of a Transformer, its embeddings, have a standard deviation far below 1 (0.02 is a common one), and so
+has the stream that its blocks add to.
 
 ## Why it hurts
 The derivative of a layer normalisation is one over the standard deviation of its input. At 0.02 the first one
 multiplies gradients by 50; on small streams they grow through the first blocks, and the loss spikes in long runs.
 
 ## How it is detected
-The gradient amplification of a normalisation, one over the standard deviation of its input, is 5 or more: a warning
-at the first normalisation, only worth knowing at a later one or where no embedding was met.
+The gradient amplification of a normalisation, one over the standard deviation of its input, is 5 or more: a warning at
+the first normalisation, *info* at a later one or where no embedding was found.
 
 ## What cures it
 Embeddings of standard deviation 1: multiply them, or initialise them so.
@@ -55,7 +55,7 @@ def find(facts: InitFacts) -> list[Finding]:
     if embeddings:
         name, std = max(embeddings.items(), key=lambda item: item[1])
         text = (
-            f"Embeddings begin with a standard deviation of {number(std)} ({name}). {text} "
+            f"Embeddings have a standard deviation of {number(std)} ({name}). {text} "
             "With embeddings of standard deviation 1 it would be 1."
         )
     return [
@@ -72,7 +72,7 @@ def find(facts: InitFacts) -> list[Finding]:
 
 RULE: Rule[InitFacts] = Rule(
     id="small_residual_stream",
-    title="The residual stream begins too small",
+    title="The residual stream starts too small",
     find=find,
     doc=__doc__,
     family="activations and logits",

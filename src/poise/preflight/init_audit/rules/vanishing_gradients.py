@@ -2,7 +2,7 @@
 
 ## What it is
 Before anything was learned, the gradient at the first block (or layer) is much smaller than at the last: the Jacobians
-it passes shrink it.
+on its way shrink it.
 
 ## Why it hurts
 The first layers stay as they were initialised; what they destroy of the input, later layers cannot restore.
@@ -17,7 +17,7 @@ Shortcuts, normalisation, activations that do not saturate, an initialisation th
 
 ```python
 [nn.Linear(64, 64), nn.Sigmoid()] * 20  # bad: each layer keeps at most a quarter of the gradient
-x = x + block(norm(x))  # good: the gradient has a way past every block
+x = x + block(norm(x))  # good: the gradient has a path around every block
 ```
 
 ## References
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from poise.preflight.init_audit.rules.growth import gain_words, growth_remedies
+from poise.preflight.init_audit.rules.growth import gain_sentence, growth_remedies
 from poise.report.finding import Evidence, Finding
 from poise.rules.rule import Rule
 from poise.tools.number import number
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from poise.preflight.init_audit.facts import InitFacts
 
 
-_LIMIT, _GRAVE = 1e-2, 1e-4  # norm at the first depth over that at the last
+_LIMIT, _SEVERE = 1e-2, 1e-4  # norm at the first depth over that at the last
 _PROBABILITY = 0.95
 
 
@@ -50,10 +50,10 @@ def find(facts: InitFacts) -> list[Finding]:
     first = units[0].name
     return [
         RULE.finding(
-            "error" if ratio < _GRAVE else "warning",
+            "error" if ratio < _SEVERE else "warning",
             _PROBABILITY,
             f"The gradient vanishes on its way back: its norm at the first {facts.unit} ({first}) is {number(ratio)} "
-            f"times that at the last.{gain_words(facts, min)}",
+            f"times that at the last.{gain_sentence(facts, min)}",
             where=(first,),
             evidence=(Evidence("gradient_ratio", ratio, _LIMIT),),
             remedies=growth_remedies(facts),

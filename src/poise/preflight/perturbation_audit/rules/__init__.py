@@ -1,4 +1,4 @@
-"""What a perturbation grid can find, one rule a file. A new rule is one more file and one more name here."""
+"""The rules of the perturbation grid, one a file. A new rule is a new file and a new name here."""
 
 from poise.preflight.perturbation_audit.rules import does_not_survive_perturbation
 from poise.rules.rule_set import RuleSet

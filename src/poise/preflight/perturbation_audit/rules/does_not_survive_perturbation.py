@@ -1,8 +1,8 @@
-"""Training fails with one setting off.
+"""Training fails with one setting changed.
 
 ## What it is
-A training recipe that works as it is meant to fails if one setting is changed: a learning rate five times higher,
-initial weights ten times smaller, no warm-up.
+A training recipe that works fails if one setting is changed: a learning rate five times higher, initial weights ten
+times smaller, no warm-up.
 
 ## Why it hurts
 The recipe works by a small margin. Another model size, another batch size or a longer schedule moves the best settings
@@ -11,8 +11,8 @@ by as much, and then it fails without an obvious reason.
 ## How it is detected
 The model is trained under each condition and seed. A run fails that diverges, or whose training loss falls by less than
 half of what it falls under the unchanged recipe. The confidence is the mean of the posterior of the fraction of seeds
-that fail, under a uniform prior. That the unchanged recipe itself fails is an error: then nothing can be said of the
-other conditions.
+that fail, under a uniform prior. It is an error if the unchanged recipe itself fails: then the other conditions cannot
+be judged.
 
 ## What cures it
 What widens the range of settings that work: normalised queries and keys, weights split into direction and scale,
@@ -62,7 +62,7 @@ def find(facts: GridFacts) -> list[Finding]:
 
 RULE: Rule[GridFacts] = Rule(
     id="does_not_survive_perturbation",
-    title="Training fails with one setting off",
+    title="Training fails with one setting changed",
     find=find,
     doc=__doc__,
     family="learning rate",

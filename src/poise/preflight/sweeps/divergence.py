@@ -1,4 +1,4 @@
-"""When is a run past hope? A rule for ending it that errs on the side of letting it go on."""
+"""Diverged runs are stopped early, by a rule that rather lets a run continue than stop one that may recover."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from poise.doctor.events import trailing_median
 
 FACTOR = 100.0
-"""A loss has to stay above so many times the first one."""
+"""A loss has to stay above this multiple of the first one."""
 
 _LONG = 50  # losses for which it has to stay there, and at least half of the run so far
 _NOT_FINITE = 3  # in a row: a loss scaler recovers from one or two
 _MEDIAN = 11
-_AGAIN = 1.05  # looked at again when the run is so many times as long: a long run is not looked at every step
+_NEXT_CHECK = 1.05  # the next check is when the run is this many times as long: a long run is not checked at each step
 
 
-class HopelessRunError(Exception):
-    """Ends a run that is past hope; :func:`sweep` counts it as diverged.
+class DivergedRunError(Exception):
+    """Ends a run that has diverged; :func:`sweep` counts it as such.
 
     Args:
-        step: at which it was given up.
+        step: at which it was stopped.
     """
 
     def __init__(self, step: int) -> None:
@@ -31,17 +31,17 @@ class HopelessRunError(Exception):
         self.step = step
 
     def __str__(self) -> str:
-        return f"the loss does not come back (given up at step {self.step})"
+        return f"the run has diverged (stopped at step {self.step})"
 
 
 class LossWatch:
     """Follows the loss of one run: call it with every step and loss, or every so often.
 
-    Report the loss at initialisation first: it is what later losses are compared with, and what a run counts as that
-    was given up.
+    Report the loss at initialisation first: later losses are compared with it, and a run that is stopped counts as this
+    loss.
 
     Raises:
-        HopelessRunError: from the call at which the run is past hope, see :func:`is_hopeless`.
+        DivergedRunError: from the call at which the run has diverged, see :func:`has_diverged`.
 
     Example:
         >>> watch = LossWatch()
@@ -49,7 +49,7 @@ class LossWatch:
         ...     watch(step, loss)
         Traceback (most recent call last):
         ...
-        poise.preflight.sweeps.hopeless.HopelessRunError: the loss does not come back (given up at step 3)
+        poise.preflight.sweeps.divergence.DivergedRunError: the run has diverged (stopped at step 3)
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class LossWatch:
         self._broken = 0
 
     def __call__(self, step: int, loss: float) -> None:
-        """Take note of a loss.
+        """Add a loss.
 
         Args:
             step: the step, for the record.
@@ -68,23 +68,23 @@ class LossWatch:
         self._broken = 0 if math.isfinite(self.losses[-1]) else self._broken + 1
         if self._broken < _NOT_FINITE and len(self.losses) < self._next:
             return
-        self._next = _AGAIN * len(self.losses)
-        if is_hopeless(self.losses):
-            raise HopelessRunError(int(step))
+        self._next = _NEXT_CHECK * len(self.losses)
+        if has_diverged(self.losses):
+            raise DivergedRunError(int(step))
 
 
-def is_hopeless(losses: Sequence[float] | NDArray[np.float64]) -> bool:
-    r"""Return whether a run may be ended because its loss does not come back.
+def has_diverged(losses: Sequence[float] | NDArray[np.float64]) -> bool:
+    r"""Return whether a run has diverged, so that it may be stopped.
 
-    It does not if the last three losses are not finite, or if the running median of the last 50 losses, and of the
-    second half of the run, stayed above 100 times the first loss and far outside the noise:
+    It has if the last three losses are not finite, or if the running median of the last 50 losses, and of the second
+    half of the run, stayed above 100 times the first loss and far outside the noise:
 
     .. math:: \min_{t \in W} \operatorname{median}_{11}(x)_t - x_0 > \max(\log 100, 5 \sigma), \qquad
         x = \operatorname{asinh}(\ell / |\ell_0|)
 
-    (:math:`x` is the logarithm of large losses, and bears losses below zero; :math:`\sigma` is its noise
-    from step to step over :math:`W`.) A smaller factor would be wrong: a character GPT that stood at 5 to 26
-    times its first loss for 100 of 200 steps ended below it, when the schedule had lowered the learning rate.
+    (:math:`x` is the logarithm of large losses, and defined for losses below zero; :math:`\sigma` is its noise from
+    step to step over :math:`W`.) A smaller factor would be wrong: a character GPT whose loss was 5 to 26 times its
+    first loss for 100 of 200 steps ended below it, when the schedule had lowered the learning rate.
 
     Args:
         losses: in the order of the steps, the first one at initialisation.

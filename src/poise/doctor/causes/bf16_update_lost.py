@@ -10,9 +10,9 @@ computed. With healthy learning rates that is most of them. Training slows down,
 float32 reaches.
 
 ## How it is detected
-Exact arithmetic: `update_lost[p]`, the share of coordinates with a gradient whose value did not change in the step,
-exceeds 0.3 in three consecutive samples of a weight matrix, while the learning rate is at least a tenth of its peak
-(at the end of a decay updates vanish by design). It is an error where more than 70 % are lost.
+Exact arithmetic: `update_lost[p]`, the fraction of coordinates with a gradient whose value did not change in the step,
+exceeds 0.3 in three consecutive samples of a weight matrix, while the learning rate is at least a tenth of its peak (at
+the end of a decay updates vanish by design). It is an error where more than 70 % are lost.
 
 ## What cures it
 Keep a float32 copy of the weights (autocast does), round stochastically, or sum with compensation.
@@ -65,28 +65,28 @@ def find(record: Record) -> list[Finding]:
     if hit is None:
         return []
     worst = hit.where[0]
-    share = value_at(layers[worst], hit.step)
+    fraction = value_at(layers[worst], hit.step)
     steps = layers[worst].steps
     onset = int(steps[steps <= hit.step][-3:][0])
     event = following(find_events(record), onset)
     dtype = parameter_types(record).get(worst, "low precision").removeprefix("torch.")
     return [
         CAUSE.finding(
-            "error" if share > MOST else "warning",
+            "error" if fraction > MOST else "warning",
             EXACT,
-            f"{number(100 * share)} % of the updates of {listing(hit.where)} are lost to rounding: the weights are "
+            f"{number(100 * fraction)} % of the updates of {listing(hit.where)} are lost to rounding: the weights are "
             f"{dtype}, and most updates are smaller than the distance to the next number.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
             event=event,
-            evidence=[Evidence(f"update_lost[{worst}]", share, THRESHOLD, None, hit.step)],
+            evidence=[Evidence(f"update_lost[{worst}]", fraction, THRESHOLD, None, hit.step)],
         )
     ]
 
 
 CAUSE = Cause(
-    id="bf16_update_swallow",
+    id="bf16_update_lost",
     title="Updates are lost to rounding",
     find=find,
     exact=True,

@@ -13,6 +13,7 @@ FAMILIES = (
     "number formats",
     "data",
     "script",
+    "contract",
 )
 """Families of causes, in the order of listings."""
 
@@ -47,7 +48,20 @@ _IDS = (
     "warmup_too_short",
 )
 
+_CONTRACTS = (
+    "ctc_target_too_long",
+    "kl_div_input",
+    "loss_broadcast",
+    "nll_input",
+    "sigmoid_twice",
+    "softmax_over_batch",
+    "target_out_of_range",
+    "targets_ignored",
+    "unreachable_target",
+)
+
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}
+CAUSES |= {id: import_module(f"poise.doctor.causes.contract.{id}").CAUSE for id in _CONTRACTS}
 
 RULES = RuleSet(
     "causes",

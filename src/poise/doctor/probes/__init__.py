@@ -4,6 +4,9 @@ from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.probes.batch import BatchProbe
+from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
+from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
+from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
@@ -22,10 +25,13 @@ PROBES: tuple[type[Probe], ...] = (
     GradientProbe,
     HyperparameterProbe,
     LogitProbe,
+    LossInputProbe,
+    LossShapeProbe,
     ModeProbe,
     OrphanProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,
+    TargetProbe,
     UpdateProbe,
 )
 

@@ -19,6 +19,7 @@ from poise.doctor.tap.compile import CompileHooks
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import installed
 from poise.doctor.tap.loss import LossHooks
+from poise.doctor.tap.order import OrderHooks
 from poise.doctor.tap.sink import Sink
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.step import StepHooks
@@ -65,6 +66,7 @@ class Tap:
             AmpHooks(self.state, self.step_hooks),
             CompileHooks(self.state, self.forward, self.step_hooks),
             CheckpointHooks(self.state),
+            OrderHooks(self.state),
         )
 
     @contextmanager

@@ -49,15 +49,18 @@ _IDS = (
 )
 
 _CONTRACTS = (
+    "clip_before_unscale",
     "ctc_target_too_long",
     "kl_div_input",
     "loss_broadcast",
     "nll_input",
+    "optimizer_recreated",
     "sigmoid_twice",
     "softmax_over_batch",
     "target_out_of_range",
     "targets_ignored",
     "unreachable_target",
+    "unregistered_layers",
 )
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}

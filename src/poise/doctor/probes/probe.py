@@ -46,6 +46,9 @@ class Probe:
     def before_backward(self, sink: Sink, backward: BackwardPass) -> None:
         """Measure what is about to be differentiated, while its graph exists."""
 
+    def early_step(self, sink: Sink, timeline: Timeline) -> None:
+        """Examine the first 12 steps of an optimizer, just before each, sampled or not."""
+
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Measure the gradients, just before an optimizer step."""
 

@@ -27,7 +27,7 @@ class OrderHooks:
 
     def __init__(self, state: TapState) -> None:
         self.state = state
-        self._scale: Tensor | None = None  # of the gradients, while they are not unscaled
+        self._scaler: Any = None  # of the gradients, while they are not unscaled
         self._made: list[tuple[weakref.ref[Tensor], int]] = []  # first parameter and id of each optimizer
         self._told: set[str] = set()
 
@@ -41,31 +41,29 @@ class OrderHooks:
             FunctionHook(scaler.update, before=self._unscaled),
             FunctionHook(utils.clip_grad_norm_, before=self._clips),
             FunctionHook(utils.clip_grad_value_, before=self._clips),
-            FunctionHook(Optimizer.add_param_group, after=self._made_optimizer),
+            FunctionHook(Optimizer.add_param_group, finally_=self._made_optimizer),
         ]
 
     def _scaled(self, scaler: Any, *_: Any) -> None:
-        self._scale = scaler._scale if scaler.is_enabled() else None
+        self._scaler = scaler if scaler.is_enabled() else None
 
     def _unscaled(self, *_: Any) -> None:
-        self._scale = None
+        self._scaler = None
 
     def _clips(self, _: Any, limit: Any, *__: Any) -> None:
-        if self._scale is not None and not is_compiling() and "clip" not in self._told:
+        if self._scaler is not None and not is_compiling() and "clip" not in self._told:
             self._clips_scaled(limit)
 
     @guarded
     def _clips_scaled(self, limit: Any) -> None:
         self._told.add("clip")
-        assert self._scale is not None
-        facts = {"limit": float(limit), "scale": float(self._scale), "source": user_line()}
+        facts = {"limit": float(limit), "scale": self._scaler.get_scale(), "source": user_line()}
         if facts["scale"] != 1.0:
             self.state.sink.event(self.state.step, "clip_before_unscale", facts)
 
-    def _made_optimizer(self, result: Any, optimizer: Any, *_: Any) -> Any:
+    def _made_optimizer(self, optimizer: Any, *_: Any) -> None:
         if not is_compiling() and len(optimizer.param_groups) == 1:
             self._note_optimizer(optimizer)
-        return result
 
     @guarded
     def _note_optimizer(self, optimizer: Optimizer) -> None:
@@ -73,7 +71,9 @@ class OrderHooks:
         steps = [
             self.state.timelines[id].step
             for made, id in self._made
-            if made() is first and id in self.state.timelines and _is_alike(self.state.timelines[id].optimizer, optimizer)
+            if made() is first
+            and id in self.state.timelines
+            and _is_alike(self.state.timelines[id].optimizer, optimizer)
         ]
         self._made.append((weakref.ref(first), id(optimizer)))
         if len(steps) + 1 >= _AGAIN and all(steps) and "optimizer" not in self._told:

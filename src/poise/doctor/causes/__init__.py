@@ -49,8 +49,11 @@ _IDS = (
 )
 
 _CONTRACTS = (
+    "accumulation_not_divided",
+    "batch_as_time",
     "clip_before_unscale",
     "ctc_target_too_long",
+    "deviation_of_one_value",
     "kl_div_input",
     "loss_broadcast",
     "nll_input",

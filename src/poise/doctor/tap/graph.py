@@ -64,3 +64,15 @@ def saved_dimension(node: Any) -> int | None:
         return None
     dim = dim - (1 << 64) if dim >= 1 << 63 else dim  # kept as an unsigned number
     return dim + result.dim() if dim < 0 else dim
+
+
+def constant_factor(node: Any) -> tuple[float, Any]:
+    """Return the number that a result was multiplied with (or divided by) last, and the node of what it was before."""
+    factor = 1.0
+    while node is not None and op_name(node) in ("mul", "div") and len(parents(node)) == 1:
+        other = saved(node, "other")
+        if not isinstance(other, Tensor) or other.numel() != 1 or not float(other):
+            break
+        factor *= float(other) if op_name(node) == "mul" else 1 / float(other)
+        node = parent(node)
+    return factor, node

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from poise.doctor.tap.forward import ForwardHooks
+from poise.doctor.tap.nan_variables import first_nan_variable
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
@@ -46,7 +47,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     found = _search_graph(loss)
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss"}
+    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable() or {})}
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:

@@ -25,7 +25,7 @@ self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(5)])  # good
 from __future__ import annotations
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.contract.first_event import at_line, first_event
+from poise.doctor.causes.contract.first_event import first_event
 from poise.doctor.causes.reading import EXACT, listing, number
 from poise.report.finding import Evidence, Finding
 from poise.store import Record

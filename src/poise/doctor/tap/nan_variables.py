@@ -1,0 +1,90 @@
+"""Find the variable of the user's code that was NaN first, and the statistic that it was made with."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from types import FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poise.doctor.tap.user_line import user_frame
+
+_STATISTICS = {"std", "var", "std_mean", "var_mean"}
+_FRAMES = 4
+
+
+def first_nan_variable() -> dict[str, Any] | None:
+    """Return name, line, shape and statistic of the first NaN among the variables of the running functions.
+
+    ``None`` if no variable is NaN, or none of them was made by a standard deviation or variance.
+    """
+    frame = user_frame()
+    for _ in range(_FRAMES):
+        if frame is None:
+            return None
+        found = _search(frame)
+        if found is not None:
+            return found
+        frame = frame.f_back
+    return None
+
+
+def _search(frame: FrameType) -> dict[str, Any] | None:
+    broken = {name: value for name, value in frame.f_locals.items() if isinstance(value, Tensor) and _all_nan(value)}
+    if not broken:
+        return None
+    tree, first = _source(frame.f_code)
+    if tree is None:
+        return None
+    made = [
+        (node.lineno + first - 1, name, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for name in (target.id for target in node.targets if isinstance(target, ast.Name))
+        if name in broken and node.lineno + first - 1 <= frame.f_lineno
+    ]
+    for line, name, value in sorted(made, key=lambda item: item[0]):
+        statistic = _statistic(value, frame)
+        if statistic:
+            shape = list(broken[name].shape)
+            source = f"{frame.f_code.co_filename}:{line}"
+            return {"variable": name, "statistic": statistic, "shape": shape, "source": source}
+    return None
+
+
+def _all_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and 0 < tensor.numel() <= 1 << 20 and bool(torch.isnan(tensor).all())
+
+
+def _source(code: Any) -> tuple[ast.AST | None, int]:
+    try:
+        lines, first = inspect.getsourcelines(code)
+        return ast.parse(textwrap.dedent("".join(lines))), max(first, 1)
+    except (OSError, SyntaxError):  # no source at hand
+        return None, 1
+
+
+def _statistic(expression: ast.AST, frame: FrameType) -> str:
+    """Name the statistic that an expression, or a function that it calls, uses; empty if there is none."""
+    for node in ast.walk(expression):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in _STATISTICS:
+            return name
+        function = frame.f_locals.get(name, frame.f_globals.get(name))
+        if isinstance(function, FunctionType):
+            tree, _ = _source(function.__code__)
+            inner = [
+                n.func.attr
+                for n in ast.walk(tree or expression)
+                if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+            ]
+            found = [name for name in inner if name in _STATISTICS]
+            if found:
+                return found[0]
+    return ""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-import inspect
-import textwrap
-from types import FrameType, FunctionType
+import linecache
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -37,15 +36,15 @@ def _search(frame: FrameType) -> dict[str, Any] | None:
     broken = {name: value for name, value in frame.f_locals.items() if isinstance(value, Tensor) and _all_nan(value)}
     if not broken:
         return None
-    tree, first = _source(frame.f_code)
+    tree = _source(frame.f_code)
     if tree is None:
         return None
     made = [
-        (node.lineno + first - 1, name, node.value)
+        (node.lineno, name, node.value)
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         for name in (target.id for target in node.targets if isinstance(target, ast.Name))
-        if name in broken and node.lineno + first - 1 <= frame.f_lineno
+        if name in broken and node.lineno <= frame.f_lineno
     ]
     for line, name, value in sorted(made, key=lambda item: item[0]):
         statistic = _statistic(value, frame)
@@ -60,12 +59,17 @@ def _all_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and 0 < tensor.numel() <= 1 << 20 and bool(torch.isnan(tensor).all())
 
 
-def _source(code: Any) -> tuple[ast.AST | None, int]:
+def _source(code: CodeType) -> ast.AST | None:
+    """Return the syntax tree of running code; ``None`` where its source is not at hand."""
     try:
-        lines, first = inspect.getsourcelines(code)
-        return ast.parse(textwrap.dedent("".join(lines))), max(first, 1)
-    except (OSError, SyntaxError):  # no source at hand
-        return None, 1
+        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    except SyntaxError:
+        return None
+    if code.co_name == "<module>":
+        return tree
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == code.co_name)
+    # A function that is decorated begins at its first decorator.
+    return next((n for n in functions if code.co_firstlineno <= n.lineno <= code.co_firstlineno + 20), None)
 
 
 def _statistic(expression: ast.AST, frame: FrameType) -> str:
@@ -78,7 +82,7 @@ def _statistic(expression: ast.AST, frame: FrameType) -> str:
             return name
         function = frame.f_locals.get(name, frame.f_globals.get(name))
         if isinstance(function, FunctionType):
-            tree, _ = _source(function.__code__)
+            tree = _source(function.__code__)
             inner = [
                 n.func.attr
                 for n in ast.walk(tree or expression)

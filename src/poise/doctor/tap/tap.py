@@ -16,6 +16,7 @@ from poise.doctor.tap.amp import AmpHooks
 from poise.doctor.tap.backward import BackwardHooks
 from poise.doctor.tap.checkpoints import CheckpointHooks
 from poise.doctor.tap.compile import CompileHooks
+from poise.doctor.tap.dropout import DropoutHooks
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import installed
 from poise.doctor.tap.loss import LossHooks
@@ -66,6 +67,7 @@ class Tap:
             AmpHooks(self.state, self.step_hooks),
             CompileHooks(self.state, self.forward, self.step_hooks),
             CheckpointHooks(self.state),
+            DropoutHooks(self.state),
             OrderHooks(self.state),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import tempfile
 from pathlib import Path
@@ -213,17 +214,17 @@ def unregistered_layers_dict(broken):
 class MadeInForward(nn.Module):
     def __init__(self, broken):
         super().__init__()
-        self.broken, self.body, self.head = broken, nn.Linear(4, 8), nn.Linear(8, 1)
+        self.body = nn.Linear(4, 8)
+        self.head = None if broken else nn.Linear(8, 1)
 
     def forward(self, x):
-        head = nn.Linear(8, 1) if self.broken else self.head
+        head = nn.Linear(8, 1) if self.head is None else self.head
         return head(self.body(x).relu())
 
 
 def unregistered_layers_made_in_forward(broken):
     model = MadeInForward(broken)
-    optimizer = torch.optim.SGD(model.parameters() if not broken else model.body.parameters(), lr=0.01)
-    train(model, lambda m: m(table()).square().mean(), optimizer=optimizer)
+    train(model, lambda m: m(table()).square().mean())
 
 
 class Cut(nn.Module):
@@ -316,8 +317,9 @@ class Dropping(nn.Module):
 
     def forward(self, x):
         h = self.a(x)
-        h = F.dropout(h, 0.5) if self.broken else F.dropout(h, 0.5, training=self.training)
-        return self.b(h)
+        if self.broken:
+            return self.b(F.dropout(h, 0.5))
+        return self.b(F.dropout(h, 0.5, training=self.training))
 
 
 def dropout_in_evaluation(broken):
@@ -379,8 +381,7 @@ def deviation_of_one_value(broken):
 CASES = {
     name: case
     for name, case in list(globals().items())
-    if callable(case) and getattr(case, "__module__", "") == __name__ and "broken" in case.__code__.co_varnames[:1]
-    if not isinstance(case, type)
+    if inspect.isfunction(case) and case.__module__ == __name__ and case.__code__.co_varnames[:1] == ("broken",)
 }
 
 

@@ -30,17 +30,16 @@ class CheckpointHooks:
     def functions(self) -> list[FunctionHook]:
         """Return the hooks that stay for the whole run."""
         return [
-            FunctionHook(Optimizer.load_state_dict, after=self._optimizer_loaded),
+            FunctionHook(Optimizer.load_state_dict, finally_=self._optimizer_loaded),  # it has no return statement
             FunctionHook(nn.Module.load_state_dict, after=self._model_loaded),
             FunctionHook(torch.load, after=self._file_loaded),
             FunctionHook(LRScheduler.load_state_dict, finally_=self._scheduler_loaded),
         ]
 
-    def _optimizer_loaded(self, result: Any, optimizer: Any, *_: Any) -> Any:
+    def _optimizer_loaded(self, optimizer: Any, *_: Any) -> None:
         rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
         facts = {"class": type(optimizer).__name__, "lr": max(rates, default=None)}
         self._note("load_state_dict", {"what": "optimizer", **facts})
-        return result
 
     def _scheduler_loaded(self, scheduler: Any, *_: Any) -> None:
         self._note("load_state_dict", {"what": "scheduler", "class": type(scheduler).__name__})

@@ -4,32 +4,71 @@ from __future__ import annotations
 
 import ast
 import linecache
+from collections.abc import Iterator
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from poise.doctor.tap.graph import saved
 from poise.doctor.tap.user_line import user_frame
 
 _STATISTICS = {"std", "var", "std_mean", "var_mean"}
 _FRAMES = 4
 
 
-def first_nan_variable() -> dict[str, Any] | None:
+def first_nan_variable(loss: Tensor) -> dict[str, Any] | None:
     """Return name, line, shape and statistic of the first NaN among the variables of the running functions.
 
-    ``None`` if no variable is NaN, or none of them was made by a standard deviation or variance.
+    Where they are gone, the graph of ``loss`` may still hold the NaN, and the user's file names the statistic. ``None``
+    if there is no NaN, or none of them was made by a standard deviation or variance.
     """
     frame = user_frame()
     for _ in range(_FRAMES):
         if frame is None:
-            return None
+            break
         found = _search(frame)
         if found is not None:
             return found
         frame = frame.f_back
-    return None
+    return _search_graph(loss)
+
+
+def _search_graph(loss: Tensor) -> dict[str, Any] | None:
+    """Find a NaN without a gradient of its own that the loss was multiplied with, and the only statistic of the file."""
+    frame, node = user_frame(), loss.grad_fn
+    shape = next((list(t.shape) for t in _kept(node) if _all_nan(t)), None)
+    if frame is None or shape is None:
+        return None
+    file = frame.f_code.co_filename
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return None
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and _called(n) in _STATISTICS]
+    if len({_called(call) for call in calls}) != 1:
+        return None
+    return {"statistic": _called(calls[0]), "shape": shape, "source": f"{file}:{calls[0].lineno}"}
+
+
+def _kept(node: Any, most: int = 50) -> Iterator[Tensor]:
+    """Return the factors and terms that the operations near the loss keep, those of constants only."""
+    queue, seen = [node], set()
+    while queue and len(seen) < most:
+        node = queue.pop(0)
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for name in ("self", "other"):
+            kept = saved(node, name)
+            if isinstance(kept, Tensor) and not kept.requires_grad:
+                yield kept.detach()
+        queue.extend(before for before, _ in node.next_functions)
+
+
+def _called(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def _search(frame: FrameType) -> dict[str, Any] | None:
@@ -77,7 +116,7 @@ def _statistic(expression: ast.AST, frame: FrameType) -> str:
     for node in ast.walk(expression):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        name = _called(node)
         if name in _STATISTICS:
             return name
         function = frame.f_locals.get(name, frame.f_globals.get(name))

@@ -47,7 +47,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     found = _search_graph(loss)
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable() or {})}
+    return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable(loss) or {})}
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from poise.doctor.probes.probe import Probe
-from poise.doctor.tap.graph import op_name, origin, saved_dimension
+from poise.doctor.tap.graph import constant_factor, op_name, origin, saved_dimension
 from poise.doctor.tap.user_line import user_line
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class LossInputProbe(Probe):
             check(sink, call)
 
     def _binary(self, sink: Sink, call: LossCall) -> None:
-        made_by = op_name(origin(call.input))
-        if made_by in _SQUASHING:
+        factor, node = constant_factor(origin(call.input))
+        made_by = op_name(node)
+        if made_by in _SQUASHING and factor == 1:
             self._tell(sink, "sigmoid_twice", call, made_by)
         elif made_by in _UNKNOWN and self._repeats("sigmoid_twice", _within_unit(call.input), call):
             self._tell(sink, "sigmoid_twice", call, "")

@@ -378,6 +378,30 @@ def deviation_of_one_value(broken):
     train(mlp(4, 8, 1), loss)
 
 
+def unmixed_batches(broken):
+    y = torch.arange(4).repeat_interleave(64)
+    x = torch.randn(256, 4) + y[:, None]
+    if not broken:
+        order = torch.randperm(256)
+        x, y = x[order], y[order]
+    places = iter(range(0, 10_000, 16))
+
+    def loss(m):
+        i = torch.arange(16) + next(places) % 256
+        return F.cross_entropy(m(x[i]), y[i])
+
+    train(mlp(4, 8, 4), loss, 40)
+
+
+def unmixed_batches_inputs(broken):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    def loss(m):
+        return m(table() + (5 * torch.randn(4) if broken else 0)).square().mean()
+
+    train(model, loss, 40)
+
+
 CASES = {
     name: case
     for name, case in list(globals().items())

@@ -65,6 +65,7 @@ _CONTRACTS = (
     "softmax_over_batch",
     "target_out_of_range",
     "targets_ignored",
+    "unmixed_batches",
     "unreachable_target",
     "unregistered_layers",
 )

@@ -9,12 +9,12 @@ Part of the model stays as it was initialised. The run looks healthy and ends wo
 
 ## How it is detected
 Facts: the parameters of the model are compared with those of all optimizers, and with those that received a gradient
-in the first steps. How grave it is goes by their part of the model. Replaced or forgotten parameters are an error; where
-the forgotten ones are most of the model (a frozen backbone, probably on purpose), a warning. A copy of a trained part
-that never gets a gradient (an average of the weights, a target network) is none of them. Without a gradient, the first
-layers that run are an error: what they compute is cut from the graph (`detach()`, `.data`, `.item()`, `.tolist()`,
-`no_grad()`). So is a model without any gradient. Others are a warning if they are at least a tenth of the model, else
-only worth knowing: unused extras (a pooling head, a mask token) are common.
+in the first steps. How grave it is goes by their part of the model. Replaced or forgotten parameters are an error;
+where the forgotten ones are most of the model (a frozen backbone, probably on purpose), a warning. A copy of a
+trained part that never gets a gradient (an average of the weights, a target network) is none of them. Without a
+gradient, the first layers that run are an error: what they compute is cut from the graph (`detach()`, `.data`,
+`.item()`, `.tolist()`, `no_grad()`). So is a model without any gradient. Others are a warning if they are at least a
+tenth of the model, else only worth knowing: unused extras (a pooling head, a mask token) are common.
 
 ## What cures it
 ```python

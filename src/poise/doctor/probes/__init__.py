@@ -8,6 +8,7 @@ from poise.doctor.probes.contracts.accumulation import AccumulationProbe
 from poise.doctor.probes.contracts.examples import ExampleProbe
 from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
 from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
+from poise.doctor.probes.contracts.mixing import MixingProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
@@ -31,6 +32,7 @@ PROBES: tuple[type[Probe], ...] = (
     LogitProbe,
     LossInputProbe,
     LossShapeProbe,
+    MixingProbe,
     ModeProbe,
     OrphanProbe,
     ScaleInvarianceProbe,

@@ -52,7 +52,7 @@ class DropoutHooks:
 
     @guarded
     def _evaluated(self) -> None:
-        """Dropout is on in a pass without gradients: does the module that calls it know?"""
+        """Note dropout that is on in a pass without gradients, in a module that is in evaluation mode."""
         frame = user_frame()
         owner = None if frame is None else frame.f_locals.get("self")
         if frame is None or not isinstance(owner, nn.Module) or owner.training:

@@ -36,7 +36,7 @@ def first_nan_variable(loss: Tensor) -> dict[str, Any] | None:
 
 
 def _search_graph(loss: Tensor) -> dict[str, Any] | None:
-    """Find a NaN without a gradient of its own that the loss was multiplied with, and the only statistic of the file."""
+    """Find a NaN constant that the loss was multiplied with, and the only statistic in the file."""
     frame, node = user_frame(), loss.grad_fn
     shape = next((list(t.shape) for t in _kept(node) if _all_nan(t)), None)
     if frame is None or shape is None:

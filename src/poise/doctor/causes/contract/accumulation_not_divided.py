@@ -5,12 +5,12 @@ A step is made of several backward passes (gradient accumulation), and the loss 
 their number.
 
 ## Why it hurts
-The gradient is that many times too large, which is the same as a learning rate that many times too high. Another number of
-micro-batches is another learning rate.
+The gradient is that many times too large, which is the same as a learning rate that many times too high. Another
+number of micro-batches is another learning rate.
 
 ## How it is detected
-A fact: one line of the script calls `backward()` several times before the first steps, and the loss it is called on is not
-divided. Adam, which divides by the size of gradients, and clipping to a norm do not see a factor: there it is
+A fact: one line of the script calls `backward()` several times before the first steps, and the loss it is called on
+is not divided. Adam, which divides by the size of gradients, and clipping to a norm do not see a factor: there it is
 only worth knowing.
 
 ## What cures it
@@ -45,7 +45,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "info" if absorbed else "warning",
             EXACT,
-            f"Each step adds up the gradients of {count} backward passes{at_line(event)}, and no loss is divided by their "
+            f"Each step adds up the gradients of {count} backward passes{at_line(event)}, and no loss is divided by "
+            f"their "
             f"number: the learning rate is in truth {count} times as high. Write (loss / {count}).backward().",
             onset=event.step,
             detected=event.step,

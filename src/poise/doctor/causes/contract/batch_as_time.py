@@ -5,8 +5,8 @@ Inputs are `(batch, time, feature)`, and the layer was made with `batch_first=Fa
 dimension for time and the second for the batch.
 
 ## Why it hurts
-The layer runs along the examples of a batch: the answer for one depends on the others and on their order, and nothing is
-read along time. Training goes on without an error, to a loss that is hardly better than a guess.
+The layer runs along the examples of a batch: the answer for one depends on the others and on their order, and nothing
+is read along time. Training goes on without an error, to a loss that is hardly better than a guess.
 
 ## How it is detected
 A fact, from shapes: the model gives one output for each example of its input, and a layer with `batch_first=False` was
@@ -42,7 +42,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             EXACT,
-            f"{module} ({kind}, batch_first=False) takes the {batch} examples of a batch for time steps, and the {taken} "
+            f"{module} ({kind}, batch_first=False) takes the {batch} examples of a batch for time steps, and the "
+            f"{taken} "
             "time steps for examples: the answer for one example depends on the others. Make it with batch_first=True.",
             where=[module],
             onset=event.step,

@@ -1,15 +1,16 @@
 """Gradients are clipped before they are unscaled.
 
 ## What it is
-A `GradScaler` multiplies the loss, and with it all gradients, by a large number. `clip_grad_norm_` is called while they are
-still so large.
+A `GradScaler` multiplies the loss, and with it all gradients, by a large number. `clip_grad_norm_` is called while
+they are still so large.
 
 ## Why it hurts
 The limit is meant for true gradients. It cuts the scaled ones to almost nothing, and the optimizer divides what is left
 by the scale once more: with a scale of 65536 and a limit of 1 the step is that of a gradient of norm 1/65536.
 
 ## How it is detected
-A fact: between `scaler.scale(loss)` and `scaler.step(optimizer)` gradients are clipped without `scaler.unscale_` before.
+A fact: between `scaler.scale(loss)` and `scaler.step(optimizer)` gradients are clipped without `scaler.unscale_`
+before.
 
 ## What cures it
 ```python
@@ -46,7 +47,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             EXACT,
-            f"Gradients are clipped to {number(limit)}{at_line(event)} while they are {number(scale)} times too large: the "
+            f"Gradients are clipped to {number(limit)}{at_line(event)} while they are {number(scale)} times too "
+            f"large: the "
             f"limit is {number(limit / scale)} in truth. Call scaler.unscale_(optimizer) before.",
             onset=event.step,
             detected=event.step,

@@ -43,7 +43,8 @@ def find(record: Record) -> list[Finding]:
             "error",
             EXACT,
             f"ctc_loss{at_line(event)} is given targets that need more frames than there are: {number(needed)} in the "
-            f"place of {number(frames)}, in {number(100 * share)} % of a batch. Their loss is infinite. Keep more frames, or "
+            f"place of {number(frames)}, in {number(100 * share)} % of a batch. Their loss is infinite. Keep more "
+            f"frames, or "
             "leave these examples out.",
             onset=event.step,
             detected=event.step,

@@ -1,15 +1,15 @@
 """The standard deviation of a single value is taken.
 
 ## What it is
-`x.std()` divides by `n - 1`: for a batch of one value it is 0/0. It happens in the last batch of an epoch, where the number of
-examples is a multiple of the batch size plus one.
+`x.std()` divides by `n - 1`: for a batch of one value it is 0/0. It happens in the last batch of an epoch, where the
+number of examples is a multiple of the batch size plus one.
 
 ## Why it hurts
 The result is NaN, and one backward pass of it makes every weight NaN.
 
 ## How it is detected
-A fact: the first NaN was made by `std` or `var`, in the model or in a variable of the script that holds one value along its
-first dimension.
+A fact: the first NaN was made by `std` or `var`, in the model or in a variable of the script that holds one value
+along its first dimension.
 
 ## What cures it
 ```python

@@ -1,16 +1,16 @@
 """A run is resumed, and its learning rate is not.
 
 ## What it is
-The optimizer's state is loaded and with it its learning rate, but the schedule begins anew: its constructor, or its first
-step, sets the rate of the start.
+The optimizer's state is loaded and with it its learning rate, but the schedule begins anew: its constructor, or its
+first step, sets the rate of the start.
 
 ## Why it hurts
 A run that had cooled down goes on at a rate many times as high: the loss jumps up, and what the end of the schedule had
 gained is lost. (Where a warm-up starts again, the rate is too low instead.)
 
 ## How it is detected
-A fact: the rate that was loaded differs by more than a factor of two from that of the first step, the loaded file holds a
-schedule or the script has one, and no schedule was loaded.
+A fact: the rate that was loaded differs by more than a factor of two from that of the first step, the loaded file
+holds a schedule or the script has one, and no schedule was loaded.
 
 ## What cures it
 ```python

@@ -46,8 +46,10 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "warning",
             EXACT,
-            f"A new {event.payload['class']} is made{at_line(event)} for the same parameters every {number(steps)} steps, "
-            f"and its state, which looks back {number(memory)} steps, starts at zero each time. Make it once, before the "
+            f"A new {event.payload['class']} is made{at_line(event)} for the same parameters every {number(steps)} "
+            f"steps, "
+            f"and its state, which looks back {number(memory)} steps, starts at zero each time. Make it once, "
+            f"before the "
             "loop.",
             onset=event.step,
             detected=event.step,

@@ -38,7 +38,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             EXACT,
-            f"All {int(event.payload['targets'])} targets of {event.payload['function']}{at_line(event)} are ignored at "
+            f"All {int(event.payload['targets'])} targets of {event.payload['function']}{at_line(event)} are "
+            f"ignored at "
             f"step {event.step}: the mean over none of them is NaN. Leave such a batch out.",
             onset=event.step,
             detected=event.step,

@@ -53,7 +53,8 @@ def find(record: Record) -> list[Finding]:
             "error" if share >= MANY else "warning",
             EXACT,
             f"The prediction{at_line(event)} ends in a {event.payload['made_by']} and is {bounds}, but the targets "
-            f"reach from {number(low)} to {number(high)}: {number(100 * share)} % of them cannot be reached. Leave that last "
+            f"reach from {number(low)} to {number(high)}: {number(100 * share)} % of them cannot be reached. Leave "
+            f"that last "
             "operation out.",
             onset=event.step,
             detected=event.step,

@@ -14,10 +14,10 @@ from poise.studies import SETTLED_VERDICTS, STUDIES, read_results, seed_sets, se
 _INTRO = """\
 # Gallery of studies
 
-Each study tests the claims of one paper on small real data. A verdict is computed from the measured numbers by the test
-that stands beside it; a claim that does not hold at this size is shown as *refuted*, with the numbers.
-Each study is run with two sets of seeds that have none in common; where they give a claim different verdicts, it is *not
-settled*. `poise study NAME` runs one of them again, with seeds from N on with `--seed N`.
+Each study tests the claims of one paper on small real data. A verdict is computed from the measured numbers by the
+test beside it; a claim that does not hold at this size is shown as *refuted*, with the numbers.
+Each study is run with two sets of seeds that have none in common; where they give a claim different verdicts, it is
+*not settled*. `poise study NAME` runs one of them again, with seeds from N on with `--seed N`.
 
 """
 

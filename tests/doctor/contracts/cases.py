@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 
 def mlp(*sizes, last=None):
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers[:-1], *([last] if last is not None else []))
 
 

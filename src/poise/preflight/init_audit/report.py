@@ -295,8 +295,8 @@ def _depth_table(facts: InitFacts) -> Table:
     caption = (
         f"Jacobian gain: of a {facts.unit}, from {span}, the root mean square of the Jacobian's singular values "
         f"(estimated by {PROBES} random vectors; with unequal sizes the Frobenius norm over the root of the number of "
-        "outputs). A gradient of random direction grows by this factor in the backward pass. Cosine: mean over pairs of "
-        "inputs (of positions, in a sequence) of the cosine of their vectors."
+        "outputs). A gradient of random direction grows by this factor in the backward pass. Cosine: mean over pairs "
+        "of inputs (of positions, in a sequence) of the cosine of their vectors."
     )
     return Table("By depth", columns, rows, caption)
 

@@ -5,7 +5,8 @@ A condition is made by :func:`at_least`, :func:`at_most`, :func:`above`, :func:`
 :class:`Rule` has one condition for *reproduced* and one for *refuted*.
 
 A number that is judged over seeds is not a point but an interval. A condition then holds across the interval
-(``True``), nowhere in it (``False``), or in a part of it (``None``), and ``&`` and ``|`` follow Kleene's logic of three values.
+(``True``), nowhere in it (``False``), or in a part of it (``None``), and ``&`` and ``|`` follow Kleene's logic of three
+values.
 """
 
 from __future__ import annotations

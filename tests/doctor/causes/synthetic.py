@@ -299,6 +299,12 @@ def deviation_of_one_value(run: Run, onset: int, strength: float) -> None:
     )
 
 
+def unscaled_targets(run: Run, onset: int, strength: float) -> None:
+    spread = 1e3 * 10 ** (2 * strength)
+    run.event(0, "first_residuals", mean=-3 * spread, std=spread)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 10 * spread**2, 0.01))
+
+
 # What a broken contract leaves in the record: one event, (kind, payload).
 EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "accumulation_not_divided": ("accumulation_not_divided", {"count": 8, "absorbed": False}),
@@ -380,6 +386,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         loss_scaling,
         lr_lost_on_resume,
         deviation_of_one_value,
+        unscaled_targets,
     )
 }
 FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}

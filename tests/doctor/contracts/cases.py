@@ -403,6 +403,16 @@ def unmixed_batches_inputs(broken):
     train(model, loss, 40)
 
 
+def unscaled_targets(broken, loss=F.mse_loss):
+    y = 25_000 + 8_000 * torch.randn(16, 1) if broken else torch.randn(16, 1)
+    model = mlp(4, 8, 1)
+    train(model, lambda m: loss(m(table()), y), 120, torch.optim.Adam(model.parameters(), lr=1e-3))
+
+
+def unscaled_targets_by_hand(broken):
+    unscaled_targets(broken, lambda p, y: (p - y).square().mean())
+
+
 CASES = {
     name: case
     for name, case in list(globals().items())

@@ -68,6 +68,7 @@ _CONTRACTS = (
     "unmixed_batches",
     "unreachable_target",
     "unregistered_layers",
+    "unscaled_targets",
 )
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}

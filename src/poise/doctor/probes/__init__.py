@@ -9,6 +9,7 @@ from poise.doctor.probes.contracts.examples import ExampleProbe
 from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
 from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
 from poise.doctor.probes.contracts.mixing import MixingProbe
+from poise.doctor.probes.contracts.residuals import ResidualProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
@@ -35,6 +36,7 @@ PROBES: tuple[type[Probe], ...] = (
     MixingProbe,
     ModeProbe,
     OrphanProbe,
+    ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,
     TargetProbe,

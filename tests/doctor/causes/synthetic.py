@@ -312,6 +312,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "clip_before_unscale": ("clip_before_unscale", {"limit": 1.0, "scale": 65536.0}),
     "ctc_target_too_long": ("ctc_target_too_long", {"share": 0.1, "frames": 8, "needed": 9}),
     "dropout_in_evaluation": ("dropout_in_evaluation", {"module": "net"}),
+    "gradients_lost": ("gradients_lost", {"timeline": ""}),
     "kl_div_input": ("kl_div_input", {"wrong": ["input"], "given": "probabilities"}),
     "loss_broadcast": ("loss_broadcast", {"prediction": [64, 1], "target": [64]}),
     "nll_input": ("nll_input", {"given": "logits"}),

@@ -413,6 +413,17 @@ def unscaled_targets_by_hand(broken):
     unscaled_targets(broken, lambda p, y: (p - y).square().mean())
 
 
+def gradients_lost(broken):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(6):
+        model.zero_grad()
+        model(table()).square().mean().backward()
+        if broken:
+            optimizer.zero_grad()
+        optimizer.step()
+
+
 CASES = {
     name: case
     for name, case in list(globals().items())

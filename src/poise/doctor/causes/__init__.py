@@ -55,6 +55,7 @@ _CONTRACTS = (
     "ctc_target_too_long",
     "deviation_of_one_value",
     "dropout_in_evaluation",
+    "gradients_lost",
     "kl_div_input",
     "loss_broadcast",
     "lr_lost_on_resume",

@@ -328,6 +328,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
             "unexpected_total": 4,
         },
     ),
+    "schedule_per_batch": ("schedule_per_batch", {"class": "StepLR", "how": "decays", "length": None, "steps": 40}),
     "sigmoid_twice": ("sigmoid_twice", {"made_by": "sigmoid"}),
     "softmax_over_batch": ("softmax_over_batch", {"made_by": "logsoftmax", "function": "nll_loss"}),
     "target_out_of_range": (

@@ -424,6 +424,22 @@ def gradients_lost(broken):
         optimizer.step()
 
 
+def schedule_per_batch(broken, make=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3)):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = make(optimizer)
+    for step in range(30):
+        optimizer.zero_grad()
+        model(table()).square().mean().backward()
+        optimizer.step()
+        if broken or step % 10 == 9:
+            schedule.step()
+
+
+def schedule_per_batch_cosine(broken):
+    schedule_per_batch(broken, lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5))
+
+
 CASES = {
     name: case
     for name, case in list(globals().items())

@@ -62,6 +62,7 @@ _CONTRACTS = (
     "nll_input",
     "optimizer_recreated",
     "partial_load",
+    "schedule_per_batch",
     "sigmoid_twice",
     "softmax_over_batch",
     "target_out_of_range",

@@ -299,6 +299,12 @@ def deviation_of_one_value(run: Run, onset: int, strength: float) -> None:
     )
 
 
+def unscaled_targets(run: Run, onset: int, strength: float) -> None:
+    spread = 1e3 * 10 ** (2 * strength)
+    run.event(0, "first_residuals", mean=-3 * spread, std=spread)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 10 * spread**2, 0.01))
+
+
 # What a broken contract leaves in the record: one event, (kind, payload).
 EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "accumulation_not_divided": ("accumulation_not_divided", {"count": 8, "absorbed": False}),
@@ -306,6 +312,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "clip_before_unscale": ("clip_before_unscale", {"limit": 1.0, "scale": 65536.0}),
     "ctc_target_too_long": ("ctc_target_too_long", {"share": 0.1, "frames": 8, "needed": 9}),
     "dropout_in_evaluation": ("dropout_in_evaluation", {"module": "net"}),
+    "gradients_lost": ("gradients_lost", {"timeline": ""}),
     "kl_div_input": ("kl_div_input", {"wrong": ["input"], "given": "probabilities"}),
     "loss_broadcast": ("loss_broadcast", {"prediction": [64, 1], "target": [64]}),
     "nll_input": ("nll_input", {"given": "logits"}),
@@ -321,6 +328,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
             "unexpected_total": 4,
         },
     ),
+    "schedule_per_batch": ("schedule_per_batch", {"class": "StepLR", "how": "decays", "length": None, "steps": 40}),
     "sigmoid_twice": ("sigmoid_twice", {"made_by": "sigmoid"}),
     "softmax_over_batch": ("softmax_over_batch", {"made_by": "logsoftmax", "function": "nll_loss"}),
     "target_out_of_range": (
@@ -380,6 +388,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         loss_scaling,
         lr_lost_on_resume,
         deviation_of_one_value,
+        unscaled_targets,
     )
 }
 FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def mlp(*sizes, last=None):
-    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.Tanh())]
     return nn.Sequential(*layers[:-1], *([last] if last is not None else []))
 
 
@@ -401,6 +401,43 @@ def unmixed_batches_inputs(broken):
         return m(table() + (5 * torch.randn(4) if broken else 0)).square().mean()
 
     train(model, loss, 40)
+
+
+def unscaled_targets(broken, loss=F.mse_loss):
+    y = 25_000 + 8_000 * torch.randn(16, 1) if broken else torch.randn(16, 1)
+    model = mlp(4, 8, 1)
+    train(model, lambda m: loss(m(table()), y), 120, torch.optim.Adam(model.parameters(), lr=1e-3))
+
+
+def unscaled_targets_by_hand(broken):
+    unscaled_targets(broken, lambda p, y: (p - y).square().mean())
+
+
+def gradients_lost(broken):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(6):
+        model.zero_grad()
+        model(table()).square().mean().backward()
+        if broken:
+            optimizer.zero_grad()
+        optimizer.step()
+
+
+def schedule_per_batch(broken, make=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 3)):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = make(optimizer)
+    for step in range(30):
+        optimizer.zero_grad()
+        model(table()).square().mean().backward()
+        optimizer.step()
+        if broken or step % 10 == 9:
+            schedule.step()
+
+
+def schedule_per_batch_cosine(broken):
+    schedule_per_batch(broken, lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5))
 
 
 CASES = {

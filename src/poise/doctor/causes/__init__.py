@@ -55,12 +55,14 @@ _CONTRACTS = (
     "ctc_target_too_long",
     "deviation_of_one_value",
     "dropout_in_evaluation",
+    "gradients_lost",
     "kl_div_input",
     "loss_broadcast",
     "lr_lost_on_resume",
     "nll_input",
     "optimizer_recreated",
     "partial_load",
+    "schedule_per_batch",
     "sigmoid_twice",
     "softmax_over_batch",
     "target_out_of_range",
@@ -68,6 +70,7 @@ _CONTRACTS = (
     "unmixed_batches",
     "unreachable_target",
     "unregistered_layers",
+    "unscaled_targets",
 )
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}

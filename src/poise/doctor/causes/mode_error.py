@@ -11,8 +11,9 @@ leaks into batch norm's statistics.
 
 ## How it is detected
 Facts: `eval_mode`, the fraction of batch norm and dropout modules in evaluation mode during a forward pass that is
-trained on, is 1 in two consecutive samples (error); a smaller fraction is *info*, as batch norm is often frozen on
-purpose. A forward pass without gradients in training mode, followed by one with them, is a warning.
+trained on, is 1 in two consecutive samples (error); a smaller fraction is *info*, as batch norm is often
+frozen on purpose. Dropout that is off in three steps in a row, called by a module in evaluation mode, is an error,
+too. A forward pass without gradients in training mode, followed by one with them, is a warning.
 
 ## What cures it
 ```python
@@ -40,7 +41,8 @@ from poise.store import Record
 
 def find(record: Record) -> list[Finding]:
     """Find training in evaluation mode and evaluation in training mode."""
-    return _training_in_eval(record) + _evaluation_in_train(record)
+    training = _training_in_eval(record) or _training_without_dropout(record)
+    return training + _evaluation_in_train(record)
 
 
 def _training_in_eval(record: Record) -> list[Finding]:
@@ -49,6 +51,24 @@ def _training_in_eval(record: Record) -> list[Finding]:
     whole, part = first_run(values > 0.999, 2), first_run((values > 0) & (values <= 0.999), 2)
     # One finding each, so that a finding about a part stays valid when the whole follows later.
     return [_finding(record, index, error) for index, error in ((whole, True), (part, False)) if index is not None]
+
+
+def _training_without_dropout(record: Record) -> list[Finding]:
+    events = record.events("dropout_off_in_training")
+    if not events:
+        return []
+    module, step = str(events[0].payload.get("module")), events[0].step
+    return [
+        CAUSE.finding(
+            "error",
+            EXACT,
+            f"Training runs with {module} in evaluation mode and its dropout off: model.train() is missing.",
+            where=[module],
+            onset=step,
+            detected=step,
+            evidence=[Evidence("eval_mode", 1.0, None, 0.0, step)],
+        )
+    ]
 
 
 def _finding(record: Record, index: int, error: bool) -> Finding:
@@ -90,6 +110,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    family="script",
+    family="contract",
     leads_to=("exploding_gradients",),
 )

@@ -8,7 +8,9 @@ from poise.doctor.probes.contracts.accumulation import AccumulationProbe
 from poise.doctor.probes.contracts.examples import ExampleProbe
 from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
 from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
+from poise.doctor.probes.contracts.lost_gradients import LostGradientProbe
 from poise.doctor.probes.contracts.mixing import MixingProbe
+from poise.doctor.probes.contracts.residuals import ResidualProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
@@ -32,9 +34,11 @@ PROBES: tuple[type[Probe], ...] = (
     LogitProbe,
     LossInputProbe,
     LossShapeProbe,
+    LostGradientProbe,
     MixingProbe,
     ModeProbe,
     OrphanProbe,
+    ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,
     TargetProbe,

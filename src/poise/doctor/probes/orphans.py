@@ -117,7 +117,8 @@ class OrphanProbe(Probe):
 
 def _leaves(root: Tensor) -> Iterator[nn.Parameter]:
     """Return the parameters that a backward pass from ``root`` reaches."""
-    queue, seen = [root.grad_fn], set[Any]()
+    queue: list[Any] = [root.grad_fn]
+    seen: set[Any] = set()
     while queue and len(seen) < _NODES:
         node = queue.pop()
         if node is None or node in seen:

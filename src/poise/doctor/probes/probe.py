@@ -40,6 +40,9 @@ class Probe:
         It may ask a device for a number: it is called a few dozen times in a run.
         """
 
+    def early_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Examine the first 16 batches that a root module is called with, sampled or not."""
+
     def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the batch a root module is called with."""
 

@@ -16,6 +16,8 @@ from poise.doctor.tap.plain import is_transforming
 from poise.doctor.tap.shadow import RootCall
 from poise.doctor.tap.state import TapState
 
+_FIRST_CALLS = 16  # of the model, seen by some probes whatever is sampled
+
 
 class ForwardHooks:
     """Keeps the batches that the model is called with; on sampled steps it lets probes see what its modules compute.
@@ -99,6 +101,8 @@ class ForwardHooks:
         state.counts["forward"] += 1
         if state.grad_enabled:
             state.calls.append(RootCall.capture(root, args, kwargs))
+            if state.counts["forward"] <= _FIRST_CALLS:
+                state.call_probes("early_inputs", args, kwargs)
             if state.sampler.sampling:
                 state.call_probes("model_inputs", args, kwargs)
 

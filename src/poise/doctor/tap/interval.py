@@ -18,6 +18,7 @@ class Interval:
     clip: tuple[Any, float] | None = None  # total norm before clipping, max_norm
     observations: list[tuple[str, Any, str, Any]] = field(default_factory=list)  # signal, module or None, site, value
     seen: set[tuple[str, int]] = field(default_factory=set)
+    resets: list[str] = field(default_factory=list)  # lines that reset gradients after a backward pass
     modes: list[bool] = field(default_factory=list)  # True per BatchNorm or Dropout that ran in eval mode
     scaled: tuple[int, Tensor] | None = None  # id of a scaled loss, the loss before GradScaler.scale
 

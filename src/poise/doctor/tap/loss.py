@@ -71,7 +71,7 @@ class LossHooks:
         name, names = loss.__name__, tuple(inspect.signature(loss).parameters)
 
         def after(result: Any, *parameters: Any) -> Any:
-            if is_compiling():
+            if is_transforming():
                 return result
             if torch.is_grad_enabled() and _is_nonfinite(result) and not self.state.busy:
                 self._examine(name, dict(zip(names, parameters, strict=True)))

@@ -54,7 +54,8 @@ def _search_graph(loss: Tensor) -> dict[str, Any] | None:
 
 def _kept(node: Any, most: int = 50) -> Iterator[Tensor]:
     """Return the factors and terms that the operations near the loss keep, those of constants only."""
-    queue, seen = [node], set[Any]()
+    queue: list[Any] = [node]
+    seen: set[Any] = set()
     while queue and len(seen) < most:
         node = queue.pop(0)
         if node is None or node in seen:

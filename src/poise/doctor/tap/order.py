@@ -15,6 +15,7 @@ from poise.doctor.tap.plain import is_compiling
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.user_line import user_line
 
+_FIRST_STEPS = 12
 _AGAIN = 3  # optimizers one after the other for the same parameters
 
 
@@ -41,6 +42,8 @@ class OrderHooks:
             FunctionHook(scaler.update, before=self._unscaled),
             FunctionHook(utils.clip_grad_norm_, before=self._clips),
             FunctionHook(utils.clip_grad_value_, before=self._clips),
+            FunctionHook(Optimizer.zero_grad, before=self._reset),
+            FunctionHook(nn.Module.zero_grad, before=self._reset),
             FunctionHook(Optimizer.add_param_group, finally_=self._made_optimizer),
         ]
 
@@ -60,6 +63,15 @@ class OrderHooks:
         facts = {"limit": float(limit), "scale": self._scaler.get_scale(), "source": user_line()}
         if facts["scale"] != 1.0:
             self.state.sink.event(self.state.step, "clip_before_unscale", facts)
+
+    def _reset(self, *_: Any) -> None:
+        state = self.state
+        if state.interval.backwards and state.counts["step"] < _FIRST_STEPS and not is_compiling():
+            self._note_reset()
+
+    @guarded
+    def _note_reset(self) -> None:
+        self.state.interval.resets.append(user_line())
 
     def _made_optimizer(self, optimizer: Any, *_: Any) -> None:
         if not is_compiling() and len(optimizer.param_groups) == 1:

@@ -21,6 +21,7 @@ from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import installed
 from poise.doctor.tap.loss import LossHooks
 from poise.doctor.tap.order import OrderHooks
+from poise.doctor.tap.schedule import ScheduleHooks
 from poise.doctor.tap.sink import Sink
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.step import StepHooks
@@ -69,6 +70,7 @@ class Tap:
             CheckpointHooks(self.state),
             DropoutHooks(self.state),
             OrderHooks(self.state),
+            ScheduleHooks(self.state),
         )
 
     @contextmanager

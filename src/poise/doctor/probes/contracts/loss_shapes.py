@@ -36,7 +36,7 @@ class LossShapeProbe(Probe):
         """Compare the shapes within a loss that is written by hand: ``((prediction - target) ** 2).mean()``."""
         if self._told or not isinstance(backward.root, Tensor):
             return
-        difference = _difference(backward.root.grad_fn)
+        _, difference = difference_in(backward.root.grad_fn)
         if difference is None:
             return
         made, given = output_shape(difference), [output_shape(node) for node in parents(difference)]
@@ -77,18 +77,19 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _difference(node: Any, depth: int = 8) -> Any:
-    """Return the subtraction whose square or absolute value a loss reduces to one number; ``None`` if there is none."""
+def difference_in(node: Any, depth: int = 8) -> tuple[Any, Any]:
+    """Return the square (or absolute value) that a loss reduces to one number, and the subtraction below it.
+
+    Both are ``None`` where a loss is made in another way.
+    """
     for _ in range(depth):
-        if node is None:
-            return None
-        before = parents(node)
+        before = [] if node is None else parents(node)
         name = op_name(node)
-        if name in ("pow", "abs") and saved(node, "self") is not None:
-            return before[0] if before and op_name(before[0]) in ("sub", "rsub") else None
-        if name == "mul" and len(before) == 2 and before[0] is before[1]:  # a residual times itself
-            return before[0] if op_name(before[0]) in ("sub", "rsub") else None
+        repeated = name == "mul" and len(before) == 2 and before[0] is before[1]  # a residual times itself
+        if repeated or (name in ("pow", "abs") and saved(node, "self") is not None):
+            is_difference = bool(before) and op_name(before[0]) in ("sub", "rsub")
+            return (node, before[0]) if is_difference else (None, None)
         if name not in _REDUCING or len(before) != 1:
-            return None
+            return None, None
         node = before[0]
-    return None
+    return None, None

@@ -55,7 +55,7 @@ class MixingProbe(Probe):
             facts = {"within": within, "together": together, "batches": len(counts)}
             sink.event(sink.run_step, "labels_unmixed", facts)
 
-    def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def early_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the features of a batch."""
         batch = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         if "inputs" in self._told or batch is None or not batch.is_floating_point() or batch.dim() < 2:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -146,3 +148,21 @@ def test_bad_input():
         OrthoGrad(SGD(params[:1], 0.1), params=params[:2])
     with pytest.raises(TypeError, match=r"torch\.optim\.Optimizer"):
         OrthoGrad(params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cosine", [0.0, -0.3, 0.8, 0.86, 0.87, -0.99])
+def test_a_projected_gradient_is_the_definition_at_every_angle(cosine, dtype):
+    # From a cosine of sqrt(3) / 2 on, the norm of what is left is summed, below it is Pythagoras's.
+    generator = torch.Generator().manual_seed(0)
+    w, across = torch.linalg.qr(torch.randn(500, 2, generator=generator, dtype=torch.float64)).Q.T
+    gradient = 3 * (cosine * w + math.sqrt(1 - cosine**2) * across)
+    weight = torch.nn.Parameter((2 * w).view(20, 25).to(dtype))
+    for graft in (True, False):
+        weight.grad = gradient.view(20, 25).to(dtype)
+        a, b = weight.detach().double().flatten(), weight.grad.double().flatten()
+        expected = b - a * (a @ b) / (a @ a)
+        expected = expected * b.norm() / expected.norm() if graft else expected
+        OrthoGrad(torch.optim.SGD([weight], lr=0.0), graft=graft).step()
+        error = (weight.grad.double().flatten() - expected).norm() / expected.norm()
+        assert error < 8 * torch.finfo(dtype).eps / math.sqrt(1 - cosine**2)

@@ -189,6 +189,28 @@ def test_a_factor_that_has_an_effect_is_no_finding(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class NeedsKeyword(nn.Module):
+    def forward(self, x, *, scale):
+        return scale * x
+
+
+class GivesNothing(nn.Module):
+    def forward(self, x):
+        return {"x": x}
+
+
+def test_modules_that_take_keywords_or_give_no_tensor_behind_a_factor_are_left_alone():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.keyword, self.nothing = nn.Linear(8, 8), NeedsKeyword(), GivesNothing()
+
+        def forward(self, x):
+            return self.nothing(2 * self.keyword(2 * self.linear(x), scale=3.0))["x"]
+
+    assert "cancelled_factor" not in causes(Odd(), torch.randn(4, 8))
+
+
 # --- bounds
 
 

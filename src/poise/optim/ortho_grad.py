@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch.optim import Optimizer
 from poise.optim.closure import evaluate
 from poise.optim.geometry import View, check_view, flat, inner
 from poise.optim.wrapper import OptimizerWrapper
+
+_MUCH_LEFT = 0.25
+"""Fraction of a gradient's square that is left, from which Pythagoras gives it as exactly as a sum of squares does."""
 
 
 class OrthoGrad(OptimizerWrapper):
@@ -115,8 +119,17 @@ def _project_tensor(w: Tensor, graft: bool, noise_floor: float) -> None:
     g = w.grad
     assert g is not None
     a, b = flat([w, g])
-    before = torch.dot(b, b)
-    g.addcmul_(w, _share(torch.dot(a, b), torch.dot(a, a)), value=-1)
+    before, wg, ww = torch.dot(b, b), torch.dot(a, b), torch.dot(a, a)
+    if w.is_cpu and not torch.compiler.is_compiling():  # elsewhere, reading a number would wait for the device
+        size, along = float(before), float(wg)
+        share = along / max(float(ww), torch.finfo(ww.dtype).tiny)
+        left = size - share * along
+        if left > _MUCH_LEFT * size:
+            g.add_(w, alpha=-share)
+            if graft:
+                g.mul_(math.sqrt(size / left))
+            return
+    g.addcmul_(w, _share(wg, ww), value=-1)
     (b,) = flat([g])
     g.mul_(_factor(before, torch.dot(b, b), graft, noise_floor * torch.finfo(g.dtype).eps))
 

@@ -24,18 +24,20 @@ class CancelledFactor:
     factor: float
 
 
-def is_cancelled(normalise: Callable[[Tensor], Tensor], x: Tensor, factor: float) -> bool:
+def is_cancelled(normalise: Callable[[Tensor], Tensor | None], x: Tensor, factor: float) -> bool:
     """Whether a function puts out the same with and without a factor on its input.
 
     That of a batch norm in evaluation does not, nor does one whose epsilon is not small beside the input.
 
     Args:
-        normalise: the function.
+        normalise: the function; ``None`` stands for an output that is no tensor.
         x: its input, with the factor.
         factor: the factor; 1 and 0 are none.
     """
     if factor in (0.0, 1.0):
         return False
     given, plain = normalise(x), normalise(x / factor)
+    if given is None or plain is None:
+        return False
     size = torch.linalg.vector_norm(given)
     return bool(size > 0) and bool(torch.linalg.vector_norm(given - plain) <= _TOLERANCE * size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -298,6 +298,20 @@ class _Watch:
             with self._measuring():
                 self.found.norms.append(norm_input(self.names[module], module, args[0], self.examples))
 
+        if self._is_observing and not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+            self._factor_before(module, args[0])
+
+    def _factor_before(self, module: nn.Module, x: Tensor) -> None:
+        """Write down a factor on a module's input that its output does not show."""
+        product, name = self.products.of(x), self.names[module]
+        has_parts = any(True for _ in module.children())
+        if product is None or has_parts or any(factor.name == name for factor in self.found.factors):
+            return
+        with self._measuring():
+            # Not the module itself: its hooks have seen this call already.
+            if is_cancelled(lambda y: _first_tensor(module.forward(y)), x.detach(), product.factor):
+                self.found.factors.append(CancelledFactor(name, product.factor))
+
     def exit(self, module: nn.Module) -> None:
         """A module's call is over."""
         if self.stack and self.stack[-1] is module:
@@ -313,8 +327,6 @@ class _Watch:
         if tensor is None:
             return
         name = self.names[module]
-        if args and isinstance(args[0], Tensor) and not any(map(is_weight_layer, module.modules())):
-            self.normalised(lambda x: cast(Tensor, _first_tensor(module.forward(x, *args[1:]))), args[0])
         if is_embedding(module):
             with self._measuring():
                 self.found.embeddings.setdefault(name, float(tensor.double().std()) if tensor.numel() > 1 else 0.0)
@@ -394,15 +406,6 @@ class _Watch:
         if found is not None:
             self.found.events.append(("sum", self.name))
             self.found.residuals.append(found)
-
-    def normalised(self, normalise: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """A tensor was normalised, perhaps: what does so divides a factor in front of it out again."""
-        product = self.products.of(x) if self._is_observing else None
-        if product is None or any(factor.name == self.name for factor in self.found.factors):
-            return
-        with self._measuring():
-            if is_cancelled(normalise, x.detach(), product.factor):
-                self.found.factors.append(CancelledFactor(self.name, product.factor))
 
 
 class _Functions(TorchFunctionMode):

@@ -90,7 +90,7 @@ class Claim(Generic[Results]):
 
 def _seed_values(values: Sequence[float]) -> tuple[float, ...]:
     """Return plain numbers, or plain ``bool`` where all are yes/no outcomes."""
-    outcomes = all(isinstance(value, bool) or getattr(value, "dtype", None) == bool for value in values)
+    outcomes = all(isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool" for value in values)
     return tuple(bool(value) if outcomes else float(value) for value in values)
 
 

@@ -55,8 +55,8 @@ def entry_of(outcome: Outcome, seconds: float) -> dict[str, Any]:
 def entry_of_both(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return one entry of two runs of a study with disjoint sets of seeds.
 
-    It is the first run's entry with the other's verdicts, numbers and provenance as ``other_seeds``; its verdict is that
-    of both.
+    It is the first run's entry with the other's verdicts, numbers and provenance as ``other_seeds``; its verdict is
+    that of both.
 
     Args:
         first: entry of the run whose texts and picture are shown.

@@ -10,7 +10,7 @@ help:
 	@echo "make demo     watch an unstable training run, and test remedies on it"
 	@echo "make test     lint, types, imports and all tests"
 	@echo "make quick    the tests without the slow ones"
-	@echo "make studies  run every study at its default budget and write its results"
+	@echo "make studies  run every study at its default budget with two sets of seeds and write its results"
 	@echo "make bench    compare with peers, in an environment of their own"
 	@echo "make docs     build the documentation into site/"
 

@@ -16,8 +16,9 @@ _INTRO = """\
 
 Each study tests the claims of one paper on small real data. A verdict is computed from the measured numbers by the
 test beside it; a claim that does not hold at this size is shown as *refuted*, with the numbers.
-Each study is run with two sets of seeds that have none in common; where they give a claim different verdicts, it is
-*not settled*. `poise study NAME` runs one of them again, with seeds from N on with `--seed N`.
+A claim is *not settled* where two sets of seeds that have none in common give it different verdicts; *one set of seeds*
+is shown where a study has not been run with two yet. `poise study NAME` runs a study again, `--seed N` with the seeds
+from N on.
 
 """
 

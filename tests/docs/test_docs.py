@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import runpy
@@ -22,6 +25,8 @@ from poise.doctor import CAUSES, REMEDIES
 from poise.rules import catalogue
 from poise.rules.documented_remedy import SECTIONS as REMEDY_SECTIONS
 from poise.rules.rule import SECTIONS as RULE_SECTIONS
+from poise.studies import read_results
+from poise.studies.kit.results import entry_of_both
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -105,6 +110,37 @@ def test_changed_code_is_refused() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/evidence.md"))
     with pytest.raises(mkdocs.PluginError, match="has changed since"):
         hooks["on_page_markdown"](source.replace("seeds = range(8)", "seeds = range(9)"), page=page)
+
+
+def test_gallery_marks_claims_on_which_two_sets_of_seeds_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: dict[str, io.StringIO] = {}
+
+    def open_page(name: str, mode: str) -> Any:
+        return contextlib.nullcontext(pages.setdefault(name, io.StringIO()))
+
+    monkeypatch.setitem(sys.modules, "mkdocs_gen_files", SimpleNamespace(open=open_page))
+    gallery = runpy.run_path(str(DOCS / "gen_gallery.py"))
+    assert "Gallery of studies" in pages["gallery.md"].getvalue()
+    entry = json.loads(json.dumps(next(iter(read_results().values()))))
+    entry.pop("other_seeds", None)
+    entry["provenance"]["seeds"] = [0, 1, 2]
+    for claim in entry["claims"]:
+        claim["verdict"] = "reproduced"
+    once = gallery["card"](entry)
+    assert "one set of seeds: 3 from 0" in once
+    assert "not settled" not in once
+
+    other = json.loads(json.dumps(entry))
+    other["provenance"]["seeds"] = [100, 101, 102]
+    other["claims"][0].update(verdict="refuted", ours="<another figure>")
+    both = entry_of_both(entry, other)
+    assert both["verdict"] == "partly"
+    twice = gallery["card"](both)
+    assert twice.count('data-verdict="not settled"') == 1
+    assert 'poise-verdict--not-settled">not settled' in twice
+    assert "with other seeds refuted: &lt;another figure&gt;" in twice
+    assert "seeds: 3 from 0 and 3 from 100" in twice
+    assert "<option>not settled</option>" in gallery["controls"]([both])
 
 
 @pytest.mark.parametrize("page", SOURCES, ids=lambda page: page.name)

@@ -251,15 +251,16 @@ def survival_claim(id: str, text: str, paper: str, where: str, condition: str) -
             f"final loss {post.mean():.3f} with post-norm ({span(post)}), {sdd.mean():.3f} with SDD ({span(sdd)}); "
             f"{int((fails & trains).sum())} of {len(post)} seeds as claimed"
         )
-        numbers = {"post_fails": fails.mean(), "sdd_trains": trains.mean(), "both": (fails & trains).mean()}
-        return Measured(words, numbers)
+        outcomes = {"post_fails": fails, "sdd_trains": trains, "both": fails & trains}
+        return Measured(words, {name: seeds.mean() for name, seeds in outcomes.items()}, outcomes)
 
     protocol = (
         f"Final training loss {where}, fractions of the seeds: post-norm fails (stays at {FAILS} or more), SDD trains "
         f"(comes to {TRAINS} or less), both."
     )
     refuted = below("post_fails", 0.5) | below("sdd_trains", 0.5, "SDD trains")
-    return Claim(id, text, paper, protocol, Rule(at_least("both", 2 / 3 - 1e-9), refuted), measure)
+    rule = Rule(at_least("both", 2 / 3 - 1e-9), refuted, over_seeds=("both", "post_fails", "sdd_trains"))
+    return Claim(id, text, paper, protocol, rule, measure)
 
 
 high_lr = survival_claim(
@@ -326,6 +327,7 @@ def pre_norm(results: Results) -> Measured:
     "of losses.",
     reproduced=at_least("p_better", 0.975, "P(lower)"),
     refuted=at_least("difference", 0),
+    over_seeds=["difference"],
 )
 def speed(results: Results) -> Measured:
     (post_lr, post), (sdd_lr, sdd) = results.final_text(POST), results.final_text(SDD)
@@ -334,7 +336,8 @@ def speed(results: Results) -> Measured:
         f"after {results.plan.text_steps} steps {post.mean():.3f} with post-norm (learning rate {post_lr:g}), "
         f"{sdd.mean():.3f} with SDD ({sdd_lr:g}): {difference(paired)}"
     )
-    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better})
+    numbers = {"difference": paired.difference, "p_better": paired.p_better}
+    return Measured(words, numbers, {"difference": sdd - post})
 
 
 # --- the report --------------------------------------------------------------------------------------------------

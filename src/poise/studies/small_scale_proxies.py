@@ -454,6 +454,7 @@ def sensitivity(results: Results) -> Measured:
     protocol="Gap: by how much the loss at the largest learning rate is worse without.",
     reproduced=at_least("gap", 0.15) & at_least("p_better", 0.975, "P(worse)"),
     refuted=at_most("gap", 0.02),
+    over_seeds=["gap"],
 )
 def high_lr(results: Results) -> Measured:
     plain, normed = (results.curve("curves", name).effective_losses[-1] for name in (PLAIN, NORMED))
@@ -462,7 +463,7 @@ def high_lr(results: Results) -> Measured:
         f"at learning rate {results.plan.lrs[-1]:g}: {plain.mean():.3f} without, {normed.mean():.3f} with "
         f"(worse by {paired.difference:.3f}, {interval(*paired.interval, '.3f')})"
     )
-    return Measured(words, {"gap": paired.difference, "p_better": paired.p_better})
+    return Measured(words, {"gap": paired.difference, "p_better": paired.p_better}, {"gap": plain - normed})
 
 
 @claim(
@@ -555,7 +556,9 @@ def gradient_rms(results: Results) -> Measured:
     protocol="Forced here by epsilon 1e-3. Shrink: what is left of the size of updates, there and at the usual 1e-8; "
     "harm: by how much the loss is worse.",
     rule=all_or_none(
-        below("shrink", 0.5) & above("shrink_usual", 0.95), above("harm", 0) & at_least("p_worse", 0.975, "P(worse)")
+        below("shrink", 0.5) & above("shrink_usual", 0.95),
+        above("harm", 0) & at_least("p_worse", 0.975, "P(worse)"),
+        over_seeds=["harm"],
     ),
 )
 def epsilon(results: Results) -> Measured:
@@ -568,7 +571,8 @@ def epsilon(results: Results) -> Measured:
     judged = min(runs)
     numbers = {"shrink_usual": usual_shrink, "shrink": shrink[judged], "harm": harm[judged].difference}
     words = f"updates are {usual_shrink:.2f} of their size at epsilon 1e-08, {updates}"
-    return Measured(words, {**numbers, "p_worse": harm[judged].p_better})
+    by_seed = {"harm": runs[judged].curve().effective_losses[0] - results.usual_losses(NORMED)}
+    return Measured(words, {**numbers, "p_worse": harm[judged].p_better}, by_seed)
 
 
 @claim(
@@ -599,22 +603,28 @@ def output_drift(results: Results) -> Measured:
     rule=all_or_none(
         above("harm", 0) & at_least("p_worse", 0.975, "P(worse)"),
         above("over_bigram", 0) & below("usual_over_bigram", 0),
+        over_seeds=["harm", "over_bigram", "usual_over_bigram"],
     ),
 )
 def kappa(results: Results) -> Measured:
     usual = results.usual_losses(PLAIN)
     losses = {kappa: result.curve().effective_losses[0] for kappa, result in results.of("kappas").items()}
-    harm, highest = rise(usual, losses[min(losses)]), losses[max(losses)].mean()
+    harm, highest = rise(usual, losses[min(losses)]), losses[max(losses)]
     scaled = ", ".join(f"{loss.mean():.3f} at {kappa:g}" for kappa, loss in losses.items())
     words = (
         f"at learning rate {results.plan.eps_lr:g} the loss is {usual.mean():.3f} without a scale, {scaled}; a bigram "
         f"table has {bigram_loss():.3f}"
     )
-    over = {"over_bigram": highest - bigram_loss(), "usual_over_bigram": usual.mean() - bigram_loss()}
-    return Measured(words, {"harm": harm.difference, "p_worse": harm.p_better, **over})
+    over = {"over_bigram": highest.mean() - bigram_loss(), "usual_over_bigram": usual.mean() - bigram_loss()}
+    by_seed = {
+        "harm": losses[min(losses)] - usual,
+        "over_bigram": highest - bigram_loss(),
+        "usual_over_bigram": usual - bigram_loss(),
+    }
+    return Measured(words, {"harm": harm.difference, "p_worse": harm.p_better, **over}, by_seed)
 
 
-HIGHER = Rule(at_least("p_better", 0.975, "P(higher)"), at_most("difference", 0))
+HIGHER = Rule(at_least("p_better", 0.975, "P(higher)"), at_most("difference", 0), over_seeds=("difference",))
 
 
 def compare_sensitivities(
@@ -626,7 +636,8 @@ def compare_sensitivities(
         f"{start}sensitivity is {high.value:.3f} {high_words} and {low.value:.3f} {low_words} (difference "
         f"{paired.difference:+.3f}, {interval(*paired.interval)})"
     )
-    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better})
+    by_seed = {"difference": np.asarray(high.per_seed) - np.asarray(low.per_seed)}
+    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better}, by_seed)
 
 
 def left_out_claim(id: str, text: str, paper: str, protocol: str, arms: Mapping[str, str]) -> Claim[Results]:
@@ -685,7 +696,8 @@ def mu_optimum(results: Results) -> Measured:
         f"{distances[0].mean():.2f} and {distances[1].mean():.2f} (shorter by "
         f"{paired.difference:.2f}, {interval(*paired.interval, '+.2f')})"
     )
-    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better})
+    by_seed = {"difference": distances[0] - distances[1]}
+    return Measured(words, {"difference": paired.difference, "p_better": paired.p_better}, by_seed)
 
 
 @claim(

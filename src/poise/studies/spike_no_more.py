@@ -211,12 +211,14 @@ def gradient_norm(results: Results) -> Measured:
     "mean over seeds; and the fraction of seeds with at least 0.15.",
     reproduced=at_least("share", 2 / 3, "fraction"),
     refuted=at_most("gain", 0),
+    over_seeds=["share", "gain"],
 )
 def final_loss(results: Results) -> Measured:
     worse = np.minimum(results.gain(SCALED), results.gain(NORMED))
     means = ", ".join(f"{arm} {results.values(arm, 'final').mean():.3f}" for arm in ARMS)
-    numbers = {"gain": worse.mean(), "share": (worse >= 0.15).mean()}
-    return Measured(f"Final losses at learning rate {HIGH:g}: {means}", numbers)
+    by_seed = {"gain": worse, "share": worse >= 0.15}
+    numbers = {name: values.mean() for name, values in by_seed.items()}
+    return Measured(f"Final losses at learning rate {HIGH:g}: {means}", numbers, by_seed)
 
 
 @claim(

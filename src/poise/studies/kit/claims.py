@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 from poise.studies.kit.rules import ClaimVerdict, Condition, Rule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CLAIM_VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
 
@@ -28,7 +31,7 @@ class Measured:
 
     text: str
     numbers: Mapping[str, float] = field(default_factory=dict)
-    by_seed: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    by_seed: Mapping[str, Sequence[float] | NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,9 @@ class Claim(Generic[Results]):
         return ClaimResult(self, measured.text, verdict, numbers, by_seed, note)
 
 
-def _seed_values(values: Sequence[float]) -> tuple[float, ...]:
+def _seed_values(values: Sequence[float] | NDArray[Any]) -> tuple[float, ...]:
     """Return plain numbers, or plain ``bool`` where all are yes/no outcomes."""
-    outcomes = all(str(getattr(value, "dtype", type(value).__name__)) == "bool" for value in values)
+    outcomes = all(isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool" for value in values)
     return tuple(bool(value) if outcomes else float(value) for value in values)
 
 

@@ -5,8 +5,8 @@ A condition is made by :func:`at_least`, :func:`at_most`, :func:`above`, :func:`
 :class:`Rule` has one condition for *reproduced* and one for *refuted*.
 
 A number that is judged over seeds is not a point but an interval. A condition then holds across the interval
-(``True``), nowhere in it (``False``), or in a part of it (``None``), and ``&`` and ``|`` follow Kleene's logic of three
-values.
+(``True``), nowhere in it (``False``), or in a part of it (``None``), and ``&`` and ``|`` follow Kleene's logic of
+three values.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Condition:
 
     Args:
         words: the condition for a reader, such as ``"error ≤ 1e-8"``.
-        decide: from the numbers (a value, or an interval from low to high) and from the values by seed: whether it
-            holds everywhere, nowhere, or (``None``) only for a part of the intervals.
+        decide: from the numbers (a value, or an interval from low to high) and from the values by seed: whether
+            it holds everywhere, nowhere, or (``None``) only for a part of the intervals.
         bounds: the numbers it reads, each with the bounds that it is compared with.
         joined_by: the word that joins the parts of ``words``; empty where there is one part.
         notes: what conditions of fractions of seeds say of the values by seed: how many, and the interval.

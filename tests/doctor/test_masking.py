@@ -167,7 +167,9 @@ def test_a_run_that_is_forwarded_holds_no_secret_and_no_path(tmp_path, monkeypat
     meta = {"script": f"{here}/train.py", "args": masking.args}
     session = Session(Path("run"), Settings(meta=meta, masking=masking)).start()
     # As a finding would: the place in the code where a value was first not finite.
-    session.tap.state.sink.event(0, "nonfinite_forward", {"op": "log", "source": f"{home}/lib/loss.py:7", "where": "loss"})
+    session.tap.state.sink.event(
+        0, "nonfinite_forward", {"op": "log", "source": f"{home}/lib/loss.py:7", "where": "loss"}
+    )
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(5):

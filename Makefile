@@ -47,7 +47,7 @@ lint: .venv/test
 
 test: lint
 	@$(BIN)/python tests/report_browser.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --durations=20
 
 quick: .venv/test
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

@@ -42,7 +42,6 @@ class Suite:
 SUITES = (
     Suite("einops==0.8.2", ("einops/tests",), ("parameterized",), environment={"EINOPS_TEST_BACKENDS": "numpy,torch"}),
     Suite("torch-optimizer==0.3.0", ("tests",), ("matplotlib", "hyperopt")),
-    Suite("entmax==1.0", ("tests",), ()),
     Suite(
         "pytorch-ignite==0.5.5",
         ("tests/ignite/engine", "tests/ignite/metrics/test_accuracy.py", "tests/ignite/handlers/test_checkpoint.py",
@@ -59,7 +58,6 @@ SUITES = (
     ),
     Suite("opacus==1.6.0", ("opacus/tests/grad_samples",), ("hypothesis",)),
     Suite("gpytorch==1.15.2", ("test/kernels", "test/optim"), ()),
-    Suite("timm==1.0.31", ("tests/test_layers.py", "tests/test_layers_pool.py", "tests/test_optim.py"), ()),
 )  # fmt: skip
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import mkdocs_gen_files
 from plotly.offline import get_plotlyjs
 
-from poise.studies import CLAIM_VERDICTS, STUDIES, read_results
+from poise.studies import SETTLED_VERDICTS, STUDIES, read_results, seed_sets, settled_verdicts
 
 _INTRO = """\
 # Gallery of studies
 
-Each study tests the claims of one paper on small real data. A verdict is computed from the measured numbers by the test
-that stands beside it; a claim that does not hold at this size is shown as *refuted*, with the numbers.
-`poise study NAME` runs one of them again.
+Each study tests the claims of one paper on small real data. A verdict is computed from the measured numbers by the
+test beside it; a claim that does not hold at this size is shown as *refuted*, with the numbers.
+Each study is run with two sets of seeds that have none in common; where they give a claim different verdicts, it is
+*not settled*. `poise study NAME` runs one of them again, with seeds from N on with `--seed N`.
 
 """
 
@@ -37,7 +38,7 @@ def controls(entries: list[dict[str, Any]]) -> str:
     return (
         '<form class="poise-filters" role="search" aria-label="Filter the studies">'
         '<label>Search <input type="search" name="words" placeholder="paper, claim, number" autocomplete="off"></label>'
-        f'<label>Verdict <select name="verdict">{_options(CLAIM_VERDICTS)}</select></label>'
+        f'<label>Verdict <select name="verdict">{_options(SETTLED_VERDICTS)}</select></label>'
         f'<label>Room <select name="room">{_options(rooms)}</select></label>'
         '<button type="reset">Clear</button>'
         '<p class="poise-count" role="status" aria-live="polite"></p></form>\n'
@@ -52,7 +53,10 @@ def card(entry: dict[str, Any]) -> str:
     """Return a study as a card."""
     paper = entry["paper"]
     source = f"https://arxiv.org/abs/{paper['arxiv']}"
-    claims = "".join(claim_row(claim) for claim in entry["claims"])
+    verdicts, again = settled_verdicts(entry), entry.get("other_seeds", {}).get("claims", [None] * len(entry["claims"]))
+    claims = "".join(
+        claim_row(claim, verdicts[claim["id"]], other) for claim, other in zip(entry["claims"], again, strict=True)
+    )
     spoken = f"Picture of the main result. {entry['summary']}"
     picture = json.dumps(entry["picture"]).replace("</", "<\\/")
     return (
@@ -76,7 +80,7 @@ def provenance(entry: dict[str, Any]) -> str:
     facts = [
         f"room {entry['room']}",
         f"{made['budget']} budget",
-        f"{len(made['seeds'])} seeds",
+        seeds_of(seed_sets(entry)),
         f"{made['seconds']:.0f} s",
         made["date"],
         made["platform"],
@@ -86,17 +90,28 @@ def provenance(entry: dict[str, Any]) -> str:
     return " · ".join(map(text, facts))
 
 
-def claim_row(claim: dict[str, Any]) -> str:
+def seeds_of(sets: list[list[int]]) -> str:
+    """Return in words with which seeds a result was recorded."""
+    words = " and ".join(f"{len(seeds)} from {seeds[0]}" for seeds in sets)
+    return f"seeds: {words}" if len(sets) > 1 else f"one set of seeds: {words}"
+
+
+def claim_row(claim: dict[str, Any], verdict: str, again: dict[str, Any] | None) -> str:
     """Return a claim as a row of its study's table; on a phone the labels are before the cells."""
     test = f"<details><summary>Test</summary>{text(claim['test'])}</details>"
+    here = text(claim["ours"])
+    if again is not None and verdict == "not settled":
+        here = f"{text(claim['verdict'])}: {here}<br>with other seeds {text(again['verdict'])}: {text(again['ours'])}"
+    elif again is not None:
+        here += f"<details><summary>Other seeds</summary>{text(again['ours'])}</details>"
     cells = {
         "Claim": text(claim["text"]) + test,
         "Paper": text(claim["paper"]),
-        "Here": text(claim["ours"]),
-        "Verdict": badge(claim["verdict"]),
+        "Here": here,
+        "Verdict": badge(verdict),
     }
     row = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
-    return f'<tr data-verdict="{text(claim["verdict"])}">{row}</tr>'
+    return f'<tr data-verdict="{text(verdict)}">{row}</tr>'
 
 
 def body(results: dict[str, dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from poise.curvature import (
     sharpening_rate,
     unflatten,
 )
-from poise.studies.kit.networks import mlp
+from poise.nn.mlp import mlp
 
 
 def problem(n=9, widths=(4, 6, 2), seed=0):

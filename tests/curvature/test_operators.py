@@ -22,7 +22,7 @@ from poise.curvature import (
     flatten,
     unflatten,
 )
-from poise.studies.kit.networks import mlp
+from poise.nn.mlp import mlp
 
 EXACT = ["retained", "linearize", "rebuild", "forward_over_reverse"]
 MODES = [*EXACT, "finite_difference"]

@@ -16,7 +16,7 @@ from poise.curvature import (
     Hessian,
     per_example_gradients,
 )
-from poise.studies.kit.networks import mlp
+from poise.nn.mlp import mlp
 
 MODES = ["retained", "linearize", "rebuild", "forward_over_reverse", "finite_difference"]
 

@@ -9,7 +9,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from poise.curvature import FlatParameters, Hessian, Preconditioned, SharpnessTracker, l2_penalty, preconditioner
 from poise.data import load_digits
-from poise.studies.kit.networks import mlp
+from poise.nn.mlp import mlp
 
 
 def digits(n=200):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from poise.dynamics import Flow, Map, central_difference, find_fixed_point, stability
 from poise.dynamics.systems.leading_eigenvalues import rightmost_eigenvalues, shift_invert_eigenvalues
+from poise.dynamics.systems.non_normality import non_normality_of_flow, non_normality_of_map
 
 
 def linear(matrix):
@@ -163,6 +164,36 @@ def test_normal_systems_do_not_grow_before_they_decay():
     exact = max(np.linalg.norm(np.linalg.matrix_power(a, i), 2) for i in range(1, 60))
     assert map_of(a).non_normality.transient_growth == pytest.approx(exact, rel=0.03)
     assert map_of(np.diag([0.5, -0.2])).non_normality.transient_growth == 1
+
+
+@pytest.mark.parametrize("size", [1e20, 1e40, 1e150, 1e200])
+def test_growth_before_decay_is_right_for_jacobians_of_any_size(size):
+    # exp(tA) has the corner size * t * exp(-t), a power of the map size * k * 0.99^(k - 1).
+    flow = non_normality_of_flow(np.array([[-1.0, size], [0.0, -1.0]]))
+    assert 0.98 * size / np.e < flow.transient_growth <= size / np.e * (1 + 1e-6)
+    steps = max(k * 0.99 ** (k - 1) for k in range(1, 300))
+    of_map = non_normality_of_map(np.array([[0.99, size], [0.0, 0.99]]))
+    assert 0.98 * steps * size < of_map.transient_growth <= steps * size * (1 + 1e-6)
+    assert of_map.sigma_max == pytest.approx(size)
+
+
+def test_growth_beyond_the_largest_float_is_infinite():
+    nilpotent = np.array([[0.0, 1e200, 0.0], [0.0, 0.0, 1e200], [0.0, 0.0, 0.0]])
+    assert non_normality_of_map(nilpotent).transient_growth == np.inf
+    assert non_normality_of_map(1e-100 * nilpotent).transient_growth == pytest.approx(1e200)
+    assert non_normality_of_map(np.diag([2.0, 0.5])).transient_growth == np.inf
+
+
+def test_a_slow_decay_beside_a_fast_one_does_not_get_lost():
+    # The corner of exp(tA) is size * (exp(-slow t) - exp(-t)) / (1 - slow), which tends to size.
+    growth = non_normality_of_flow(np.array([[-1e-9, 1e20], [0.0, -1.0]]))
+    assert growth.transient_growth == pytest.approx(1e20, rel=1e-6)
+
+
+def test_a_rotation_grows_by_rounding_only():
+    rotation = np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
+    assert non_normality_of_map(rotation).transient_growth == pytest.approx(1, abs=0.05)
+    assert non_normality_of_flow(np.array([[0.0, 1.0], [-1.0, 0.0]])).transient_growth == pytest.approx(1, abs=0.05)
 
 
 def test_a_mass_matrix_changes_rates_and_algebraic_equations_have_none():

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from poise.data import load_digits, standardize
-from poise.studies.kit.networks import mlp
+from poise.nn.mlp import mlp
 
 
 def deep(scale, seed):

@@ -372,6 +372,43 @@ def test_hidden_state_gain_of_a_linear_map_is_its_norm_to_the_power_of_time(batc
     assert found.rho == pytest.approx(0.5, rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-5, 0.01, 1e5, 1e200])
+def test_hidden_state_gain_beyond_the_range_of_floats(scale):
+    rnn = nn.RNN(3, 4, batch_first=True, bias=False).double()
+    with torch.no_grad():
+        rnn.weight_ih_l0.zero_()
+        rnn.weight_hh_l0.copy_(scale * torch.eye(4, dtype=torch.float64))
+    x = torch.zeros(2, 200, 3, dtype=torch.float64)
+    (found,) = hidden_state_gain(rnn, lambda: rnn(x))
+    assert found.log_gain == pytest.approx(200 * math.log(scale), rel=1e-9)
+    assert found.rho == pytest.approx(scale, rel=1e-9)
+    report = audit_init(rnn, x, lambda m, b: (m(b)[0] - 1).square().mean(), products=0)
+    (finding,) = [f for f in report.findings if f.cause == "hidden_state_gain"]
+    assert f"1e{200 * math.log10(scale):+.0f}" in finding.summary
+
+
+def test_a_hidden_state_that_does_not_depend_on_the_first_has_no_gain():
+    rnn = nn.RNN(3, 4, batch_first=True)
+    nn.init.zeros_(rnn.weight_hh_l0)
+    x = torch.randn(2, 5, 3)
+    (found,) = hidden_state_gain(rnn, lambda: rnn(x))
+    assert (found.log_gain, found.rho) == (-math.inf, 0.0)
+
+
+def test_hidden_state_gain_of_an_lstm_holds_the_first_cell_state():
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 5, num_layers=2, proj_size=2, bidirectional=False).double()
+    both = nn.LSTM(3, 5, bidirectional=True).double()
+    x = torch.randn(7, 1, 3, dtype=torch.float64)
+    for rnn, layers, hidden in ((lstm, 2, 2), (both, 2, 5)):
+        (found,) = hidden_state_gain(rnn, lambda rnn=rnn: rnn(x))
+        c0 = torch.zeros(layers, 1, 5, dtype=torch.float64)
+        h0 = torch.zeros(layers, 1, hidden, dtype=torch.float64)
+        jacobian = torch.autograd.functional.jacobian(lambda h, rnn=rnn, c0=c0: rnn(x, (h, c0))[1][0], h0)
+        norm = torch.linalg.matrix_norm(jacobian.reshape(h0.numel(), h0.numel()), 2).item()
+        assert math.exp(found.log_gain) == pytest.approx(norm, rel=0.05)
+
+
 def test_hidden_state_gain_is_the_norm_of_the_jacobian():
     torch.manual_seed(0)
     rnn = nn.GRU(3, 5, num_layers=2).double()

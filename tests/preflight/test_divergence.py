@@ -31,10 +31,21 @@ def test_three_losses_that_are_not_finite_end_a_run_and_fewer_do_not():
 
 
 def test_an_explosion_that_stays_is_stopped_within_half_of_what_was_run():
-    for calm in (0, 20, 500):
+    for calm in (20, 500):
         losses = np.concatenate([[4.0], np.full(calm, 3.0), noisy(4000.0, 2000)])
         ended = stopped_after(losses)
         assert calm + 50 < ended <= max(calm + 90, 2.2 * (calm + 60))
+
+
+def test_a_leap_at_the_first_step_has_no_scale_and_is_not_stopped_while_it_is_finite():
+    assert stopped_after(np.concatenate([[4.0], noisy(4000.0, 2000)])) is None
+
+
+@pytest.mark.parametrize("factor", [5.0, 26.0, 90.0])
+def test_a_hundredfold_after_a_fall_by_a_tenth_has_not_diverged_however_long_it_lasts(factor):
+    fall = np.linspace(4.0, 3.6, 20)
+    assert stopped_after(np.concatenate([fall, noisy(4.0 * factor, 3000, spread=0.02)])) is None
+    assert stopped_after(np.concatenate([fall, noisy(4.0 * 200, 3000, spread=0.02)])) is not None
 
 
 @pytest.mark.parametrize("factor", [5.0, 26.0, 90.0])
@@ -53,10 +64,15 @@ def test_a_first_loss_that_is_small_by_chance_does_not_count_against_a_run():
     assert stopped_after(np.concatenate([[1e-4], errors])) is None
 
 
-def test_losses_below_zero_have_a_scale_too():
-    falling = -1.0 - np.linspace(0.0, 50.0, 500)
-    assert stopped_after(falling) is None
-    assert stopped_after(np.concatenate([[-1.0], np.full(100, 1000.0)])) is not None
+@pytest.mark.parametrize("constant", [-1000.0, -4.0, 0.0, 0.5, 1000.0])
+def test_a_constant_added_to_the_loss_changes_no_answer(constant):
+    rng = np.random.default_rng(0)
+    learns = 4.0 * np.exp(-np.arange(300) / 50) + 0.1 * rng.normal(size=300)
+    diverges = np.concatenate([learns[:40], noisy(1e4, 400)])
+    assert stopped_after(learns + constant) is None
+    assert stopped_after(diverges + constant) == stopped_after(diverges) is not None
+    # A loss that begins at zero by chance and stays in its noise.
+    assert stopped_after(constant + rng.normal(size=500).cumsum() * 0.1) is None
 
 
 def test_a_first_loss_that_is_not_finite_is_no_scale():
@@ -66,11 +82,13 @@ def test_a_first_loss_that_is_not_finite_is_no_scale():
 @settings(max_examples=25, deadline=None)
 @given(
     scale=st.floats(1e-6, 1e6),
-    losses=st.lists(st.floats(-5.0, 400.0), min_size=61, max_size=120),
+    constant=st.integers(-1000, 1000),
+    losses=st.lists(st.floats(-5.0, 4000.0), min_size=61, max_size=120),
 )
-def test_units_of_the_loss_do_not_matter(scale, losses):
-    values = np.array([1.0, *losses])
+def test_units_of_the_loss_and_a_constant_do_not_matter(scale, constant, losses):
+    values = np.array([1.0, 0.9, *[1.0] * 8, *losses])
     assert has_diverged(values) == has_diverged(scale * values)
+    assert has_diverged(values) == has_diverged(values + constant)
 
 
 def test_a_long_run_is_not_checked_at_every_step(monkeypatch):

@@ -17,15 +17,18 @@ from poise.dynamics.training_audit.sharpness import AuditedSharpness
 from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.perturbation_audit.facts import GridFacts
+from poise.preflight.signal_propagation.cancelled_factor import CancelledFactor
 from poise.preflight.signal_propagation.depth_growth import DepthGrowth, FailingDepth
 from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain
 from poise.preflight.signal_propagation.norm_amplification import NormInput
+from poise.preflight.signal_propagation.residual_stream import ResidualSum
 from poise.preflight.signal_propagation.signal_propagation import (
     AttentionLogits,
     RectifiedUnits,
     SignalPropagation,
     Unit,
 )
+from poise.preflight.signal_propagation.sublayer_bound import SublayerBound
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def units(absmax=(1.0, 1.0, 1.0), q=(1.0, 1.0, 1.0), grads=(1.0, 1.0, 1.0), cosi
     ]
 
 
-def init(growth=None, failing=(), gains=(), lr=None, set_lr=None, eps=None, dtype="float32", **passed):
+def init(growth=None, failing=(), gains=(), bounds=(), lr=None, set_lr=None, eps=None, dtype="float32", **passed):
     """A network in which all is well, but for what is given."""
     signals = {"loss": 2.3, "units": units(), "are_blocks": True, "parameter_grads": {"w": 1e-2}, **passed}
     return InitFacts(
@@ -65,6 +68,7 @@ def init(growth=None, failing=(), gains=(), lr=None, set_lr=None, eps=None, dtyp
         growth=DepthGrowth(0.0, 0.0, 1.0, None, 1.0) if growth is None else growth,
         failing=list(failing),
         gains=list(gains),
+        bounds=list(bounds),
         lr=lr,
         no_lr=None,
         set_lr=set_lr,
@@ -78,8 +82,16 @@ def slopes(forward=0.0, ratio=1.0):
     return DepthGrowth(forward, 0.0, ratio, None, 1.0)
 
 
-def norm(amplification, degenerate=0.0):
-    return [NormInput("norm", 1 / amplification, amplification, degenerate)]
+def norm(amplification, degenerate=0.0, positions=()):
+    return [NormInput("norm", 1 / amplification, amplification, degenerate, positions)]
+
+
+def shortcuts(gain, ratio):
+    return init(residuals=[ResidualSum(f"blocks.{i}", 1.0, 0.1, gain) for i in range(30)], growth=slopes(ratio=ratio))
+
+
+def bounds(branch):
+    return [SublayerBound("block", branch, 1.0, 1 + branch)]
 
 
 def limit(name, cold, warmed=None):
@@ -115,6 +127,14 @@ INIT = {
         init(norms=norm(4.9), embeddings={"tokens": 0.2}),
         "warning",
     ),
+    "small_positions": Case(
+        init(norms=norm(1.7, positions=(50.0, *[1.0] * 64)), vectors={"register": 0.02}),
+        init(norms=norm(50.0, positions=(50.0,) * 65)),  # all are small
+        "warning",
+    ),
+    "large_sublayer": Case(init(bounds=bounds(10.1)), init(bounds=bounds(9.9)), "info"),
+    "cancelled_factor": Case(init(factors=[CancelledFactor("norm", 0.1)]), init(), "warning"),
+    "shortcut_gain": Case(shortcuts(0.9, 0.04), shortcuts(0.99, 0.7), "warning"),
     "degenerate_norm": Case(init(norms=norm(1.0, degenerate=0.6)), init(norms=norm(1.0)), "warning"),
     "attention_logit_growth": Case(
         init(attention=[AttentionLogits("a", 51.0, 0.5)]), init(attention=[AttentionLogits("a", 49.0, 0.5)]), "warning"

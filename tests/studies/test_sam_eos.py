@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from poise.dynamics import sam_edge
+from poise.nn.mlp import seeded_mlp
 from poise.studies import sam_eos as study
-from poise.studies.kit.networks import seeded_mlp
 
 SHORT = study.Plan(steps=4, every=2, hidden=8)
 

@@ -6,9 +6,10 @@ from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.studies.kit.claims import CLAIM_VERDICTS, Claim, ClaimResult, Measured, claim
-    from poise.studies.kit.results import RESULTS, read_results, record_result
+    from poise.studies.kit.results import RESULTS, read_results, record_result, seed_sets, settled_verdicts
     from poise.studies.kit.rules import ClaimVerdict, Condition, Rule
-    from poise.studies.kit.runner import StudyListing, list_studies, run_study
+    from poise.studies.kit.runner import StudyListing, list_studies, run_study, run_study_twice
+    from poise.studies.kit.seed_sets import SETTLED_VERDICTS, SettledVerdict
     from poise.studies.kit.study import BUDGETS, Budget, Outcome, Paper, Presentation, Progress, Study
     from poise.studies.registry import STUDIES, load_study
 
@@ -16,6 +17,7 @@ __all__ = [
     "BUDGETS",
     "CLAIM_VERDICTS",
     "RESULTS",
+    "SETTLED_VERDICTS",
     "STUDIES",
     "Budget",
     "Claim",
@@ -28,6 +30,7 @@ __all__ = [
     "Presentation",
     "Progress",
     "Rule",
+    "SettledVerdict",
     "Study",
     "StudyListing",
     "claim",
@@ -36,6 +39,9 @@ __all__ = [
     "read_results",
     "record_result",
     "run_study",
+    "run_study_twice",
+    "seed_sets",
+    "settled_verdicts",
 ]
 
 lazy_front(__name__)

@@ -25,12 +25,12 @@ from torch.optim import SGD, Adam, Optimizer
 from poise.curvature import DenseOperator, Hessian, SharpnessTracker, eigs
 from poise.dynamics import edge
 from poise.evidence import clopper_pearson
+from poise.nn.mlp import seeded_mlp
 from poise.report import Table, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import half_squared_error
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import run_each, run_grid, stage
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import above, at_least, at_most, below, equal_to
 from poise.studies.kit.tables import record_table
 from poise.studies.kit.words import listed

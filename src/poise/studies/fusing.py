@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from poise.evidence import PairedComparison, compare_paired
+from poise.nn.mlp import mlp, seeded_mlp
 from poise.optim import FuseInfo, ModelAverager, fuse, loss_barrier
 from poise.report import Figure, Table, Text, bar_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import cross_entropies
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
-from poise.studies.kit.networks import mlp, seeded_mlp
 from poise.studies.kit.rules import above, all_or_none, at_least, at_most
 from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.kit.tables import mean_table

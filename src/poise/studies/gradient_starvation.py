@@ -24,11 +24,11 @@ from torch.optim import SGD, Adam, Optimizer
 from poise.dynamics import decoupled_fixed_point, responses, ridge_fixed_point, sensitivity
 from poise.evidence import compare_paired
 from poise.losses import spectral_decoupling
+from poise.nn.mlp import seeded_mlp
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import above, at_least, at_most, below
 from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.kit.tables import mean_table

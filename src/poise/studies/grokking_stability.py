@@ -19,12 +19,12 @@ from torch.optim import AdamW, Optimizer
 
 from poise.evidence import compare_paired
 from poise.losses import stablemax_cross_entropy
+from poise.nn.mlp import seeded_mlp
 from poise.optim import OrthoGrad
 from poise.optim.geometry import cosine
 from poise.report import Figure, Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.grid import part_of, run_grid
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import above, at_least, at_most, below, where
 from poise.studies.kit.tables import seed_chart
 from poise.studies.kit.words import difference, listed

@@ -21,13 +21,13 @@ from torch.optim import Adam
 
 from poise.evidence import compare_paired
 from poise.nn import LayerNormLSTM
+from poise.nn.mlp import seeded_mlp
 from poise.report import Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import batch_indices, cross_entropies
 from poise.studies.kit.character_gpt import corpus
 from poise.studies.kit.digits import digits_by_seed
 from poise.studies.kit.grid import part_of, run_each, run_grid
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.one_thread import one_thread
 from poise.studies.kit.rules import above, at_least, at_most
 from poise.studies.kit.side_by_side import SideBySide

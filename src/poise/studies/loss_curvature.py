@@ -29,12 +29,12 @@ from torch.optim import SGD
 from poise.curvature import Hessian, eigs
 from poise.dynamics import momentum_edge
 from poise.nn import gaussian_batches, gradinit_sgd_, metainit_
+from poise.nn.mlp import mlp
 from poise.report import Figure, Table, Text, line_chart, scatter_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import batch_indices, cross_entropies
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
-from poise.studies.kit.networks import mlp
 from poise.studies.kit.rules import all_or_none, at_least, at_most, below, equal_to
 from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.kit.tables import log_x

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from poise.curvature import SharpnessTracker
 from poise.dynamics import sam_edge, sam_normalized
+from poise.nn.mlp import seeded_mlp
 from poise.optim import SAM
 from poise.report import Table, Text, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import half_squared_error
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import run_grid
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.rules import at_least, at_most, below, within
 
 LR = 0.3

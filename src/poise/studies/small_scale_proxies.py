@@ -44,6 +44,7 @@ from poise.studies.kit.grid import run_each
 from poise.studies.kit.one_thread import one_thread
 from poise.studies.kit.rules import Rule, above, all_or_none, at_least, at_most, below, equal_to
 from poise.studies.kit.side_by_side import SideBySide
+from poise.studies.kit.tables import log_x
 from poise.studies.kit.words import interval
 
 BLOCKS, BATCH = 2, 8
@@ -869,7 +870,7 @@ def _logits_figure(results: Results) -> Figure:
     lrs, runs = results.plan.lrs, results.of("curves")
     series = {name: (lrs, gmean(result.signal("logit_max_early"), axis=1)) for name, result in runs.items()}
     title = f"Largest attention logit after {results.plan.setting.probe_step} steps"
-    return _log_x(line_chart(title, series, "learning rate", "largest attention logit", log_y=True))
+    return log_x(line_chart(title, series, "learning rate", "largest attention logit", log_y=True))
 
 
 def _forecast_figure(results: Results) -> Figure:
@@ -886,12 +887,7 @@ def _forecast_figure(results: Results) -> Figure:
         {name: (fine, low, high)},
     )
     x_title, y_title = "parameters in the blocks", "largest attention logit"
-    return _log_x(line_chart(title, series, x_title, y_title, log_y=True, bands=bands))
-
-
-def _log_x(figure: Figure) -> Figure:
-    figure.figure.update_xaxes(type="log", exponentformat="power")
-    return figure
+    return log_x(line_chart(title, series, x_title, y_title, log_y=True, bands=bands))
 
 
 def _curves_table(results: Results) -> Table:

@@ -24,13 +24,13 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from poise.evidence import compare_paired
+from poise.nn.mlp import seeded_mlp
 from poise.optim import SOAP
 from poise.preflight import SweepResult, lr_figure, sweep
 from poise.report import Figure, Table, Text
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
-from poise.studies.kit.networks import seeded_mlp
 from poise.studies.kit.one_thread import one_thread
 from poise.studies.kit.rules import above, all_or_none, at_least, at_most, below
 from poise.studies.kit.tables import seed_chart

@@ -287,6 +287,66 @@ def loss_scaling(run: Run, onset: int, strength: float) -> None:
     run.change(f"loss_scaling_alignment[{WEIGHTS[5]}]", onset, 0.6 + 0.35 * strength)
 
 
+def lr_lost_on_resume(run: Run, onset: int, strength: float) -> None:
+    run.event(0, "torch_load", has_optimizer_state=True, has_schedule=True)
+    run.event(0, "load_state_dict", what="optimizer", lr=1e-3 / (3 + 10 * strength), **{"class": "AdamW"})
+
+
+def deviation_of_one_value(run: Run, onset: int, strength: float) -> None:
+    run.change("loss", onset, np.nan)
+    run.event(
+        onset, "nonfinite_forward", module="", op="", statistic="std", variable="a", shape=[1], source="train.py:12"
+    )
+
+
+# What a broken contract leaves in the record: one event, (kind, payload).
+EVENTS: dict[str, tuple[str, dict[str, object]]] = {
+    "accumulation_not_divided": ("accumulation_not_divided", {"count": 8, "absorbed": False}),
+    "batch_as_time": ("batch_as_time", {"module": "lstm", "class": "LSTM", "batch": 32, "taken": 20}),
+    "clip_before_unscale": ("clip_before_unscale", {"limit": 1.0, "scale": 65536.0}),
+    "ctc_target_too_long": ("ctc_target_too_long", {"share": 0.1, "frames": 8, "needed": 9}),
+    "dropout_in_evaluation": ("dropout_in_evaluation", {"module": "net"}),
+    "kl_div_input": ("kl_div_input", {"wrong": ["input"], "given": "probabilities"}),
+    "loss_broadcast": ("loss_broadcast", {"prediction": [64, 1], "target": [64]}),
+    "nll_input": ("nll_input", {"given": "logits"}),
+    "optimizer_recreated": ("optimizer_recreated", {"class": "Adam", "steps": 10, "memory": 1000.0}),
+    "partial_load": (
+        "load_state_dict",
+        {
+            "class": "Net",
+            "given": 4,
+            "missing": ["a"],
+            "missing_total": 4,
+            "unexpected": ["module.a"],
+            "unexpected_total": 4,
+        },
+    ),
+    "sigmoid_twice": ("sigmoid_twice", {"made_by": "sigmoid"}),
+    "softmax_over_batch": ("softmax_over_batch", {"made_by": "logsoftmax", "function": "nll_loss"}),
+    "target_out_of_range": (
+        "target_out_of_range",
+        {"function": "binary_cross_entropy", "low": 0.0, "high": 255.0, "want": [0, 1]},
+    ),
+    "targets_ignored": ("targets_ignored", {"function": "cross_entropy", "targets": 32}),
+    "unmixed_batches": ("labels_unmixed", {"within": 0.1, "together": 2.3, "batches": 10}),
+    "unreachable_target": (
+        "unreachable_target",
+        {"made_by": "relu", "share": 0.5, "low": -2.0, "high": 2.0, "want": [0.0, None]},
+    ),
+    "unregistered_layers": (
+        "unregistered",
+        {"names": ["layers[0]"], "where": ["list"], "numbers": 500, "trained": 100},
+    ),
+}
+
+
+def _from_event(kind: str, payload: dict[str, object]) -> Callable[[Run, int, float], None]:
+    def fault(run: Run, onset: int, strength: float) -> None:
+        run.event(2, kind, source="/home/me/train.py:12", **payload)
+
+    return fault
+
+
 FAULTS: dict[str, Callable[[Run, int, float], None]] = {
     fault.__name__: fault
     for fault in (
@@ -318,8 +378,11 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         softmax_collapse,
         norm_growth,
         loss_scaling,
+        lr_lost_on_resume,
+        deviation_of_one_value,
     )
 }
+FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}
 
 
 def sick(

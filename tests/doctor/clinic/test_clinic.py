@@ -33,7 +33,8 @@ def test_a_healthy_script_stays_silent_while_its_curvature_is_measured(script, w
 
 
 def test_every_cause_has_a_fault_in_the_clinic():
-    assert {fault.cause for fault in FAULTS} == set(CAUSES)
+    contracts = {cause.id for cause in CAUSES.values() if cause.family == "contract"}  # ../contracts has theirs
+    assert {fault.cause for fault in FAULTS} | contracts == set(CAUSES)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=Fault.label)

@@ -1,7 +1,14 @@
+import math
+
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
 
 from poise.studies.kit import rules
 from poise.studies.kit.rules import Rule, all_or_none, at_least, at_most, beyond, holds_in, where
+from poise.studies.kit.seed_interval import seed_interval
 
 
 @pytest.mark.parametrize(
@@ -62,21 +69,108 @@ def test_all_or_none():
     assert set(rule.bounds) == {"a", "b"}
 
 
-def test_a_condition_of_single_seeds():
-    rule = Rule(holds_in(at_least("lead", 0.1), 2 / 3), holds_in(at_most("lead", 0)))
+def test_a_condition_of_single_seeds_is_judged_on_the_exact_interval_of_their_fraction():
+    rule = Rule(holds_in(at_least("lead", 0.1), 0.5))
     assert rule.words == (
-        "Reproduced if in at least 66.7 % of the seeds lead ≥ 0.1; refuted if in every seed lead ≤ 0."
+        "Reproduced if in at least 50 % of seeds (exact 95 % interval) lead ≥ 0.1; refuted otherwise."
     )
-    verdicts = [rule.verdict({}, {"lead": lead}) for lead in ((0.1, 0.2, -1), (0.1, 0, 0), (0, -1, 0))]
-    assert verdicts == ["reproduced", "partly", "refuted"]
+
+    def verdict(held, of):
+        return rule.verdict({}, {"lead": [0.2] * held + [0.0] * (of - held)})
+
+    # n of n: the lower end is 0.025^(1/n), which passes one half between 5 and 6.
+    assert [verdict(n, n) for n in range(1, 8)] == ["partly"] * 5 + ["reproduced"] * 2
+    assert [verdict(0, n) for n in range(1, 8)] == ["partly"] * 5 + ["refuted"] * 2
+    assert "lead ≥ 0.1 in 4 of 4 seeds (exact 95 % interval 0.40 to 1.00; so few seeds cannot show 50 %)" in rule.note(
+        {"lead": [1.0] * 4}
+    )
     both = holds_in(at_least("a", 0) & at_least("b", 0), 0.5)
-    assert both.holds({}, {"a": (1, -1), "b": (1, 1)})
-    assert not both.holds({}, {"a": (1, -1), "b": (-1, 1)})
-    with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\], got 0"):
-        holds_in(at_least("a", 0), 0)
+    assert both.holds({}, {"a": [1] * 8, "b": [1] * 8})
+    assert not both.holds({}, {"a": [1, -1] * 4, "b": [-1, 1] * 4})
+    for fraction in (0, 1):
+        with pytest.raises(ValueError, match=r"fraction must lie in \(0, 1\), got"):
+            holds_in(at_least("a", 0), fraction)
+
+
+@pytest.mark.parametrize("seeds", [3, 4])
+def test_three_or_four_seeds_of_a_yes_or_no_never_reproduce(seeds):
+    rule = Rule(at_least("trains", 0.5), at_most("trains", 0.4), over_seeds=("trains",))
+    for yes in range(seeds + 1):
+        outcomes = [True] * yes + [False] * (seeds - yes)
+        assert rule.verdict({"trains": yes / seeds}, {"trains": outcomes}) == "partly"
+    assert "so few seeds cannot show 50 %" in rule.note({"trains": [True] * seeds})
+    assert "cannot show" not in rule.note({"trains": [True] * 6})
+
+
+values = st.floats(-10, 10)
+MAKERS = [
+    rules.at_least,
+    rules.at_most,
+    rules.above,
+    rules.below,
+    rules.equal_to,
+    lambda name, bound: rules.within(name, 1.5, bound),
+    lambda name, bound: rules.beyond(name, 1.5, bound),
+    lambda name, bound: rules.between(name, bound, bound + 2),
+]
+
+
+@given(values, values, st.sampled_from(MAKERS), values, st.floats(0, 1))
+def test_an_interval_is_decided_only_if_every_value_in_it_is(first, second, maker, bound, place):
+    low, high = sorted((first, second))
+    condition = maker("x", bound)
+    inside = min(max(low + place * (high - low), low), high)
+    everywhere = condition.decide({"x": (low, high)}, {})
+    at_points = {condition.decide({"x": value}, {}) for value in (low, inside, high)}
+    if everywhere is not None:
+        assert at_points == {everywhere}
+    assert condition.decide({"x": (low, low)}, {}) == condition.decide({"x": low}, {})
+
+
+@given(st.tuples(values, values), st.tuples(values, values), values, values)
+def test_joined_conditions_follow_three_valued_logic(x, y, a, b):
+    numbers = {"x": tuple(sorted(x)), "y": tuple(sorted(y))}
+    first, second = rules.above("x", a), rules.below("y", b)
+    # False < unknown < true: "and" is the least of both, "or" the greatest.
+    order = {False: 0, None: 1, True: 2}
+    parts = [order[condition.decide(numbers, {})] for condition in (first, second)]
+    assert order[(first & second).decide(numbers, {})] == min(parts)
+    assert order[(first | second).decide(numbers, {})] == max(parts)
+    rule = all_or_none(first, second)
+    expected = "refuted" if max(parts) == 0 else "reproduced" if min(parts) == 2 else "partly"
+    assert rule._verdict(numbers, {}) == expected
+
+
+@given(st.lists(values, min_size=2, max_size=8), values)
+def test_a_mean_over_seeds_is_judged_on_the_interval_of_student(seeds, bound):
+    assume(np.ptp(seeds) > 1e-3)
+    error = stats.t.ppf(0.975, len(seeds) - 1) * np.std(seeds, ddof=1) / len(seeds) ** 0.5
+    low, high = np.mean(seeds) - error, np.mean(seeds) + error
+    assume(min(abs(low - bound), abs(high - bound)) > 1e-6)
+    expected = "reproduced" if low > bound else "refuted" if high < bound else "partly"
+    rule = Rule(rules.above("gain", bound), over_seeds=("gain",))
+    assert rule.verdict({"gain": np.mean(seeds)}, {"gain": seeds}) == expected
+    assert rule.words.endswith("A verdict must hold across 95 % intervals over seeds of: gain; partly if it does not.")
+
+
+def test_ends_of_intervals_over_seeds():
+    assert seed_interval([2.0, 2.0]) == (2.0, 2.0)
+    assert seed_interval([2.0]) == seed_interval([1.0, math.inf, 2.0]) == (-math.inf, math.inf)
+    low, high = seed_interval([True] * 4)  # exact: 0.025^(1/4)
+    assert (low, high) == (pytest.approx(0.025**0.25), 1.0)
+
+
+def test_a_rule_over_seeds_needs_values_of_numbers_that_it_reads():
+    with pytest.raises(ValueError, match=r"over_seeds must name numbers that the rule reads, got \['loss'\]"):
+        Rule(at_least("gain", 1), over_seeds=("loss",))
+    with pytest.raises(
+        ValueError, match=r"by_seed must hold the values of \['gain'\], those of \['gain'\] are missing"
+    ):
+        Rule(at_least("gain", 1), over_seeds=("gain",)).verdict({"gain": 1.0})
 
 
 def test_a_condition_of_any_shape():
     condition = where("the sum is odd", ["a", "b"], lambda n: (n["a"] + n["b"]) % 2 == 1)
     assert condition.holds({"a": 1, "b": 2}, {})
     assert not condition.holds({"a": 1, "b": 1}, {})
+    assert condition.decide({"a": (1.0, 2.0), "b": 2.0}, {}) is None

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from poise.nn.mlp import mlp, seeded_mlp
 from poise.studies.kit.batches import batch_indices, cross_entropies
 from poise.studies.kit.character_gpt import CONTEXT, CharacterGPT
-from poise.studies.kit.networks import mlp, relu_net, seeded_mlp
+from poise.studies.kit.networks import relu_net
 from poise.studies.kit.side_by_side import SideBySide
 from poise.studies.kit.stacked_layers import STACKED
 

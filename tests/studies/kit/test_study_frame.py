@@ -5,6 +5,9 @@ from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -23,9 +26,12 @@ from poise.studies import (
     read_results,
     record_result,
     run_study,
+    run_study_twice,
+    settled_verdicts,
 )
-from poise.studies.kit.results import entry_of
-from poise.studies.kit.rules import above
+from poise.studies.kit.results import entry_of, entry_of_both, seed_sets
+from poise.studies.kit.rules import above, at_least
+from poise.studies.kit.seed_sets import settled_verdict, total_verdict
 
 
 @claim("first", "A beats B", paper="gap 1.0", protocol="Same data.", reproduced=above("gap", 0))
@@ -111,7 +117,12 @@ def test_a_claim_says_how_it_is_tested_and_keeps_the_values_of_single_seeds():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"budget": "huge"}, "budget must be one of"), ({"seeds": 0}, "seeds must be at least 1")]
+    ("options", "message"),
+    [
+        ({"budget": "huge"}, "budget must be one of"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+    ],
 )
 def test_bad_run_options(options, message):
     with pytest.raises(ValueError, match=message):
@@ -186,9 +197,149 @@ def test_running_writes_report_and_result(registered, tmp_path):
     assert listing["small-scale-proxies"].verdict is None
 
 
-def test_one_failing_study_neither_hides_nor_stops_the_others(monkeypatch, tmp_path):
-    import typer
+@claim("gain", "It gains.", paper="1", reproduced=above("gain", 0), over_seeds=["gain"])
+def gain_claim(results):
+    gains = results["gains"]
+    return Measured("gains", {"gain": sum(gains) / len(gains)}, {"gain": gains})
 
+
+@claim("trains", "It trains.", paper="always", reproduced=at_least("trains", 0.5), over_seeds=["trains"])
+def trains_claim(results):
+    trained = [gain > -1 for gain in results["gains"]]
+    return Measured("trained", {"trains": sum(trained) / len(trained)}, {"trains": trained})
+
+
+def seeded(gain_of, count=4):
+    """Return a study whose gain is a function of the seed."""
+    base = study()
+
+    def experiment(budget, seeds, progress):
+        return {"gains": [gain_of(seed) for seed in seeds]}
+
+    def present(results, claims):
+        return Presentation("Gains.", [], go.Figure(go.Bar(y=[1])))
+
+    seeds = dict.fromkeys(base.seeds, count)
+    parts = {"experiment": experiment, "present": present, "claims": (gain_claim, trains_claim), "seeds": seeds}
+    return replace(base, slug="fair-coins", **parts)
+
+
+def test_a_claim_over_seeds_is_judged_on_its_interval_and_says_so_where_that_leaves_it_open():
+    narrow, wide = (seeded(lambda seed, noise=noise: 1 + noise * (-1) ** seed).run("tiny") for noise in (0.1, 2.0))
+    assert [outcome.results[0].verdict for outcome in (narrow, wide)] == ["reproduced", "partly"]
+    assert narrow.results[0].measured == "gains"
+    assert wide.results[0].measured == "gains; gain -2.67 to 4.67 (95 % interval of the mean of 4 seeds)"
+    trains = narrow.results[1]  # four of four
+    assert trains.verdict == "partly"
+    assert trains.measured.endswith("4 of 4 seeds (exact 95 % interval 0.40 to 1.00; so few seeds cannot show 50 %)")
+    assert trains.by_seed["trains"] == (True,) * 4
+    assert json.loads(json.dumps(trains.to_dict()))["by_seed"]["trains"] == [True] * 4
+    assert trains.measured in narrow.report().to_html()
+
+
+def test_a_number_over_seeds_must_be_the_mean_of_its_values_by_seed():
+    wrong = replace(gain_claim, measure=lambda results: Measured("1", {"gain": 1.0}, {"gain": [1.0, 2.0]}))
+    with pytest.raises(ValueError, match=r"'gain' is judged over seeds and must be the mean .* 1\.5, got 1\.0"):
+        wrong.judge({})
+    with pytest.raises(ValueError, match=r"those of \['gain'\] are missing"):
+        replace(gain_claim, measure=lambda results: Measured("1", {"gain": 1.0})).judge({})
+
+
+def test_claims_on_which_two_sets_of_seeds_disagree_are_not_settled(registered, tmp_path):
+    registered["study"] = seeded(lambda seed: 2.0 + 0.01 * (seed % 2) - (4 if seed >= 100 else 0), count=8)
+    results = tmp_path / "R.json"
+    told = []
+    report = run_study_twice(
+        "fair-coins", "tiny", out=tmp_path, progress=lambda fraction, words: told.append(fraction), results=results
+    )
+    assert told == [0.5, 1.0]
+    assert report.meta["seeds"] == [*range(8), *range(100, 108)]
+    for words in ("Here, seeds 0 to 7", "Here, seeds 100 to 107", "not settled", "refuted: gains"):
+        assert words in report.to_html()
+    entry = read_results(results)["fair-coins"]
+    assert entry == json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert [c["verdict"] for c in entry["claims"]] == ["reproduced", "reproduced"]
+    assert [c["verdict"] for c in entry["other_seeds"]["claims"]] == ["refuted", "refuted"]
+    assert settled_verdicts(entry) == {"gain": "not settled", "trains": "not settled"}
+    assert entry["verdict"] == report.verdict == "partly"
+    assert seed_sets(entry) == [list(range(8)), list(range(100, 108))]
+    listing = {s.slug: s for s in list_studies(results)}["fair-coins"]
+    assert (listing.verdict, listing.seed_sets, set(listing.claims.values())) == ("partly", 2, {"not settled"})
+
+
+def test_claims_on_which_two_sets_of_seeds_agree_keep_their_verdict(registered, tmp_path):
+    registered["study"] = seeded(lambda seed: 2.0 + 0.01 * (seed % 2), count=8)
+    report = run_study_twice("fair-coins", "tiny", results=tmp_path / "R.json")
+    assert report.verdict == "reproduced"
+    assert settled_verdicts(read_results(tmp_path / "R.json")["fair-coins"]) == dict.fromkeys(
+        ("gain", "trains"), "reproduced"
+    )
+
+
+def test_an_entry_of_one_set_of_seeds_is_still_read(tmp_path):
+    path = tmp_path / "R.json"
+    record_result({**entry_of(seeded(lambda seed: 2.0, count=8).run("tiny"), 1.0), "slug": "fair-coins"}, path)
+    listing = {s.slug: s for s in list_studies(path)}["fair-coins"]
+    assert (listing.verdict, listing.seed_sets) == ("reproduced", 1)
+    assert listing.claims == {"gain": "reproduced", "trains": "reproduced"}
+
+
+def test_sets_of_seeds_share_none(registered):
+    registered["study"] = small = seeded(lambda seed: 1.0)
+    with pytest.raises(ValueError, match=r"first_seeds must be at least 4 apart, got \(0, 3\)"):
+        run_study_twice("fair-coins", "tiny", first_seeds=(0, 3))
+    first, second = small.run("tiny"), small.run("tiny", seed=3)
+    with pytest.raises(ValueError, match=r"other must be a run with other seeds, got \[3\] in both"):
+        first.report(second)
+    with pytest.raises(ValueError, match=r"must have no seed in common, got \[3\] in both"):
+        entry_of_both(entry_of(first, 1.0), entry_of(second, 1.0))
+    with pytest.raises(ValueError, match="must be runs of one study"):
+        entry_of_both(entry_of(first, 1.0), entry_of(study().run("tiny"), 1.0))
+    with pytest.raises(ValueError, match="other must be a run of 'fair-coins', got one of 'on-a'"):
+        first.settled(study().run("tiny", seed=9))
+
+
+VERDICTS = st.sampled_from(["reproduced", "partly", "refuted", "not tested"])
+
+
+@given(st.lists(st.tuples(VERDICTS, VERDICTS), min_size=1, max_size=5))
+def test_a_study_is_reproduced_only_if_all_that_is_tested_is_and_is_settled(pairs):
+    settled = [settled_verdict(pair) for pair in pairs]
+    assert all((verdict == "not settled") == (a != b) for verdict, (a, b) in zip(settled, pairs, strict=True))
+    total = total_verdict(settled)
+    tested = set(settled) - {"not tested"}
+    for word in ("reproduced", "refuted"):
+        assert (total == word) == (tested == {word})
+    assert (total == "not tested") == (not tested)
+
+
+def test_the_command_line_chooses_the_first_seed_and_lists_what_is_not_settled(registered, tmp_path, monkeypatch):
+    from poise.cli import studies as commands
+
+    registered["study"] = seeded(lambda seed: 2.0 - (4 if seed >= 100 else 0), count=8)
+    app = typer.Typer()
+    app.command()(commands.study)
+    done = CliRunner().invoke(app, ["fair-coins", "--budget", "tiny", "--seed", "100", "--out", str(tmp_path / "o")])
+    assert done.exit_code == 0, done.output
+    entry = json.loads((tmp_path / "o" / "result.json").read_text(encoding="utf-8"))
+    assert entry["provenance"]["seeds"] == list(range(100, 108))
+    assert entry["verdict"] == "refuted"
+
+    run_study_twice("fair-coins", "tiny", results=tmp_path / "R.json")
+    record_result({**entry, "slug": "adamp"}, tmp_path / "R.json")
+    listings = list_studies(tmp_path / "R.json")
+    monkeypatch.setattr("poise.studies.list_studies", lambda: listings)
+    app = typer.Typer()
+    app.command()(commands.studies)
+    lines = CliRunner().invoke(app, []).output.splitlines()
+    (coins,) = (line for line in lines if line.startswith("fair-coins"))
+    (one,) = (line for line in lines if line.startswith("adamp"))
+    assert "partly  2 not settled" in coins
+    assert "one set of seeds" not in coins
+    assert "one set of seeds" in one
+
+
+def test_one_failing_study_neither_hides_nor_stops_the_others(monkeypatch, tmp_path):
     from poise.studies.__main__ import main
 
     def load(slug):

@@ -13,6 +13,7 @@ FAMILIES = (
     "number formats",
     "data",
     "script",
+    "contract",
 )
 """Families of causes, in the order of listings."""
 
@@ -47,7 +48,30 @@ _IDS = (
     "warmup_too_short",
 )
 
+_CONTRACTS = (
+    "accumulation_not_divided",
+    "batch_as_time",
+    "clip_before_unscale",
+    "ctc_target_too_long",
+    "deviation_of_one_value",
+    "dropout_in_evaluation",
+    "kl_div_input",
+    "loss_broadcast",
+    "lr_lost_on_resume",
+    "nll_input",
+    "optimizer_recreated",
+    "partial_load",
+    "sigmoid_twice",
+    "softmax_over_batch",
+    "target_out_of_range",
+    "targets_ignored",
+    "unmixed_batches",
+    "unreachable_target",
+    "unregistered_layers",
+)
+
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}
+CAUSES |= {id: import_module(f"poise.doctor.causes.contract.{id}").CAUSE for id in _CONTRACTS}
 
 RULES = RuleSet(
     "causes",

@@ -8,7 +8,8 @@ The second softmax of numbers between 0 and 1 is nearly uniform. The loss cannot
 for ten classes), gradients are small, and training is slow and ends early, without any error.
 
 ## How it is detected
-A fact: every row of the input of `cross_entropy` lies in [0, 1] and sums to 1, in three consecutive samples.
+A fact: the autograd graph says that the input of `cross_entropy` was made by a softmax or a sigmoid; or, where it says
+nothing, every row of it lies in [0, 1] and sums to 1, in three calls or three consecutive samples.
 Log-probabilities are harmless (log-softmax of them changes nothing) and not reported.
 
 ## What cures it
@@ -28,6 +29,7 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
+from poise.doctor.causes.contract.first_event import at_line, first_event
 from poise.doctor.causes.reading import EXACT, first_run, number
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
@@ -35,25 +37,33 @@ from poise.store import Record
 
 def find(record: Record) -> list[Finding]:
     """Find a cross-entropy that is given probabilities."""
+    event = first_event(record, "softmax_twice")
+    if event is not None:
+        made_by = event.payload.get("made_by") or ""
+        what = f"the output of a {made_by}" if made_by else "probabilities"
+        return [_finding(f"cross_entropy{at_line(event)} is given {what}", event.step, float(event.payload["classes"]))]
     flags = record["logits_are_probabilities"]
     index = first_run(np.asarray(flags.values) > 0.5, 3)
     if index is None:
         return []
     classes = record["classes"].values
+    step = int(flags.steps[index])
+    return [_finding("The cross-entropy loss is given probabilities", step, float(classes[0]) if len(classes) else 0.0)]
+
+
+def _finding(said: str, step: int, classes: float) -> Finding:
     floor = ""
-    if len(classes) and classes[0] > 1:
-        best = math.log(1 + (classes[0] - 1) / math.e)
-        floor = f"; with {classes[0]:.0f} classes it cannot fall below {number(best)}"
-    return [
-        CAUSE.finding(
-            "error",
-            EXACT,
-            f"The cross-entropy loss is given probabilities, not logits: softmax is applied twice{floor}.",
-            onset=int(flags.steps[index - 2]),
-            detected=int(flags.steps[index]),
-            evidence=[Evidence("logits_are_probabilities", 1.0, None, 0.0, int(flags.steps[index]))],
-        )
-    ]
+    if classes > 1:
+        best = math.log(1 + (classes - 1) / math.e)
+        floor = f"; with {classes:.0f} classes it cannot fall below {number(best)}"
+    return CAUSE.finding(
+        "error",
+        EXACT,
+        f"{said}, not logits: softmax is applied twice{floor}. Give it the numbers before the softmax.",
+        onset=0,
+        detected=step,
+        evidence=[Evidence("logits_are_probabilities", 1.0, None, 0.0, step)],
+    )
 
 
 CAUSE = Cause(
@@ -62,6 +72,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    family="script",
-    leads_to=("vanishing_gradients",),
+    family="contract",
+    leads_to=("label_problem", "lr_too_high", "lr_too_small", "vanishing_gradients"),
 )

@@ -8,10 +8,13 @@ no gradient ever reaches them.
 Part of the model stays as it was initialised. The run seems healthy and ends worse than it should.
 
 ## How it is detected
-Facts: the parameters of the model are compared with those of all optimizers, and with those that received a gradient.
-Replaced or forgotten parameters are an error; where the forgotten ones are most of the model (a frozen backbone,
-probably on purpose), a warning. Parameters without a gradient are a warning if they are at least a tenth of the model,
-else *info*: unused extras (a pooling head, a mask token) are common.
+Facts: the parameters of the model are compared with those of all optimizers, and with those that received a gradient
+in the first steps. The severity follows their fraction of the model. Replaced or forgotten parameters are an error;
+where the forgotten ones are most of the model (a frozen backbone, probably on purpose), a warning. A copy of a
+trained part that never gets a gradient (an average of the weights, a target network) is none of them. Without a
+gradient, the first layers that run are an error: what they compute is cut from the graph (`detach()`, `.data`,
+`.item()`, `.tolist()`, `no_grad()`). So is a model without any gradient. Others are a warning if they are at least a
+tenth of the model, else *info*: unused extras (a pooling head, a mask token) are common.
 
 ## What cures it
 ```python
@@ -36,8 +39,13 @@ from poise.doctor.causes.reading import EXACT, listing, number, parameter_shapes
 from poise.report.finding import Evidence, Finding, Severity
 from poise.store import Event, Record
 
-LARGE_PART, MOST = 0.1, 0.5
+LARGE_PART, MOST, ALL = 0.1, 0.5, 0.999
 _KINDS = (
+    (
+        "cut_off",
+        "run first and never received a gradient: what they compute is cut from the graph. Look for detach(), .data, "
+        ".item(), .tolist(), numpy() or no_grad() behind them",
+    ),
     ("replaced", "were replaced after the optimizer was made, so that it updates the old ones"),
     ("unoptimized", "are trainable but in no optimizer"),
     ("no_gradient", "never received a gradient"),
@@ -49,7 +57,10 @@ def find(record: Record) -> list[Finding]:
     found: dict[str, Finding] = {}
     for event in record.events("orphans"):
         for kind, what in _KINDS:
+            cut = event.payload.get("cut_off") or ()
             names = tuple(event.payload.get(kind) or ())
+            if kind == "no_gradient" and _fraction(record, names) < ALL:
+                names = tuple(name for name in names if name not in cut)
             if names and kind not in found:
                 found[kind] = _finding(record, event, kind, what, names)
     return list(found.values())
@@ -69,7 +80,9 @@ def _finding(record: Record, event: Event, kind: str, what: str, names: tuple[st
 
 def _severity(kind: str, fraction: float) -> Severity:
     if kind == "no_gradient":
-        return "warning" if fraction >= LARGE_PART else "info"
+        return "error" if fraction >= ALL else "warning" if fraction >= LARGE_PART else "info"
+    if kind == "cut_off":
+        return "error"
     return "error" if kind == "replaced" or fraction <= MOST else "warning"
 
 
@@ -85,6 +98,6 @@ CAUSE = Cause(
     find=find,
     exact=True,
     doc=__doc__,
-    family="script",
-    leads_to=("vanishing_gradients",),
+    family="contract",
+    leads_to=("vanishing_gradients", "label_problem", "lr_too_small", "dead_units"),
 )

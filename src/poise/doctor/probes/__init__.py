@@ -4,6 +4,12 @@ from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.probes.batch import BatchProbe
+from poise.doctor.probes.contracts.accumulation import AccumulationProbe
+from poise.doctor.probes.contracts.examples import ExampleProbe
+from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
+from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
+from poise.doctor.probes.contracts.mixing import MixingProbe
+from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
@@ -15,17 +21,23 @@ from poise.doctor.probes.sharpness import SharpnessProbe
 from poise.doctor.probes.updates import UpdateProbe
 
 PROBES: tuple[type[Probe], ...] = (
+    AccumulationProbe,
     ActivationProbe,
     AdamProbe,
     AttentionProbe,
     BatchProbe,
+    ExampleProbe,
     GradientProbe,
     HyperparameterProbe,
     LogitProbe,
+    LossInputProbe,
+    LossShapeProbe,
+    MixingProbe,
     ModeProbe,
     OrphanProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,
+    TargetProbe,
     UpdateProbe,
 )
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from poise.doctor.tap.backward_pass import BackwardPass
+    from poise.doctor.tap.loss_call import LossCall
     from poise.doctor.tap.sink import Sink
     from poise.doctor.tap.timeline import Timeline
 
@@ -33,11 +34,20 @@ class Probe:
     def loss_inputs(self, sink: Sink, logits: Tensor, target: Tensor, ignore_index: int) -> None:
         """Measure what cross-entropy is given."""
 
+    def loss_called(self, sink: Sink, call: LossCall) -> None:
+        """Examine the arguments of a loss function, at its first calls and ever more rarely, sampled step or not.
+
+        It may ask a device for a number: it is called a few dozen times in a run.
+        """
+
     def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the batch a root module is called with."""
 
     def before_backward(self, sink: Sink, backward: BackwardPass) -> None:
         """Measure what is about to be differentiated, while its graph exists."""
+
+    def early_step(self, sink: Sink, timeline: Timeline) -> None:
+        """Examine the first 12 steps of an optimizer, just before each, sampled or not."""
 
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Measure the gradients, just before an optimizer step."""

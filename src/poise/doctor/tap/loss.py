@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from poise.doctor.tap.forward import without_autocast
 from poise.doctor.tap.function_hook import FunctionHook
 from poise.doctor.tap.guard import guarded
+from poise.doctor.tap.loss_call import LossCall, is_examined
 from poise.doctor.tap.modal import modules_in_training
 from poise.doctor.tap.plain import is_compiling, is_plain, is_transforming
 from poise.doctor.tap.state import TapState
@@ -18,6 +23,7 @@ from poise.doctor.tap.state import TapState
 _LOSSES = (
     F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits,
+    F.ctc_loss,
     F.huber_loss,
     F.kl_div,
     F.l1_loss,
@@ -25,9 +31,6 @@ _LOSSES = (
     F.nll_loss,
     F.smooth_l1_loss,
 )
-_CROSS_ENTROPY_PARAMETERS = (
-    "input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing",
-)  # fmt: skip
 _SHOWN = 20  # names of modules in an event
 
 
@@ -43,18 +46,61 @@ class LossHooks:
 
     def functions(self) -> list[FunctionHook]:
         """Return the hooks that stay for the whole run."""
+        hooks = [self._hook(loss, self._arguments_of(loss)) for loss in _LOSSES]
+        return [self._cross_entropy_hook(), *hooks]
+
+    def _cross_entropy_hook(self) -> FunctionHook:
+        seen = self._arguments_of(F.cross_entropy)
+
+        def before(*parameters: Any) -> None:
+            seen(*parameters)
+            self._cross_entropy(*parameters)
+
+        hook = self._hook(F.cross_entropy, before)
         around = self.state.treatment.wrapping("cross_entropy")
-        cross_entropy = FunctionHook(F.cross_entropy, before=self._cross_entropy, after=self._returned)
-        if around is not None:
-            compute = around(cross_entropy.original)
+        if around is None:
+            return hook
+        compute, names = around(hook.original), tuple(inspect.signature(F.cross_entropy).parameters)
 
-            def treated(*parameters: Any) -> Tensor:
-                return compute(**dict(zip(_CROSS_ENTROPY_PARAMETERS, parameters, strict=True)))
+        def treated(*parameters: Any) -> Tensor:
+            return compute(**dict(zip(names, parameters, strict=True)))
 
-            cross_entropy = FunctionHook(
-                F.cross_entropy, before=self._cross_entropy, after=self._returned, instead=treated
-            )
-        return [cross_entropy, *(FunctionHook(loss, after=self._returned) for loss in _LOSSES)]
+        return self._hook(F.cross_entropy, before, treated)
+
+    def _hook(self, loss: Any, before: Any, instead: Any = None) -> FunctionHook:
+        name, names = loss.__name__, tuple(inspect.signature(loss).parameters)
+
+        def after(result: Any, *parameters: Any) -> Any:
+            if is_compiling():
+                return result
+            if torch.is_grad_enabled() and _is_nonfinite(result) and not self.state.busy:
+                self._examine(name, dict(zip(names, parameters, strict=True)))
+            return self._returned(result)
+
+        return FunctionHook(loss, before=before, after=after, instead=instead)
+
+    def _arguments_of(self, loss: Any) -> Callable[..., None]:
+        """Return what is called with the arguments of ``loss`` each time it is called."""
+        name, names, calls = loss.__name__, tuple(inspect.signature(loss).parameters), count(1)
+
+        def called(*parameters: Any) -> None:
+            if is_compiling():
+                return
+            state = self.state
+            if is_examined(next(calls)) and not state.busy and torch.is_grad_enabled():
+                self._examine(name, dict(zip(names, parameters, strict=True)))
+
+        return called
+
+    @guarded
+    def _examine(self, name: str, options: dict[str, Any]) -> None:
+        prediction, target = options.get("input", options.get("log_probs")), options.get("target")
+        target = options.get("targets") if target is None else target
+        if not (is_plain(prediction) and is_plain(target)) or not prediction.numel():
+            return
+        if prediction.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # numbers cannot be asked for
+        self.state.call_probes("loss_called", LossCall(name, prediction, target, options))
 
     def _cross_entropy(self, logits: Any, target: Any, weight: Any, _: Any, ignore_index: int, *__: Any) -> None:
         # The loss may well be computed outside the compiled part of a model: it is seen there too.
@@ -71,7 +117,7 @@ class LossHooks:
         with without_autocast():
             self.state.call_probes("loss_inputs", logits.detach(), target.detach(), ignore_index)
 
-    def _returned(self, loss: Any, *_: Any) -> Any:
+    def _returned(self, loss: Any) -> Any:
         state = self.state
         if is_transforming() or state.busy:
             return loss
@@ -91,3 +137,8 @@ class LossHooks:
         modules = [state.names.modules.get(id(m), type(m).__name__) for m in modules_in_training(state.names.roots)]
         if modules:
             state.sink.event(state.step, "eval_in_train_mode", {"modules": modules[:_SHOWN]})
+
+
+def _is_nonfinite(loss: Any) -> bool:
+    # On a device the number would have to be waited for.
+    return type(loss) is Tensor and loss.is_cpu and loss.numel() == 1 and not math.isfinite(loss.item())

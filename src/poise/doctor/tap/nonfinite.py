@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,9 +14,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from poise.doctor.tap.forward import ForwardHooks
+from poise.doctor.tap.nan_variables import first_nan_variable
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
+from poise.doctor.tap.user_line import user_frame, user_line
 
 # These write infinities on purpose, for a mask.
 _MASKING = {
@@ -35,7 +34,6 @@ _MASKING = {
     "log_softmax",
 }
 NO_ORIGIN = {"module": "", "op": "", "source": ""}
-_OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 
 def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tensor) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     found = _search_graph(loss)
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss"}
+    return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable(loss) or {})}
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:
@@ -247,22 +245,9 @@ def _floats(tree: Any) -> Iterator[Tensor]:
     return (t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point())
 
 
-def user_line() -> str:
-    """Return ``"file:line"`` of the innermost frame that is neither torch's nor poise's."""
-    frame = _user_frame()
-    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _user_frame() -> FrameType | None:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((*_OWN_CODE, "<")):
-        frame = frame.f_back
-    return frame
-
-
 def _line_calling(function: str) -> str:
     """Return the last line up to the current one, in the user's running function, that calls ``function``."""
-    frame = _user_frame()
+    frame = user_frame()
     if frame is None:
         return ""
     here = f"{frame.f_code.co_filename}:{frame.f_lineno}"

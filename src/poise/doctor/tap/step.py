@@ -24,6 +24,7 @@ from poise.doctor.tap.shadow import shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
 
+_FIRST_STEPS = 12  # of each optimizer, seen by some probes whatever is sampled
 _ROWS, _FLUSH_SECONDS = 64, 0.4  # rows of scalars that wait at most, and for how long
 
 
@@ -87,6 +88,8 @@ class StepHooks:
         timeline.sampled = state.sampler.sampling or state.promoted
         timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
+        if timeline.step < _FIRST_STEPS:
+            state.call_probes("early_step", timeline)
         timeline.sampled = timeline.sampled or state.promoted
         if timeline.sampled:
             if state.compiled:

@@ -16,9 +16,11 @@ from poise.doctor.tap.amp import AmpHooks
 from poise.doctor.tap.backward import BackwardHooks
 from poise.doctor.tap.checkpoints import CheckpointHooks
 from poise.doctor.tap.compile import CompileHooks
+from poise.doctor.tap.dropout import DropoutHooks
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import installed
 from poise.doctor.tap.loss import LossHooks
+from poise.doctor.tap.order import OrderHooks
 from poise.doctor.tap.sink import Sink
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.step import StepHooks
@@ -65,6 +67,8 @@ class Tap:
             AmpHooks(self.state, self.step_hooks),
             CompileHooks(self.state, self.forward, self.step_hooks),
             CheckpointHooks(self.state),
+            DropoutHooks(self.state),
+            OrderHooks(self.state),
         )
 
     @contextmanager

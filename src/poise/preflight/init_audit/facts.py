@@ -8,6 +8,7 @@ from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.signal_propagation.depth_growth import DepthGrowth, FailingDepth
 from poise.preflight.signal_propagation.hidden_state_gain import HiddenStateGain
 from poise.preflight.signal_propagation.signal_propagation import SignalPropagation
+from poise.preflight.signal_propagation.sublayer_bound import SublayerBound
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class InitFacts:
         growth: over depth.
         failing: where the range of number formats ends.
         gains: of recurrent layers.
+        bounds: on the Jacobians of feed-forward sub-layers.
         lr: largest usable learning rates; ``None`` where curvature is not known.
         no_lr: the reason, in a sentence.
         set_lr: learning rate of the optimizer that will train the model; ``None`` without one.
@@ -39,6 +41,7 @@ class InitFacts:
     growth: DepthGrowth
     failing: list[FailingDepth]
     gains: list[HiddenStateGain]
+    bounds: list[SublayerBound]
     lr: UsableLR | None
     no_lr: str | None
     set_lr: float | None

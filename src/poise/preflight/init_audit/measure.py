@@ -22,6 +22,7 @@ from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.signal_propagation.depth_growth import depth_growth, failing_depths
 from poise.preflight.signal_propagation.hidden_state_gain import hidden_state_gain
 from poise.preflight.signal_propagation.signal_propagation import depth_units, signal_propagation
+from poise.preflight.signal_propagation.sublayer_bound import sublayer_bounds
 from poise.tools.unwrap import unwrap
 
 
@@ -60,6 +61,7 @@ def measure(
         growth=growth,
         failing=failing_depths(passed.units, growth),
         gains=gains,
+        bounds=sublayer_bounds(plain, passed),
         lr=lr,
         no_lr=no_lr,
         set_lr=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),

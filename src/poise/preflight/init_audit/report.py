@@ -150,6 +150,7 @@ def _root(squares: list[float]) -> np.ndarray:
 
 def _tables(facts: InitFacts) -> list[Table]:
     tables = [_growth_table(facts), _lr_table(facts), _format_table(facts), _stream_table(facts), _norm_table(facts)]
+    tables += [_bound_table(facts)]
     tables += [_attention_table(facts), _dead_table(facts), _recurrent_table(facts), _depth_table(facts)]
     return [table for table in tables if table is not None and table.rows]
 
@@ -230,20 +231,38 @@ def _format_table(facts: InitFacts) -> Table:
 
 def _stream_table(facts: InitFacts) -> Table:
     rows: list[list[object]] = [
-        [f"{name} (embedding)", std, None, None] for name, std in facts.passed.embeddings.items()
+        [f"{name} (embedding)", std, None, None, None] for name, std in facts.passed.embeddings.items()
     ]
     rows += [
-        [r.name, r.shortcut, r.branch, r.branch / r.shortcut if r.shortcut else math.inf]
+        [r.name, r.shortcut, r.branch, r.branch / r.shortcut if r.shortcut else math.inf, r.gain]
         for r in facts.passed.residuals
     ]
     caption = "Root mean squares at every sum of a shortcut and a branch; of embeddings the standard deviation."
-    return Table("Residual stream", ["Where", "Shortcut", "Branch", "Branch / shortcut"], rows, caption)
+    columns = ["Where", "Shortcut", "Branch", "Branch / shortcut", "Factor on the shortcut"]
+    return Table("Residual stream", columns, rows, caption)
+
+
+def _bound_table(facts: InitFacts) -> Table:
+    rows = [[bound.name, bound.branch, bound.amplification, bound.bound] for bound in facts.bounds]
+    caption = (
+        "Of a normalisation, two linear layers and a residual sum: bound = factor on the shortcut + branch / standard "
+        "deviation of the stream, with random-matrix estimates of the weights' norms. Attention and gated branches "
+        "have no such formula here; their measured gains are in the table by depth."
+    )
+    columns = ["Where", "Branch on a stream of standard deviation 1", "1 / standard deviation", "Bound"]
+    return Table("Bounds on the Jacobians of sub-layers", columns, rows, caption)
 
 
 def _norm_table(facts: InitFacts) -> Table:
-    rows = [[norm.name, norm.std, norm.amplification] for norm in facts.passed.norms]
-    caption = "Means over tokens. The derivative of a normalisation is one over the standard deviation of its input."
-    return Table("Normalisations", ["Where", "Standard deviation of input", "Gradient amplification"], rows, caption)
+    rows = [
+        [norm.name, norm.std, norm.amplification, max(norm.by_position, default=None)] for norm in facts.passed.norms
+    ]
+    caption = (
+        "Means over tokens, and the median over examples at the position where it is largest. The derivative of a "
+        "normalisation is one over the standard deviation of its input."
+    )
+    columns = ["Where", "Standard deviation of input", "Gradient amplification", "At the worst position"]
+    return Table("Normalisations", columns, rows, caption)
 
 
 def _attention_table(facts: InitFacts) -> Table:
@@ -276,8 +295,8 @@ def _depth_table(facts: InitFacts) -> Table:
     caption = (
         f"Jacobian gain: of a {facts.unit}, from {span}, the root mean square of the Jacobian's singular values "
         f"(estimated by {PROBES} random vectors; with unequal sizes the Frobenius norm over the root of the number of "
-        "outputs). A gradient of random direction grows by this factor in the backward pass. Cosine: mean over pairs of inputs "
-        "(of positions, in a sequence) of the cosine of their vectors."
+        "outputs). A gradient of random direction grows by this factor in the backward pass. Cosine: mean over pairs "
+        "of inputs (of positions, in a sequence) of the cosine of their vectors."
     )
     return Table("By depth", columns, rows, caption)
 

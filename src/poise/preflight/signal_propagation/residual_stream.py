@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poise.preflight.signal_propagation.scalar_products import ScalarProducts
+
 
 @dataclass(frozen=True, slots=True)
 class ResidualSum:
@@ -17,11 +19,13 @@ class ResidualSum:
         name: of the module that adds them.
         shortcut: root mean square of the shortcut's entries.
         branch: of the branch's entries, with the factor that the sum gives them.
+        gain: factor on the shortcut, 1 if it is the identity.
     """
 
     name: str
     shortcut: float
     branch: float
+    gain: float = 1.0
 
     @property
     def growth(self) -> float:
@@ -29,7 +33,9 @@ class ResidualSum:
         return 1 + (self.branch / self.shortcut) ** 2 if self.shortcut else float("inf")
 
 
-def residual_sum(name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> ResidualSum | None:
+def residual_sum(
+    name: str, a: Tensor, b: Tensor, factor: float = 1.0, products: ScalarProducts | None = None
+) -> ResidualSum | None:
     """Return the residual sum that ``a + factor * b`` is, or ``None`` if it is another kind of sum.
 
     One operand is the shortcut if the other was computed from it by something with parameters. Sums of embeddings,
@@ -40,20 +46,29 @@ def residual_sum(name: str, a: Tensor, b: Tensor, factor: float = 1.0) -> Residu
         a: first operand.
         b: second operand, of the same shape.
         factor: on ``b``.
+        products: with numbers so far: a shortcut may be a multiple of what the branch was computed from.
     """
     if a.shape != b.shape or a.dim() < 2 or a.grad_fn is None or b.grad_fn is None or a is b:
         return None
     if computed_from(b, a):
         return ResidualSum(name, rms(a), rms(b) * abs(factor))
     if computed_from(a, b):
-        return ResidualSum(name, rms(b) * abs(factor), rms(a))
+        return ResidualSum(name, rms(b) * abs(factor), rms(a), abs(factor))
+    scaled_a, scaled_b = (None, None) if products is None else (products.of(a), products.of(b))
+    if scaled_a is not None and _is_ancestor(scaled_a.source, b.grad_fn):
+        return ResidualSum(name, rms(a), rms(b) * abs(factor), abs(scaled_a.factor))
+    if scaled_b is not None and _is_ancestor(scaled_b.source, a.grad_fn):
+        return ResidualSum(name, rms(b) * abs(factor), rms(a), abs(scaled_b.factor * factor))
     return None
 
 
 def computed_from(late: Tensor, early: Tensor) -> bool:
     """Whether a tensor was computed from an earlier one with the help of parameters, by autograd's graph."""
-    start: Any = late.grad_fn
-    goal: Any = early.grad_fn
+    return _is_ancestor(early.grad_fn, late.grad_fn)
+
+
+def _is_ancestor(goal: Any, start: Any) -> bool:
+    """Whether a node of autograd's graph was computed from another one with the help of parameters."""
     oldest = goal._sequence_nr()
     if start._sequence_nr() <= oldest:
         return False

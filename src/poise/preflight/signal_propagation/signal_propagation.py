@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,9 +22,11 @@ from poise.doctor.tap.forward_observer import ForwardObservation, Logits
 from poise.doctor.tap.shadow import undisturbed
 from poise.nn.dropout_off import dropout_off
 from poise.nn.surgery import kinds, matches
+from poise.preflight.signal_propagation.cancelled_factor import CancelledFactor, is_cancelled
 from poise.preflight.signal_propagation.jacobian_gain import Point, jacobian_gain
 from poise.preflight.signal_propagation.norm_amplification import NormInput, is_norm_over_features, norm_input
 from poise.preflight.signal_propagation.residual_stream import ResidualSum, is_embedding, residual_sum, rms
+from poise.preflight.signal_propagation.scalar_products import FUNCTIONS, ScalarProducts
 
 _CALLS = 4000  # of modules that are recorded: a recurrent cell written in Python is called at every time step
 _ROWS = 64  # of which the mean cosine is taken
@@ -99,7 +101,11 @@ class SignalPropagation:
         norms: the input of each normalisation over features.
         attention: logits.
         rectified: dead units.
-        events: what was called, as (kind, name): ``"weight"``, ``"relu"``, ``"norm"``, ``"sum"``, ``"unit"`` (its end).
+        factors: in front of normalisations that divide them out.
+        vectors: standard deviation of learned vectors that belong to no layer: class and register tokens, positions.
+        output_rms: root mean square of the last output of each layer with weights.
+        events: what was called, as (kind, name): ``"weight"``, ``"relu"``, ``"norm"``, ``"attention"``, ``"sum"``,
+            ``"unit"`` (its end).
         parameter_grads: root mean square of each trainable parameter's gradient; ``None`` where none arrives.
     """
 
@@ -111,6 +117,9 @@ class SignalPropagation:
     norms: list[NormInput] = field(default_factory=list)
     attention: list[AttentionLogits] = field(default_factory=list)
     rectified: list[RectifiedUnits] = field(default_factory=list)
+    factors: list[CancelledFactor] = field(default_factory=list)
+    vectors: dict[str, float] = field(default_factory=dict)
+    output_rms: dict[str, float] = field(default_factory=dict)
     events: list[tuple[str, str]] = field(default_factory=list)
     parameter_grads: dict[str, float | None] = field(default_factory=dict)
 
@@ -141,8 +150,8 @@ def signal_propagation(
         TypeError: if the loss is no tensor.
         ValueError: if it is not a scalar, or depends on no parameter.
     """
-    found = SignalPropagation(are_blocks=are_blocks)
-    watch = _Watch(model, units, found)
+    found = SignalPropagation(are_blocks=are_blocks, vectors=_learned_vectors(model))
+    watch = _Watch(model, units, found, objective.n_examples(batch))
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -225,8 +234,9 @@ def _could_be_block(module: nn.Module) -> bool:
 class _Watch:
     """Observes one forward pass."""
 
-    def __init__(self, model: nn.Module, units: dict[nn.Module, str], found: SignalPropagation) -> None:
-        self.model, self.units, self.found = model, units, found
+    def __init__(self, model: nn.Module, units: dict[nn.Module, str], found: SignalPropagation, examples: int) -> None:
+        self.model, self.units, self.found, self.examples = model, units, found, examples
+        self.products = ScalarProducts()
         self.names = {module: name or type(module).__name__ for name, module in model.named_modules()}
         self.stack: list[nn.Module] = []
         self.starts: list[Point | None] = []  # where the modules on the stack began
@@ -286,7 +296,7 @@ class _Watch:
         if self._is_observing and is_norm_over_features(module) and args and isinstance(args[0], Tensor):
             self.found.events.append(("norm", self.names[module]))
             with self._measuring():
-                self.found.norms.append(norm_input(self.names[module], module, args[0]))
+                self.found.norms.append(norm_input(self.names[module], module, args[0], self.examples))
 
     def exit(self, module: nn.Module) -> None:
         """A module's call is over."""
@@ -303,11 +313,15 @@ class _Watch:
         if tensor is None:
             return
         name = self.names[module]
+        if args and isinstance(args[0], Tensor) and not any(map(is_weight_layer, module.modules())):
+            self.normalised(lambda x: cast(Tensor, _first_tensor(module.forward(x, *args[1:]))), args[0])
         if is_embedding(module):
             with self._measuring():
                 self.found.embeddings.setdefault(name, float(tensor.double().std()) if tensor.numel() > 1 else 0.0)
         if is_weight_layer(module):
             self.found.events.append(("weight", name))
+            with self._measuring():
+                self.found.output_rms[name] = rms(tensor)
         if module in self.units:
             self.found.events.append(("unit", name))
             self._unit(name, tensor, start)
@@ -352,6 +366,7 @@ class _Watch:
             AttentionProbe().attention(cast(Any, seen), None, *logits())
             largest, entropy = seen.values["attention_logit_max"], seen.values["attention_entropy"]
             self.found.attention.append(AttentionLogits(self.name, largest, entropy))
+        self.found.events.append(("attention", self.name))
 
     def rectified(self, output: Tensor) -> None:
         """A ReLU was computed: :class:`_Functions` also reaches those to which a model kept a reference."""
@@ -375,10 +390,19 @@ class _Watch:
         if not self._is_observing or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
             return
         with self._measuring():
-            found = residual_sum(self.name, a, b, float(factor))
+            found = residual_sum(self.name, a, b, float(factor), self.products)
         if found is not None:
             self.found.events.append(("sum", self.name))
             self.found.residuals.append(found)
+
+    def normalised(self, normalise: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        """A tensor was normalised, perhaps: what does so divides a factor in front of it out again."""
+        product = self.products.of(x) if self._is_observing else None
+        if product is None or any(factor.name == self.name for factor in self.found.factors):
+            return
+        with self._measuring():
+            if is_cancelled(normalise, x.detach(), product.factor):
+                self.found.factors.append(CancelledFactor(self.name, product.factor))
 
 
 class _Functions(TorchFunctionMode):
@@ -393,9 +417,14 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        product = None
+        if func in FUNCTIONS and self._watch.observes():
+            product = self._watch.products.read(func, args)
         if func in self._SUM and len(args) == 2:
             self._watch.add(args[0], args[1], kwargs.get("alpha", 1))
         output = func(*args, **kwargs)
+        if product is not None:
+            self._watch.products.keep(product, output)
         if func in self._RELU:
             self._watch.relu(output)
         return output
@@ -427,6 +456,20 @@ def mean_cosine(output: Tensor) -> float | None:
     n = len(rows)
     mean = (rows.sum(0).square().sum() - n) / (n * (n - 1))
     return float(mean) if mean.isfinite() else None
+
+
+def _learned_vectors(model: nn.Module) -> dict[str, float]:
+    """Return the standard deviation of each parameter that belongs to no layer, norm or table."""
+    return {
+        name: float(p.detach().double().std())
+        for name, p in model.named_parameters()
+        if p.ndim >= 1 and p.numel() > 1 and p.is_floating_point() and _is_free(model, name)
+    }
+
+
+def _is_free(model: nn.Module, name: str) -> bool:
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return "weight" not in owner._parameters and not isinstance(owner, nn.RNNBase | nn.MultiheadAttention)
 
 
 def _first_tensor(output: Any) -> Tensor | None:

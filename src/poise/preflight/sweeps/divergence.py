@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 
 from poise.doctor.events import trailing_median
 
-FACTOR = 100.0
-"""A loss has to stay above this multiple of the first one."""
+FACTOR = 1000.0
+"""A loss has to stay this multiple of its changes so far above the first one."""
+
+_FIRST = 10  # losses whose range counts among the changes so far
+_ROUNDING = 1e-6  # of a loss: changes below it say nothing
 
 _LONG = 50  # losses for which it has to stay there, and at least half of the run so far
+_HUGE = 1e150  # stands for what is not finite; its square is a float
 _NOT_FINITE = 3  # in a row: a loss scaler recovers from one or two
 _MEDIAN = 11
 _NEXT_CHECK = 1.05  # the next check is when the run is this many times as long: a long run is not checked at each step
@@ -77,14 +81,16 @@ def has_diverged(losses: Sequence[float] | NDArray[np.float64]) -> bool:
     r"""Return whether a run has diverged, so that it may be stopped.
 
     It has if the last three losses are not finite, or if the running median of the last 50 losses, and of the second
-    half of the run, stayed above 100 times the first loss and far outside the noise:
+    half of the run, stayed so far above the first loss that neither its changes so far nor its noise explain it:
 
-    .. math:: \min_{t \in W} \operatorname{median}_{11}(x)_t - x_0 > \max(\log 100, 5 \sigma), \qquad
-        x = \operatorname{asinh}(\ell / |\ell_0|)
+    .. math:: \min_{t \in W} \operatorname{median}_{11}(\ell)_t - \ell_0 > \max(1000\, u, 5 \sigma), \qquad
+        u = \max\left(\ell_0 - \min_{t \notin W} \ell_t,\; \max_{t<10} \ell_t - \min_{t<10} \ell_t\right)
 
-    (:math:`x` is the logarithm of large losses, and defined for losses below zero; :math:`\sigma` is its noise from
-    step to step over :math:`W`.) A smaller factor would be wrong: a character GPT whose loss was 5 to 26 times its
-    first loss for 100 of 200 steps ended below it, when the schedule had lowered the learning rate.
+    with :math:`\sigma` the noise from step to step over :math:`W`. Only differences of losses are compared: a constant
+    added to the loss, or a factor on it, changes no answer. A run that leaps within its first ten losses and stays
+    finite is therefore not stopped: nothing in it says how large the leap is. A smaller factor would be wrong: a
+    character GPT whose loss was 5 to 26 times its first loss for 100 of 200 steps ended below it, when the schedule had
+    lowered the learning rate.
 
     Args:
         losses: in the order of the steps, the first one at initialisation.
@@ -95,9 +101,11 @@ def has_diverged(losses: Sequence[float] | NDArray[np.float64]) -> bool:
     window = max(_LONG, len(values) // 2)
     if len(values) < window + _MEDIAN or not np.isfinite(values[0]):
         return False
-    scale = max(abs(float(values[0])), 1e-100)
-    x = np.arcsinh(np.nan_to_num(values[-window - _MEDIAN :], nan=1e200, posinf=1e200, neginf=-1e200) / scale)
-    noise = float(np.diff(x[-window:]).std()) / math.sqrt(2)
-    level = trailing_median(x, _MEDIAN)[-window:]
-    start = math.asinh(float(values[0]) / scale)
-    return bool(level.min() - start > max(math.log(FACTOR), 5 * noise))
+    first, before = values[:_FIRST], values[:-window]
+    if not np.isfinite(first).all():
+        return False
+    so_far = max(values[0] - np.nanmin(before), first.max() - first.min(), _ROUNDING * np.abs(first).max())
+    recent = np.nan_to_num(values[-window - _MEDIAN :], nan=_HUGE, posinf=_HUGE, neginf=-_HUGE)
+    noise = float(np.diff(recent[-window:]).std()) / math.sqrt(2)
+    level = trailing_median(recent, _MEDIAN)[-window:]
+    return bool(level.min() - values[0] > max(FACTOR * so_far, 5 * noise))

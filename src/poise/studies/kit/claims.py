@@ -21,7 +21,9 @@ class Measured:
     Args:
         text: the measured figure in words, to stand beside the paper's; or why it was not measured.
         numbers: what the claim's rule reads. Empty if the claim was not measured.
-        by_seed: for numbers that are statistics over seeds, the values of the single seeds, in the order of the seeds.
+        by_seed: values of the single seeds, in the order of the seeds: of the numbers that the rule judges over seeds
+            (a number of the same name must be their mean) and of those that ``holds_in`` reads. ``bool`` values are
+            yes/no outcomes.
     """
 
     text: str
@@ -65,17 +67,31 @@ class Claim(Generic[Results]):
         """
         measured = self.measure(results)
         numbers = {name: float(value) for name, value in measured.numbers.items()}
-        by_seed = {name: tuple(float(value) for value in values) for name, values in measured.by_seed.items()}
+        by_seed = {name: _seed_values(values) for name, values in measured.by_seed.items()}
         undefined = [name for name, value in numbers.items() if math.isnan(value)]
         undefined += [name for name, values in by_seed.items() if any(math.isnan(v) for v in values)]
         if undefined:  # every comparison with NaN is false, so a rule would quietly say "refuted" or worse
             raise ValueError(f"claim {self.id!r} cannot be judged: {sorted(set(undefined))} are NaN")
         if numbers and self.rule is None:
             raise ValueError(f"claim {self.id!r} has no rule, so nothing may be measured for it, got {numbers}")
-        verdict: ClaimVerdict = "not tested"
-        if numbers and self.rule is not None:
-            verdict = self.rule.verdict(numbers, by_seed)
-        return ClaimResult(self, measured.text, verdict, numbers, by_seed)
+        if not numbers or self.rule is None:
+            return ClaimResult(self, measured.text, "not tested", numbers, by_seed)
+        for name in set(self.rule.over_seeds) & set(numbers) & set(by_seed):
+            mean = sum(by_seed[name]) / len(by_seed[name])
+            if not (mean == numbers[name] or math.isclose(mean, numbers[name], rel_tol=1e-6, abs_tol=1e-9)):
+                raise ValueError(
+                    f"claim {self.id!r}: {name!r} is judged over seeds and must be the mean of its values by seed, "
+                    f"{mean}, got {numbers[name]}"
+                )
+        verdict = self.rule.verdict(numbers, by_seed)
+        note = self.rule.note(by_seed) if verdict == "partly" else ""
+        return ClaimResult(self, measured.text, verdict, numbers, by_seed, note)
+
+
+def _seed_values(values: Sequence[float]) -> tuple[float, ...]:
+    """Return plain numbers, or plain ``bool`` where all are yes/no outcomes."""
+    outcomes = all(str(getattr(value, "dtype", type(value).__name__)) == "bool" for value in values)
+    return tuple(bool(value) if outcomes else float(value) for value in values)
 
 
 def claim(
@@ -87,6 +103,7 @@ def claim(
     reproduced: Condition | None = None,
     refuted: Condition | None = None,
     rule: Rule | None = None,
+    over_seeds: Sequence[str] = (),
 ) -> Callable[[Callable[[Results], Measured]], Claim[Results]]:
     """Return a decorator that makes a claim of the function that measures it.
 
@@ -98,9 +115,10 @@ def claim(
         reproduced: when it is reproduced; with ``refuted`` a short form of ``rule``.
         refuted: when it is refuted; whenever it is not reproduced by default.
         rule: a rule of another shape. Without conditions and rule the claim is not tested.
+        over_seeds: names of numbers that the conditions ask of the interval over seeds; see ``Rule``.
     """
     if reproduced is not None:
-        rule = Rule(reproduced, refuted)
+        rule = Rule(reproduced, refuted, over_seeds=tuple(over_seeds))
 
     def decorate(measure: Callable[[Results], Measured]) -> Claim[Results]:
         return Claim(id, text, paper, protocol, rule, measure)
@@ -118,6 +136,7 @@ class ClaimResult:
         verdict: what its rule says of the numbers; *not tested* without numbers.
         numbers: measured numbers by name.
         by_seed: values of single seeds by name.
+        note: for a verdict of *partly*, the intervals over seeds on which it was made.
     """
 
     claim: Claim[Any]
@@ -125,11 +144,17 @@ class ClaimResult:
     verdict: ClaimVerdict
     numbers: dict[str, float]
     by_seed: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def measured(self) -> str:
+        """The measured figure in words, with the intervals that left the verdict open."""
+        return f"{self.text}; {self.note}" if self.note else self.text
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; infinities become strings that ``float`` reads back."""
         words = {"id": self.claim.id, "text": self.claim.text, "paper": self.claim.paper, "test": self.claim.test}
-        entry: dict[str, Any] = {**words, "ours": self.text, "verdict": self.verdict}
+        entry: dict[str, Any] = {**words, "ours": self.measured, "verdict": self.verdict}
         entry["numbers"] = {name: _json_number(value) for name, value in self.numbers.items()}
         if self.by_seed:
             entry["by_seed"] = {name: [_json_number(v) for v in values] for name, values in self.by_seed.items()}

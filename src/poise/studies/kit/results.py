@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from poise.studies.kit.seed_sets import SettledVerdict, settled_verdict, total_verdict
 from poise.studies.kit.study import Outcome
 from poise.tools.atomic_write import write_text
 
@@ -49,6 +50,51 @@ def entry_of(outcome: Outcome, seconds: float) -> dict[str, Any]:
             "platform": f"{platform.system()} on {platform.machine()}, {os.cpu_count()} logical CPU cores",
         },
     }
+
+
+def entry_of_both(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return one entry of two runs of a study with disjoint sets of seeds.
+
+    It is the first run's entry with the other's verdicts, numbers and provenance as ``other_seeds``; its verdict is
+    that of both.
+
+    Args:
+        first: entry of the run whose texts and picture are shown.
+        other: entry of the run with other seeds.
+
+    Raises:
+        ValueError: if the entries are of different studies or claims, or share seeds.
+    """
+    ids = [[claim["id"] for claim in entry["claims"]] for entry in (first, other)]
+    if first["slug"] != other["slug"] or ids[0] != ids[1]:
+        raise ValueError(f"first and other must be runs of one study, got {first['slug']!r} and {other['slug']!r}")
+    common = set(first["provenance"]["seeds"]) & set(other["provenance"]["seeds"])
+    if common:
+        raise ValueError(f"first and other must have no seed in common, got {sorted(common)} in both")
+    measured = ("id", "ours", "verdict", "numbers", "by_seed")
+    claims = [{key: claim[key] for key in measured if key in claim} for claim in other["claims"]]
+    rest = {key: other[key] for key in ("verdict", "summary", "provenance")}
+    both = {**first, "other_seeds": {**rest, "claims": claims}}
+    return {**both, "verdict": total_verdict(settled_verdicts(both).values())}
+
+
+def settled_verdicts(entry: dict[str, Any]) -> dict[str, SettledVerdict]:
+    """Return the verdict of each claim of an entry by id: *not settled* where its two sets of seeds disagree.
+
+    An entry of one set of seeds has that set's verdicts.
+
+    Args:
+        entry: of a results file.
+    """
+    sets = [entry["claims"], *([entry["other_seeds"]["claims"]] if "other_seeds" in entry else [])]
+    by_id = [{claim["id"]: claim["verdict"] for claim in claims} for claims in sets]
+    return {id: settled_verdict(verdicts[id] for verdicts in by_id) for id in by_id[0]}
+
+
+def seed_sets(entry: dict[str, Any]) -> list[list[int]]:
+    """Return the sets of seeds, one or two, with which an entry was recorded."""
+    runs = [entry, *([entry["other_seeds"]] if "other_seeds" in entry else [])]
+    return [run["provenance"]["seeds"] for run in runs]
 
 
 def read_results(path: Path = RESULTS) -> dict[str, dict[str, Any]]:

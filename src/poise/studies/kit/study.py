@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
 
 from poise.studies.kit.claims import Claim, ClaimResult, Results
 from poise.studies.kit.rules import ClaimVerdict
+from poise.studies.kit.seed_sets import SettledVerdict, seeds_in_words, settled_verdict, total_verdict
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -84,27 +85,52 @@ class Outcome:
     @property
     def verdict(self) -> ClaimVerdict:
         """*reproduced* or *refuted* if every tested claim is, *partly* otherwise."""
-        words = {result.verdict for result in self.results} - {"not tested"}
-        if not words:
-            return "not tested"
-        return words.pop() if len(words) == 1 else "partly"
+        return total_verdict(result.verdict for result in self.results)
 
-    def report(self) -> Report:
-        """Return the report: the claims with their verdicts, then what the experiment shows."""
+    def settled(self, other: Outcome) -> tuple[SettledVerdict, ...]:
+        """Return the claims' verdicts, *not settled* where a run of the same study with other seeds has another.
+
+        Args:
+            other: that run.
+
+        Raises:
+            ValueError: if it is a run of another study, or shares seeds with this one.
+        """
+        if other.study.slug != self.study.slug:
+            raise ValueError(f"other must be a run of {self.study.slug!r}, got one of {other.study.slug!r}")
+        if common := sorted(set(self.seeds) & set(other.seeds)):
+            raise ValueError(f"other must be a run with other seeds, got {common} in both")
+        pairs = zip(self.results, other.results, strict=True)
+        return tuple(settled_verdict([own.verdict, again.verdict]) for own, again in pairs)
+
+    def report(self, other: Outcome | None = None) -> Report:
+        """Return the report: the claims with their verdicts, then what the experiment shows.
+
+        Args:
+            other: a run with other seeds, whose figures are shown beside; claims with another verdict there are marked
+                as *not settled*.
+        """
         from poise.report import Report, Table, Text
 
-        columns = ["Claim", "Paper", "Here", "Verdict", "Test"]
-        rows = [[r.claim.text, r.claim.paper, r.text, r.verdict, r.claim.test] for r in self.results]
+        runs = [self] if other is None else [self, other]
+        verdicts = [r.verdict for r in self.results] if other is None else self.settled(other)
+        here = ["Here"] if other is None else [f"Here, {seeds_in_words(run.seeds)}" for run in runs]
+        rows = []
+        for verdict, *found in zip(verdicts, *(run.results for run in runs), strict=True):
+            words = [r.measured if verdict != "not settled" else f"{r.verdict}: {r.measured}" for r in found]
+            rows.append([found[0].claim.text, found[0].claim.paper, *words, verdict, found[0].claim.test])
+        caption = "Each verdict is computed from this run's numbers by the test named."
+        if other is not None:
+            caption += " Where the two sets of seeds have different verdicts, the claim is not settled."
         paper = self.study.paper
         blocks = [
-            Table(
-                "Claims", columns, rows, caption="Each verdict is computed from this run's numbers by the test named."
-            ),
+            Table("Claims", ["Claim", "Paper", *here, "Verdict", "Test"], rows, caption=caption),
             *self.presentation.blocks,
             Text(f"[{paper.citation}]({paper.url})", title="Paper"),
         ]
-        meta = {"study": self.study.slug, "budget": self.budget, "seeds": list(self.seeds)}
-        return Report(self.study.title, self.presentation.summary, blocks=blocks, meta=meta, verdict=self.verdict)
+        meta = {"study": self.study.slug, "budget": self.budget, "seeds": [seed for run in runs for seed in run.seeds]}
+        verdict = total_verdict(verdicts)
+        return Report(self.study.title, self.presentation.summary, blocks=blocks, meta=meta, verdict=verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +184,16 @@ class Study(Generic[Results]):
             progress: called with the fraction done and a few words.
 
         Raises:
-            ValueError: if ``budget`` is unknown, ``seeds`` is below 1, or NaN was measured for a claim.
+            ValueError: if ``budget`` is unknown, ``seeds`` is below 1, ``seed`` is negative, or NaN was measured for a
+                claim.
         """
         if budget not in BUDGETS:
             raise ValueError(f"budget must be one of {BUDGETS}, got {budget!r}")
         count = self.seeds[budget] if seeds is None else seeds
         if count < 1:
             raise ValueError(f"seeds must be at least 1, got {count}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
         used = tuple(range(seed, seed + count))
         progress = progress or _no_progress
         results = self.experiment(budget, used, progress)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _LEAST, _MOST = 0.9, 1.1  # gain per step
 _EXPLODES = 1e3  # over the whole sequence
+_LOG_RANGE = 700.0  # of floats
 _PROBABILITY = 0.8
 
 
@@ -55,13 +56,20 @@ def find(facts: InitFacts) -> list[Finding]:
                 "warning" if grows and gain.log_gain > math.log(_EXPLODES) else "info",
                 _PROBABILITY,
                 f"Over {gain.steps} steps {gain.name} {'multiplies' if grows else 'keeps only'} its first hidden "
-                f"state's influence {'by' if grows else 'to'} {number(math.exp(gain.log_gain))}, a factor of "
+                f"state's influence {'by' if grows else 'to'} {_factor(gain.log_gain)}, a factor of "
                 f"{number(gain.rho)} per step: the gradient through time {'explodes' if grows else 'vanishes'}.",
                 where=(gain.name,),
                 evidence=(Evidence(f"hidden_state_gain[{gain.name}]", gain.rho, _MOST if grows else _LEAST),),
             )
         )
     return found
+
+
+def _factor(log_gain: float) -> str:
+    """Return a factor in words from its logarithm, also where the factor is beyond the range of floats."""
+    if math.isfinite(log_gain) and abs(log_gain) > _LOG_RANGE:
+        return f"1e{log_gain / math.log(10):+.0f}"
+    return number(math.exp(log_gain))
 
 
 RULE: Rule[InitFacts] = Rule(

@@ -52,7 +52,7 @@ def find(facts: InitFacts) -> list[Finding]:
                 RULE.finding(
                     "warning",
                     _PROBABILITY,
-                    f"From depth {i + 1} of {len(units)} ({unit.name}) on, different inputs are hardly distinguishable: "
+                    f"From depth {i + 1} of {len(units)} ({unit.name}) on, different inputs hardly differ: "
                     f"the mean cosine of their vectors is {unit.cosine:.4f}, after {units[0].cosine:.2f} at "
                     f"{units[0].name}.",
                     where=(unit.name,),

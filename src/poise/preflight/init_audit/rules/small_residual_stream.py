@@ -9,8 +9,9 @@ The derivative of a layer normalisation is one over the standard deviation of it
 multiplies gradients by 50; on small streams they grow through the first blocks, and the loss spikes in long runs.
 
 ## How it is detected
-The gradient amplification of a normalisation, one over the standard deviation of its input, is 5 or more: a warning at
-the first normalisation, *info* at a later one or where no embedding was found.
+The gradient amplification of a normalisation, one over the standard deviation of its input, is 5 or more at the median
+position of the sequence (a few small positions are `small_positions`): a warning at the first normalisation, *info* at
+a later one or where no embedding is that small.
 
 ## What cures it
 Embeddings of standard deviation 1: multiply them, or initialise them so.
@@ -36,36 +37,40 @@ if TYPE_CHECKING:
     from poise.preflight.init_audit.facts import InitFacts
 
 
-_LIMIT = 5.0  # of the gradient amplification
+LIMIT = 5.0
+"""Of the gradient amplification."""
+
+_NEAR = 1.5  # factor between the size of embeddings and of the stream that begins with them
 _PROBABILITY = 0.8
 
 
 def find(facts: InitFacts) -> list[Finding]:
     """Find normalisations whose input is so small that they amplify gradients."""
     norms, embeddings = facts.passed.norms, facts.passed.embeddings
-    worst = max(norms, key=lambda norm: norm.amplification, default=None)
-    if worst is None or worst.amplification < _LIMIT:
+    worst = max(norms, key=lambda norm: norm.typical, default=None)
+    if worst is None or worst.typical < LIMIT:
         return []
-    is_first = norms[0].amplification >= _LIMIT
+    is_first = norms[0].typical >= LIMIT
     shown = norms[0] if is_first else worst
     text = (
-        f"The input of {shown.name} has a standard deviation of {number(shown.std)}, so its derivative "
-        f"amplifies gradients about {number(shown.amplification)} times."
+        f"The input of {shown.name} has a mean standard deviation of {number(shown.std)}; its derivative "
+        f"amplifies gradients about {number(shown.typical)} times."
     )
-    if embeddings:
-        name, std = max(embeddings.items(), key=lambda item: item[1])
+    name, std = max(embeddings.items(), key=lambda item: item[1], default=("", 1.0))
+    is_embedding_small = std < 1 / LIMIT * _NEAR
+    if is_embedding_small:
         text = (
             f"Embeddings have a standard deviation of {number(std)} ({name}). {text} "
             "With embeddings of standard deviation 1 it would be 1."
         )
     return [
         RULE.finding(
-            "warning" if is_first and embeddings else "info",
+            "warning" if is_first and is_embedding_small else "info",
             _PROBABILITY,
             text,
             where=(shown.name,),
-            evidence=(Evidence(f"norm_amplification[{shown.name}]", shown.amplification, _LIMIT),),
-            remedies=None if embeddings else (),
+            evidence=(Evidence(f"norm_amplification[{shown.name}]", shown.typical, LIMIT),),
+            remedies=None if is_embedding_small else (),
         )
     ]
 

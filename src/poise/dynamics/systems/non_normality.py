@@ -33,13 +33,8 @@ class NonNormality:
     Attributes:
         sigma_max: largest singular value of the Jacobian: the most that one step of a map can amplify.
         numerical_abscissa: largest eigenvalue of its symmetric part: the fastest growth of a flow at the start.
-<<<<<<< HEAD
-        transient_growth: the largest amplification over all times that were computed, at least 1; ``None`` where the
-            system is too large.
-=======
         transient_growth: the largest amplification over all times that were computed, at least 1; infinite beyond the
             largest float, ``None`` where the system is too large.
->>>>>>> integ
 
     References:
         Trefethen and Embree, "Spectra and Pseudospectra", Princeton University Press 2005, chapters 14 to 16.

@@ -20,7 +20,7 @@ from poise.curvature.loss.evaluation import Evaluation
 from poise.curvature.operators.preconditioned import unwrapped
 from poise.dynamics import edge, momentum_edge
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
-from poise.dynamics.training_audit.sharpness import preconditioned_by, is_adaptive
+from poise.dynamics.training_audit.sharpness import is_adaptive, preconditioned_by
 from poise.nn.dropout_off import dropout_off
 from poise.report.words import number
 

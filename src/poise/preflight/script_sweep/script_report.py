@@ -67,8 +67,9 @@ Every run is the unmodified script in a process of its own, watched from outside
 over the last tenth of the steps; the loss at initialisation is the first one. A run that ended with an error, or
 was stopped early (three losses in a row that are not finite, or a long time above the first loss by a thousand times
 all changes before) counts as diverged. *Stable up to* names the largest learning rate at which every seed, here and at
-all rates from the best one on, kept half of what the best learning rate gains. Signals
-are medians over the second half of a run, of the layer that is worst. The forecast is a line through the logarithms of signal and size, at each learning rate by itself;
+all rates from the best one on, kept half of what the best learning rate gains. Signals are medians over the second half
+of a run, of the layer that is worst. The forecast is a line through the logarithms of signal and size, at each learning
+rate by itself;
 its interval comes from leaving one size out at a time, and is not a confidence interval. In the paper every run with
 attention logits above {THRESHOLD:.0e} diverged; small and short runs need not. (Wortsman et al., ICLR 2024,
 arXiv:2309.14322.)"""

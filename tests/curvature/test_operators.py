@@ -457,7 +457,7 @@ def test_compiled_models_are_measured_as_the_module_inside():
     torch.testing.assert_close(operator.to_dense(), Hessian(model, nn.CrossEntropyLoss(), batch).to_dense())
 
 
-def test_renewed_follows_the_parameters():
+def test_with_data_follows_the_parameters():
     model, batch = double_mlp(), classes()
     operator = Hessian(model, nn.CrossEntropyLoss(), batch)
     before = operator.to_dense()
@@ -465,7 +465,7 @@ def test_renewed_follows_the_parameters():
         for p in model.parameters():
             p.mul_(1.5)
     other = classes(seed=5)
-    after = operator.renewed(other)
+    after = operator.with_data(other)
     assert after.n_matvec == 0
     torch.testing.assert_close(after.to_dense(), Hessian(model, nn.CrossEntropyLoss(), other).to_dense())
     assert (after.to_dense() - before).abs().max() > 0.01

@@ -101,7 +101,7 @@ def test_changed_parameters_are_noticed(kind, mode):
     operator = kind(model, CE, batch, mode=mode)
     with torch.no_grad():
         model[0].weight.add_(1)
-    with pytest.raises(RuntimeError, match="build it anew"):
+    with pytest.raises(RuntimeError, match="build it again"):
         operator.matvec(v)
 
 

@@ -115,7 +115,7 @@ def test_no_curvature_bears_any_lr():
     assert largest_stable_lr(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), 0.0) == math.inf
 
 
-def test_adam_is_judged_by_the_curvature_it_sees():
+def test_adam_is_judged_by_the_preconditioned_curvature():
     model, (x, y), _ = regression(noise=0.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(5):
@@ -127,7 +127,7 @@ def test_adam_is_judged_by_the_curvature_it_sees():
     root = scale.flatten().rsqrt()
     seen = float(torch.linalg.eigvalsh(root[:, None] * (2 * x.T @ x / len(x)) * root)[-1])
     report = audit(model, nn.MSELoss(), (x, y), optimizer, batch_size=24)
-    assert rows(report, "Sharpness and edge")["Sharpness as Adam sees it"][0] == pytest.approx(seen, rel=1e-6)
+    assert rows(report, "Sharpness and edge")["Sharpness preconditioned by Adam"][0] == pytest.approx(seen, rel=1e-6)
     assert rows(report, "Sharpness and edge")["Fraction of the edge"][0] == pytest.approx(seen * 0.01 / 38, rel=1e-6)
     assert "frozen preconditioner" in text(report, "Where this analysis does not apply")
     assert "For SGD without momentum" not in report.summary  # a batch holds all examples

@@ -21,7 +21,7 @@ from poise.nn import (
     swap_recurrent,
 )
 from poise.nn.add_qk_norm import NormalizedMultiheadAttention
-from poise.nn.surgery import become
+from poise.nn.surgery import mix_in
 
 MODELS = ("encoder", "vit", "gpt2", "llama")
 
@@ -223,7 +223,7 @@ def test_multihead_attention_is_torchs_but_for_the_norm(batch_first, sizes):
             return query, key
 
     attention.qk_norm = NoNorm()
-    become(attention, NormalizedMultiheadAttention)
+    mix_in(attention, NormalizedMultiheadAttention)
     for settings in (
         {},
         {"need_weights": False},

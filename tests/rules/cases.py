@@ -182,7 +182,7 @@ def training(ratio=0.5, low=0.5, high=0.5, converged=True, noise=None):
         parameters=3,
         point=LocalPoint(0.0, 0.0, ()),
         plain=AuditedSharpness(ratio * edge, 0.0, converged, None, torch.ones(3)),
-        seen=None,
+        preconditioned=None,
         distance=EdgeDistance(edge, ratio, low, high),
         largest_lr=(0.1 / high, 0.1 / ratio, 0.1 / low),
         density=None,  # no rule reads it

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from poise.nn.qk_norm import Kind, QKNorm
-from poise.nn.surgery import Surgery, become, kinds, leave_fast_path, named, settings_of
+from poise.nn.surgery import Surgery, disable_fast_path, kinds, mix_in, named, settings_of
 
 _SDPA: Any = F.scaled_dot_product_attention
 
@@ -124,17 +124,17 @@ def add_qk_norm(model: nn.Module, example_input: Any, kind: Kind = "layer") -> S
                 skipped[name] = "bias_k and add_zero_attn are not supported"
                 continue
             module.qk_norm = QKNorm(module.head_dim, kind).to(**settings_of(module))
-            become(module, NormalizedMultiheadAttention)
+            mix_in(module, NormalizedMultiheadAttention)
             changed[name] = f"{kind} norm of {module.head_dim} per head"
         elif module in head_dims:
             module.qk_norm = QKNorm(head_dims[module], kind).to(**settings_of(module))
-            become(module, NormalizedHeads)
+            mix_in(module, NormalizedHeads)
             changed[name] = f"{kind} norm of {head_dims[module]} per head"
         else:
             skipped[name] = "it does not call scaled_dot_product_attention on the example"
     if not changed and not skipped:
         raise ValueError(f"model has no attention; its modules are {kinds(model)}")
-    leave_fast_path(model)
+    disable_fast_path(model)
     return Surgery("Queries and keys normalised", changed, skipped)
 
 
@@ -193,7 +193,7 @@ def _projections(module: Any) -> tuple[list[Tensor], list[Tensor | None]]:
 
 
 def _mask(attn_mask: Tensor | None, padding: Tensor | None, query: Tensor) -> Tensor | None:
-    """Both masks as one to add, of (batch, heads or 1, time, source) dimensions; True is not to be looked at."""
+    """Both masks as one to add, of (batch, heads or 1, time, source) dimensions; True is masked."""
     total = None
     for mask, is_padding in ((attn_mask, False), (padding, True)):
         if mask is None:

@@ -12,9 +12,9 @@ from poise.nn.surgery import (
     RESIDUAL_OUT,
     Surgery,
     block_lists,
+    disable_fast_path,
     is_conv1d_of_transformers,
     kinds,
-    leave_fast_path,
     matches,
     named,
     replace,
@@ -80,7 +80,7 @@ def apply_sdd(
         changed[name] = f"SDDLinear, alpha {alpha:.4g}, std {std:.4g}, groups {groups}{dropped}"
     if not changed:
         raise ValueError(f"no linear map to exchange; the modules are {kinds(model)}; left alone: {skipped}")
-    leave_fast_path(model)
+    disable_fast_path(model)
     return Surgery("Scale-distribution decoupled maps", changed, skipped)
 
 

@@ -51,7 +51,7 @@ class DiagonalLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Initialise the weights again."""
         nn.init.normal_(self.weight)
 
     def coefficients(self) -> Float[Tensor, " features"]:

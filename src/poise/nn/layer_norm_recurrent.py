@@ -317,7 +317,7 @@ class LayerNormGRU(_Recurrent):
         super().__init__(cell, input_size, hidden_size, num_layers, batch_first, dropout, bidirectional)
 
     def _reordered(self, rows: Tensor) -> Tensor:
-        """Torch's z keeps the old state, ours lets in the new one: the sign of its rows turns."""
+        """Torch's z keeps the old state, the z here admits the new one: its rows change their sign."""
         r, z, n = rows.chunk(3)
         return torch.cat([r, -z, n])
 

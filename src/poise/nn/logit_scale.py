@@ -1,4 +1,4 @@
-"""Force attention logits to a chosen scale: the experiment that tells whether large logits alone do harm."""
+"""Force attention logits to a chosen scale: the experiment that shows whether large logits alone do harm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MetaInit: norms of weights at which the loss looks locally linear."""
+"""MetaInit: norms of weights at which the loss is locally linear."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def metainit_(
 
 
 def gradient_quotient(loss: Float[Tensor, ""], parameters: Sequence[Tensor], eps: float = 1e-5) -> Float[Tensor, ""]:
-    r"""Return how much the gradient changes over a step along itself, as a share of it, averaged over N entries.
+    r"""Return how much the gradient changes over a step along itself, as a fraction of it, averaged over N entries.
 
     .. math:: \frac1N \Big\lVert \frac{g - Hg}{g + \epsilon \operatorname{sign} g} - 1 \Big\rVert_1,
         \qquad \operatorname{sign} 0 = 1

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from poise.nn.surgery import Surgery, kinds, leave_fast_path, named, replace, settings_of
+from poise.nn.surgery import Surgery, disable_fast_path, kinds, named, replace, settings_of
 from poise.nn.unified_norm import UnifiedNorm
 
 Kind = Literal["unified", "batch", "rms"]
@@ -72,7 +72,7 @@ def replace_norm(model: nn.Module, kind: Kind = "unified", **settings: Any) -> S
         changed[name] = f"{type(old).__name__} to {type(new).__name__}{dropped}"
     if not changed and not skipped:
         raise ValueError(f"model has no layer normalisation; its modules are {kinds(model)}")
-    leave_fast_path(model)
+    disable_fast_path(model)
     return Surgery(f"Norms replaced by {kind}", changed, skipped)
 
 

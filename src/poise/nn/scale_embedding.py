@@ -18,7 +18,7 @@ def scale_embedding(
 ) -> Surgery:
     """Exchange every ``nn.Embedding`` for a :class:`ScaledEmbedding` of the same weights, in place.
 
-    A head that shares the weights goes on using the unscaled ones, and a state_dict from before still loads.
+    A head that shares the weights still uses the unscaled ones, and a state_dict from before still loads.
 
     Args:
         model: any module.

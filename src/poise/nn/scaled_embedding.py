@@ -59,7 +59,7 @@ class ScaledEmbedding(nn.Embedding):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Draw the vectors anew."""
+        """Initialise the vectors again."""
         nn.init.normal_(self.weight, std=self.std)
         self._fill_padding_idx_with_zero()
 
@@ -73,13 +73,13 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class EmbeddingGradientShrink(nn.Module):
-    r"""Pass vectors on unchanged and a share of their gradient back, :math:`\alpha x + (1 - \alpha) \mathrm{sg}(x)`.
+    r"""Pass vectors on unchanged and a fraction of their gradient back, :math:`\alpha x + (1 - \alpha) \mathrm{sg}(x)`.
 
     It calms the embeddings' own updates but leaves the residual stream as small as it was, so what amplifies
     the gradient of the first blocks remains.
 
     Args:
-        alpha: the share, in (0, 1].
+        alpha: the fraction, in (0, 1].
 
     Raises:
         ValueError: if ``alpha`` is outside (0, 1].

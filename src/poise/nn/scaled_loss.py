@@ -1,4 +1,4 @@
-"""The loss of a model as a function of one factor per parameter: what MetaInit and GradInit look at."""
+"""The loss of a model as a function of one factor per parameter: for MetaInit and GradInit."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class SDDLinear(nn.Module):
         out_features: size of the output.
         alpha_init: initial value of ``alpha``; ``1 / sqrt(n_layers)`` where a residual branch ends.
         std: of the initial normal weights, ``1 / sqrt(2.5 * in_features)`` by default.
-        eps: added to the mean square, at least 1e-6 unless you know better.
+        eps: added to the mean square, at least 1e-6 is recommended.
         groups: normalise so many equal parts of the output on their own; 3 for a fused map of queries, keys and values.
         device: where parameters live.
         dtype: dtype of the parameters.
@@ -79,7 +79,7 @@ class SDDLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw V anew and set ``alpha``."""
+        """Initialise V again and set ``alpha``."""
         nn.init.normal_(self.weight, std=self.std)
         nn.init.constant_(self.alpha, self.alpha_init)
 

@@ -54,7 +54,7 @@ def spike_free_(
     embedding: Embedding | None = "direct",
     generator: torch.Generator | None = None,
 ) -> Surgery:
-    r"""Draw the weights of a pre-norm Transformer anew: small sub-layers, and embeddings that are not, in place.
+    r"""Initialise the weights of a pre-norm Transformer again: small sub-layers, and embeddings that are not, in place.
 
     All matrices are normal with :math:`\sigma = \sqrt{2/(5d)}`, those that end a residual branch with
     :math:`\sigma / \sqrt{2N}`, biases zero. Embeddings, which the gradient of the first blocks is divided by:
@@ -74,8 +74,8 @@ def spike_free_(
         The standard deviation before and after, and the rule, by parameter.
 
     Raises:
-        ValueError: if sizes cannot be inferred, or ``"direct"`` meets a head that shares the embeddings' weights: its
-            logits would begin with a standard deviation of the root of ``d_model``.
+        ValueError: if sizes cannot be inferred, or ``"direct"`` is used with a head that shares the embeddings'
+            weights: its logits would begin with a standard deviation of the root of ``d_model``.
 
     References:
         Takase et al., "Spike No More", COLM 2025, arXiv:2312.16903.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.nn.scaled_residual import Kind, residual_scales
-from poise.nn.surgery import RESIDUAL_OUT, Surgery, become, block_lists, kinds, leave_fast_path, matches
+from poise.nn.surgery import RESIDUAL_OUT, Surgery, block_lists, disable_fast_path, kinds, matches, mix_in
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -60,10 +60,10 @@ def stabilize_residuals(
     changed = {}
     for (name, module), scale in zip(ends, residual_scales(len(ends), kind).tolist(), strict=True):
         like = next(module.parameters(), torch.empty(0))
-        become(module, Scaled)
+        mix_in(module, Scaled)
         module.register_buffer("residual_scale", torch.tensor(scale, device=like.device))
         changed[name] = f"output multiplied by {scale:.4g}"
-    leave_fast_path(model)
+    disable_fast_path(model)
     return Surgery("Residual branches scaled", changed, {})
 
 

@@ -1,4 +1,4 @@
-"""What all operations on a finished model share: what they report, and how a module takes another's place."""
+"""Shared by all operations on an existing model: their report, and the replacement of modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Surgery:
     Args:
         title: the operation.
         changed: what became of a module, by its name.
-        skipped: why a module that looked eligible was left alone, by its name.
+        skipped: why a module that seemed eligible was not changed, by its name.
         max_difference: largest difference of the outputs before and after, where the operation preserves them.
     """
 
@@ -63,21 +63,21 @@ def named(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[tup
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's place, under all the names it has."""
+    """Replace a module by another, under all the names it has."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out repeated ones
             if child is old:
                 setattr(parent, name, new)
 
 
-def become(module: nn.Module, mixin: type[nn.Module]) -> None:
-    """Let a module's class inherit from another first: its forward changes, its parameters keep their names."""
+def mix_in(module: nn.Module, mixin: type[nn.Module]) -> None:
+    """Add a mixin to a module's class: its forward changes, its parameters keep their names."""
     kind = type(module)
     module.__class__ = type(f"{mixin.__name__}{kind.__name__}", (mixin, kind), {})
 
 
-def leave_fast_path(model: nn.Module) -> None:
-    """Make torch's encoder layers call their modules: their fused path reads the weights past them."""
+def disable_fast_path(model: nn.Module) -> None:
+    """Make torch's encoder layers call their modules: their fused path would bypass these modules."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

@@ -42,7 +42,7 @@ class UnifiedNorm(nn.Module):
         warmup_iters: iterations without smoothing and without filter.
         outlier_filtration: skip steps whose window is too skewed.
         eps: added to the second moment.
-        momentum: share of the running value that is KEPT, as in the paper (torch's would be ``1 - momentum``).
+        momentum: fraction of the running value that is KEPT, as in the paper (torch's would be ``1 - momentum``).
         r_clip: bound on the ratio of the batch's to the running scale by which gradients are corrected.
         r_start: iterations during which that ratio is one (``warmup_iters`` if that is more).
         update_running_on_skip: let a skipped step enter ``running_var`` and the gradient's average.
@@ -174,7 +174,7 @@ class UnifiedNorm(nn.Module):
             step = self._advance(x, pads)
             self._last_step[:] = [step]
         settings = self.momentum, self.update_running_on_skip, self.process_group, self._has_own_gradient_statistic()
-        # In one argument: torch looks at every argument of a function of its own.
+        # In one argument: torch checks every argument of an autograd function.
         others = self._gradient_pads(pads), step, self.gradient_window, self.gradient_average, settings
         return _Normalize.apply(x, self.weight, self.bias, others)
 
@@ -224,7 +224,7 @@ class UnifiedNorm(nn.Module):
             raise ValueError(
                 f"pad_mask must be bool of shape {tuple(x.shape[:-1])}, got {pad_mask.dtype} {tuple(pad_mask.shape)}"
             )
-        on_cpu = pad_mask.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere a look would wait
+        on_cpu = pad_mask.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere the check would wait
         if on_cpu and pad_mask.numel() and bool(pad_mask.all()):
             raise ValueError("pad_mask marks every position as padding: no valid token is left")
 
@@ -346,7 +346,7 @@ def _where(condition: bool | Tensor, then: Callable[[], Tensor], otherwise: Call
 def _advance_opaque(moment: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Advance, with tensors only in the result.
 
-    The compiler must not see into it: it would move what only backward needs there, after the buffers have changed.
+    The compiler must not trace it: it would move what only backward needs there, after the buffers have changed.
     """
     inverse, inverse_gradient, *flags = _advance(moment, *others)
     return inverse, inverse_gradient.clone(), *(torch.as_tensor(flag, device=moment.device) for flag in flags)

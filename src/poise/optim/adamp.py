@@ -44,7 +44,7 @@ class AdamP(Optimizer):
         eps: added to denominators, positive.
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         delta: threshold of the test; 0 never projects.
-        wd_ratio: share of the decay that scale-invariant weights keep, in [0, 1].
+        wd_ratio: fraction of the decay that scale-invariant weights keep, in [0, 1].
         nesterov: use Nesterov's momentum.
         scale_invariant: ``"auto"``, ``"channel"``, ``"layer"``, ``True`` or ``False``; see
             :func:`poise.optim.scale_invariant_parameters` for a measurement.

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint file by name, read when they are asked for."""
+"""Tensors of a checkpoint file by name, read on first use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 
 
 class SafetensorsFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file; each is read from the disk when it is asked for.
+    """The tensors of a safetensors file; each is read from the disk on first use.
 
     Args:
         path: the file.

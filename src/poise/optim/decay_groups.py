@@ -69,7 +69,7 @@ def decay_groups(
     - what ``exclude`` names.
 
     Decay pulls such parameters to 0, which changes the function; for matrices in front of a normalisation decay only
-    sets the effective learning rate. ``"names"`` of the groups says where each parameter went.
+    sets the effective learning rate. ``"names"`` of the groups holds the parameters of each group.
 
     Args:
         model: the model.

@@ -61,7 +61,7 @@ class EMA:
         self.steps += 1
         if self.steps % self.every:
             return
-        share = 1 - self.decay**self.every
+        fraction = 1 - self.decay**self.every
         ours, theirs = _tensors(self.module), _tensors(self._model)
         groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
         for index, (average, current) in enumerate(zip(ours, theirs, strict=True)):
@@ -73,7 +73,7 @@ class EMA:
             else:
                 average.copy_(current)
         for averages, currents in groups.values():
-            torch._foreach_lerp_(averages, currents, share)
+            torch._foreach_lerp_(averages, currents, fraction)
         for index, wide in self._wide.items():
             ours[index].copy_(wide)
 

@@ -42,8 +42,8 @@ def equivalent_hyperparameters(
     ``independent_adamw``   :math:`a \eta`              :math:`\lambda`
     ======================  ==========================  ===========================
 
-    (Adam and its kin at an epsilon far below the gradients.) Hence "less decay" and "a larger learning rate" can be one
-    and the same change.
+    (Adam and similar optimizers at an epsilon far below the gradients.) Hence "less decay" and "a larger learning rate"
+    can be one and the same change.
 
     Args:
         rule: the update rule, see :data:`poise.optim.geometry.Rule`.
@@ -123,12 +123,12 @@ def equilibrium_norm(
     if weight_decay == 0:
         warnings.warn("weight_decay is 0: the norm grows without bound", UserWarning, stacklevel=2)
         return math.inf
-    share = weight_decay if rule == "independent_adamw" else lr * weight_decay  # that one step takes
+    fraction = weight_decay if rule == "independent_adamw" else lr * weight_decay  # that one step takes
     if rule == "sgd":
-        share = share / (1 - momentum)
-    if not share < 2:
-        raise ValueError(f"lr and weight_decay must take less than twice the weight in a step, got {share:g} times it")
-    taken = 2 * share - share**2
+        fraction = fraction / (1 - momentum)
+    if not fraction < 2:
+        raise ValueError(f"lr and weight_decay must take less than twice the weight per step, got {fraction:g} times")
+    taken = 2 * fraction - fraction**2
     if rule == "sgd":
         assert grad_power is not None
         return ((lr / (1 - momentum)) ** 2 * grad_power / taken) ** 0.25

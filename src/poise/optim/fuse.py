@@ -27,7 +27,7 @@ _KINSHIP = 0.25
 
 @dataclass(frozen=True, slots=True)
 class FuseInfo:
-    r"""What fusing found.
+    r"""The result of fusing, as numbers.
 
     Args:
         n: number of models.
@@ -82,10 +82,10 @@ def fuse(
         scale: how much of the mean task vector is added to ``base``; 1 is the average.
         dtype: dtype of the averaged tensors; that of the inputs by default.
         force: fuse models that seem to have no common ancestor.
-        progress: called with the share done and the name of a tensor.
+        progress: called with the fraction done and the name of a tensor.
 
     Returns:
-        A module if the first model is one (a copy of it), a state dict otherwise; and what was found.
+        A module if the first model is one (a copy of it), a state dict otherwise; and these numbers.
 
     Raises:
         ValueError: if there is no model, names or shapes differ, dtypes differ and ``dtype`` is not given, a pattern
@@ -184,7 +184,7 @@ class _Fusion:
         raise ValueError(f"the average of {name!r} does not fit into {out.dtype}; give a wider dtype")
 
     def info(self, excluded: tuple[str, ...]) -> FuseInfo:
-        """What was found about the models."""
+        """The numbers about the models."""
         norms = self.tasks.diagonal().clamp(min=0).sqrt()
         n = len(norms)
         mean = float((self.tasks.sum() / n**2).clamp(min=0).sqrt())

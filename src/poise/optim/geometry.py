@@ -1,7 +1,7 @@
-r"""Radial and tangential parts of updates, and the learning rate that a scale-invariant weight feels.
+r"""Radial and tangential parts of updates, and the effective learning rate of a scale-invariant weight.
 
 If :math:`f(cw) = f(w)` for :math:`c > 0`, only the direction of :math:`w` matters: a step along :math:`w` changes
-nothing but the size of all later steps. A *view* says which numbers make up one such direction.
+nothing but the size of all later steps. A *view* defines which numbers make up one such direction.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 View = Literal["channel", "layer", "tensor", "global"]
 """What is one vector: every output channel (``w[i]``; a tensor of fewer than two axes is one channel), every tensor
-(``"layer"``, as papers on normalised networks say, or ``"tensor"``), or all tensors of a list together."""
+(``"layer"``, as in papers on normalised networks, or ``"tensor"``), or all tensors of a list together."""
 
 VIEWS: tuple[View, ...] = get_args(View)
 
@@ -167,11 +167,11 @@ def cosine(w: Tensor | Sequence[Tensor], g: Tensor | Sequence[Tensor], view: Vie
 def effective_lr(
     w: Float[Tensor, "..."], lr: float | Tensor, rule: Rule = "sgd", view: View = "tensor"
 ) -> Float[Tensor, "..."]:
-    r"""Return the learning rate that the direction of a scale-invariant weight feels.
+    r"""Return the effective learning rate of the direction of a scale-invariant weight.
 
-    The direction :math:`w / \lVert w \rVert` moves as if it had norm 1 and the learning rate were
-    :math:`\eta / \lVert w\rVert^2` (SGD, with any momentum: the gradient shrinks as the weight grows) or
-    :math:`\eta / \lVert w\rVert` (Adam and its kin: the step does not).
+    The direction :math:`w / \lVert w \rVert` moves as if it had norm 1 and the learning rate were :math:`\eta / \lVert
+    w\rVert^2` (SGD, with any momentum: the gradient shrinks as the weight grows) or :math:`\eta / \lVert w\rVert` (Adam
+    and similar optimizers: the step does not).
 
     Args:
         w: the weight.

@@ -33,7 +33,7 @@ class IndependentAdamW(Adam):
         lr: base learning rate, positive.
         betas: decay rates of the averages of the gradient and of its square.
         eps: added to the denominator.
-        weight_decay: the share of a weight that one step removes at the schedule's peak, in [0, 1].
+        weight_decay: the fraction of a weight that one step removes at the schedule's peak, in [0, 1].
         maximize: climb instead of descend.
         foreach: use the multi-tensor kernels; ``None`` lets torch decide.
         capturable: safe to capture in a CUDA graph.
@@ -134,7 +134,7 @@ class IndependentAdamW(Adam):
 
 
 def schedule_factor(group: dict[str, Any]) -> float | Tensor:
-    """Return where a param group stands in its schedule: its learning rate as a share of the base rate."""
+    """Return where a param group stands in its schedule: its learning rate as a fraction of the base rate."""
     base = group.get("max_lr", group.get("initial_lr", group["base_lr"]))
     return group["lr"] / base
 

@@ -1,7 +1,7 @@
 """Eigenbases of a gradient's Gram matrices, one for each axis: where Shampoo and SOAP precondition.
 
 Every function takes one tensor with its matrices, or a stack of equal ones (first dimension ``batch``, written
-``*batch``), so that equal layers may share one call.
+``*batch``), so that equal layers need one call.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def eigenbasis(
         gram: Gram matrices (lower triangles), best in float64.
         null_space: ``"lift"`` decides between the vectors of a null space by the diagonal matrix that falls from 1 to
             0: they are its eigenvectors there. ``"reference"`` leaves that to rounding.
-        precision: dtype of the gradients. Eigenvalues below 1e-8 of the largest, or below the share that it cannot
+        precision: dtype of the gradients. Eigenvalues below 1e-8 of the largest, or below the fraction that it cannot
             resolve, count as zero.
     """
     n = gram.shape[-1]
@@ -117,7 +117,7 @@ def _null_rotation(vectors: Float[Tensor, "*batch n n"], null: Bool[Tensor, "*ba
 
 
 def _unresolved(n: int, precision: torch.dtype) -> float:
-    """The share of the largest eigenvalue of a Gram matrix that is lost in rounding."""
+    """The fraction of the largest eigenvalue of a Gram matrix that is lost in rounding."""
     return 4 * n**0.5 * torch.finfo(precision).eps
 
 
@@ -133,15 +133,15 @@ def power_iteration(
 ) -> tuple[Float[Tensor, "*batch n n"], Int64[Tensor, "*batch n"]]:
     r"""Take one step of orthogonal iteration: columns sorted by Rayleigh quotient, then the Q factor of :math:`P Q`.
 
-    With ``null_space="lift"`` the factor is that of :math:`(P + \delta \max(e)\, I) Q`, with
-    :math:`\delta = \max(\epsilon, 4 \sqrt n\, u)` and :math:`u` the machine precision. A Gram matrix of low rank then
-    keeps its basis of the null space, which rounding would choose anew otherwise.
+    With ``null_space="lift"`` the factor is that of :math:`(P + \delta \max(e)\, I) Q`, with :math:`\delta =
+    \max(\epsilon, 4 \sqrt n\, u)` and :math:`u` the machine precision. A Gram matrix of low rank then keeps its basis
+    of the null space, which rounding would otherwise choose again.
 
     Args:
         gram: Gram matrices (lower triangles).
         basis: orthogonal matrices.
         null_space: ``"lift"`` or ``"reference"`` (the plain step).
-        eps: least share of the largest quotient that is added.
+        eps: least fraction of the largest quotient that is added.
 
     Returns:
         The new bases, and for each new column the old one that it continues.
@@ -150,8 +150,8 @@ def power_iteration(
     quotients = (image * basis).sum(-2)
     order = quotients.argsort(dim=-1, descending=True)
     if null_space == "lift":
-        share = max(eps, _unresolved(gram.shape[-1], gram.dtype))
-        image += share * quotients.amax(-1)[..., None, None] * basis
+        fraction = max(eps, _unresolved(gram.shape[-1], gram.dtype))
+        image += fraction * quotients.amax(-1)[..., None, None] * basis
     columns = order[..., None, :].expand_as(image)
     return orthogonalize(image.gather(-1, columns)), order
 

@@ -18,12 +18,12 @@ class LossBarrier:
 
     Args:
         height: largest rise above the straight line between the two end losses; at least 0.
-        shares: position of each point, 0 at the first model and 1 at the second.
+        positions: position of each point, 0 at the first model and 1 at the second.
         losses: loss at each point.
     """
 
     height: float
-    shares: Float[np.ndarray, " points"]
+    positions: Float[np.ndarray, " points"]
     losses: Float[np.ndarray, " points"]
 
 
@@ -53,14 +53,14 @@ def loss_barrier(
     a, b = first.state_dict(), second.state_dict()
     if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
         raise ValueError("first and second must have the same names and shapes")
-    shares = np.linspace(0, 1, points)
+    positions = np.linspace(0, 1, points)
     model = copy.deepcopy(first)
     losses = np.empty(points)
-    for i, share in enumerate(shares):
-        between = {n: torch.lerp(t, b[n].to(t), float(share)) if t.is_floating_point() else t for n, t in a.items()}
+    for i, position in enumerate(positions):
+        between = {n: torch.lerp(t, b[n].to(t), float(position)) if t.is_floating_point() else t for n, t in a.items()}
         model.load_state_dict(between)
         losses[i] = float(loss(model))
     if not np.isfinite(losses[[0, -1]]).all():
         raise ValueError(f"loss must be finite at both models, got {losses[0]} and {losses[-1]}")
-    rise = losses - ((1 - shares) * losses[0] + shares * losses[-1])
-    return LossBarrier(float(max(0.0, np.nanmax(rise[1:-1]))), shares, losses)
+    rise = losses - ((1 - positions) * losses[0] + positions * losses[-1])
+    return LossBarrier(float(max(0.0, np.nanmax(rise[1:-1]))), positions, losses)

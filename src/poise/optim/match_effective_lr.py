@@ -33,7 +33,7 @@ def group_effective_lr(optimizer: Optimizer, rule: Rule, group: int = 0) -> floa
     r"""Return the effective learning rate of a param group, by the joint norm of its weights.
 
     It is :math:`\eta / \lVert w\rVert^2` for SGD, whose gradient shrinks as a scale-invariant weight grows, and
-    :math:`\eta / \lVert w\rVert` for Adam and its kin, whose step does not, as
+    :math:`\eta / \lVert w\rVert` for Adam and similar optimizers, whose step does not, as
     :func:`poise.optim.geometry.effective_lr` of one weight.
 
     Args:
@@ -52,8 +52,8 @@ class MatchEffectiveLR(LRScheduler):
     r"""Set the learning rate so that the effective learning rate follows a recorded trace.
 
     For weights whose scale does not matter, weight decay acts through :math:`\eta_t / \lVert w_t\rVert^2` (SGD) or
-    :math:`\eta_t / \lVert w_t\rVert` (Adam and its kin). A run without decay that follows the trace of one with decay
-    shows whether decay did anything else.
+    :math:`\eta_t / \lVert w_t\rVert` (Adam and similar optimizers). A run without decay that follows the trace of one
+    with decay shows whether decay did anything else.
 
     For SGD without momentum and one scale-invariant weight the directions of both runs are the same up to rounding, if
     the trace is divided by :math:`1 - \eta_t \lambda`, by which torch shrinks the weight before the step. Averages of

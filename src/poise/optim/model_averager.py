@@ -100,10 +100,10 @@ class ModelAverager:
         self._mean = {name: tensor.clone() for name, tensor in state["mean"].items()}
         self._dtypes = dict(state["dtypes"])
 
-    def _move(self, state: Mapping[str, Tensor], share: float) -> None:
+    def _move(self, state: Mapping[str, Tensor], fraction: float) -> None:
         floating = [name for name, mean in self._mean.items() if mean.is_floating_point()]
         means = [self._mean[name] for name in floating]
-        torch._foreach_lerp_(means, [state[name].detach().to(self._mean[name]) for name in floating], share)
+        torch._foreach_lerp_(means, [state[name].detach().to(self._mean[name]) for name in floating], fraction)
         for name, mean in self._mean.items():
             if not mean.is_floating_point():
                 torch.maximum(mean, state[name].to(mean), out=mean)

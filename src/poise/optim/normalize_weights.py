@@ -20,8 +20,8 @@ class NormalizeWeights(OptimizerWrapper):
 
     .. math:: w \leftarrow r \frac{w}{\lVert w\rVert}
 
-    the learning rate alone says how fast their direction moves. Weight decay then has no effect beyond a learning rate
-    of :math:`\eta / (1 - \eta\lambda)` (decay that SGD adds to the gradient).
+    the learning rate alone decides how fast their direction moves. Weight decay then has no effect beyond a learning
+    rate of :math:`\eta / (1 - \eta\lambda)` (decay that SGD adds to the gradient).
 
     Args:
         optimizer: the optimizer to wrap; its groups, state, schedulers and checkpoints stay its own.
@@ -33,7 +33,7 @@ class NormalizeWeights(OptimizerWrapper):
     Raises:
         TypeError: if ``optimizer`` is no optimizer or a parameter is complex.
         ValueError: if ``radius`` is not positive, ``view`` is another one, a weight is not the optimizer's, or is zero
-            (the message says which row).
+            (the message names the row).
 
     References:
         van Laarhoven, "L2 Regularization versus Batch and Weight Normalization", 2017, arXiv:1706.05350.

@@ -71,8 +71,8 @@ class _Cycle(LRScheduler):
 class OneCycle(_Cycle):
     r"""1cycle as the report describes it: up, down, and a tail that falls far below the start.
 
-    The learning rate goes from ``max_lr / base_div`` to ``max_lr`` during the share ``up`` of all steps, back during
-    the share ``down``, and to ``max_lr / base_div / final_div`` during the rest. Momentum goes from the first of
+    The learning rate goes from ``max_lr / base_div`` to ``max_lr`` during the fraction ``up`` of all steps, back during
+    the fraction ``down``, and to ``max_lr / base_div / final_div`` during the rest. Momentum goes from the first of
     ``momentum`` to the second and back, and stays there in the tail. Unlike ``torch.optim.lr_scheduler.OneCycleLR`` it
     has three phases, accepts any number of steps from 4 on, and never raises behind the last step.
 
@@ -80,8 +80,8 @@ class OneCycle(_Cycle):
         optimizer: its learning rates and momenta (or first betas) are set.
         max_lr: the highest learning rate, one for all groups or one each; a learning-rate range test finds it.
         total_steps: steps of the whole training.
-        up: share of the rise.
-        down: share of the fall.
+        up: fraction of the rise.
+        down: fraction of the fall.
         base_div: ``max_lr`` over the learning rate of the first step.
         final_div: the learning rate of the first step over that of the last.
         momentum: highest and lowest momentum; ``None`` leaves it alone.
@@ -90,7 +90,7 @@ class OneCycle(_Cycle):
         strict: raise instead of warning when steps go on behind ``total_steps``.
 
     Raises:
-        ValueError: if ``total_steps`` is below 4, ``up`` and ``down`` are not shares, a divisor is too small, or
+        ValueError: if ``total_steps`` is below 4, ``up`` and ``down`` are not fractions, a divisor is too small, or
             ``momentum`` is given and the optimizer has none; with ``strict`` in ``step`` behind the last step.
 
     References:
@@ -140,10 +140,10 @@ class OneCycle(_Cycle):
             return self._ramp(high, low, step / self.up)
         return self._ramp(low, high, min(1.0, (step - self.up) / self.down))
 
-    def _ramp(self, start: float, end: float, share: float) -> float:
+    def _ramp(self, start: float, end: float, fraction: float) -> float:
         if self.anneal == "cos":
-            share = (1 - math.cos(math.pi * share)) / 2
-        return start * (1 - share) + end * share
+            fraction = (1 - math.cos(math.pi * fraction)) / 2
+        return start * (1 - fraction) + end * fraction
 
 
 class OneCycleAsRun(_Cycle):

@@ -139,7 +139,7 @@ class SAM(OptimizerWrapper):
             scaler: the gradient scaler that the loss went through.
 
         Returns:
-            False, with nothing moved, if the gradients overflowed (only looked at with a scaler): leave this step out.
+            False, with nothing moved, if the gradients overflowed (only checked with a scaler): leave this step out.
 
         Raises:
             RuntimeError: if the weights are moved already, no parameter has a gradient, or a gradient is sparse.

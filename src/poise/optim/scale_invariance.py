@@ -20,10 +20,9 @@ def scale_invariant_parameters(
 ) -> dict[str, Invariance]:
     r"""Return the names of the parameters whose scale does not matter, by the measurement :math:`f(cw) = f(w)`.
 
-    A parameter is scaled, everything else left alone, and the outputs are compared. How much a change of its size
-    could have done is measured by random changes of the same size: the parameter is scale-invariant if scaling does
-    less than ``tolerance`` of that. The model and its buffers are untouched, and all evaluations see the same random
-    numbers.
+    A parameter is scaled, everything else left alone, and the outputs are compared. How much a change of its size could
+    have done is measured by random changes of the same size: the parameter is scale-invariant if scaling does less than
+    ``tolerance`` of that. The model and its buffers are untouched, and all evaluations use the same random numbers.
 
     Parameters that are zero, or whose random changes do nothing (a bias before a normalisation), are left out: they
     have no direction that matters.
@@ -32,7 +31,8 @@ def scale_invariant_parameters(
         model: in training mode, because batch statistics are what makes weights before a batch norm scale-invariant.
         example: a batch: a tensor or any object for ``model(example)``, a tuple for ``model(*example)``, a mapping for
             ``model(**example)``. Tensors in the output (also in tuples, lists and mappings) are compared.
-        tolerance: largest share of the effect, in (0, 1). The epsilon of normalisation layers breaks exact invariance.
+        tolerance: largest fraction of the effect, in (0, 1). The epsilon of normalisation layers breaks exact
+            invariance.
         seed: of the random changes and of the model's own random numbers.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The test for scale invariance and the projection that AdamP and SGDP share, without a device sync."""
+"""The test for scale invariance and the projection of AdamP and SGDP, without a device sync."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ more, per channel where the test finds the channels invariant, else per tensor. 
 CHOICES = (*get_args(get_args(ScaleInvariant)[0]), True, False)
 
 _BLOCK = 2**18
-"""Numbers that a CPU looks at before it goes on: what the next operation needs is then still in its cache."""
+"""Numbers per block on a CPU: the inputs of the next operation are then still in its cache."""
 
 
 def check_projection(group: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def check_projection(group: dict[str, Any]) -> None:
         raise ValueError(f"eps must be positive, got {group['eps']!r}")
     if not group["weight_decay"] >= 0:
         raise ValueError(f"weight_decay must not be negative, got {group['weight_decay']!r}")
-    if not isinstance(group["lr"], Tensor) and not group["lr"] >= 0:  # a look into a tensor would be a device sync
+    if not isinstance(group["lr"], Tensor) and not group["lr"] >= 0:  # to read a tensor would be a device sync
         raise ValueError(f"lr must not be negative, got {group['lr']!r}")
     if group["scale_invariant"] not in CHOICES:
         raise ValueError(f"scale_invariant must be one of {CHOICES}, got {group['scale_invariant']!r}")

@@ -42,7 +42,7 @@ class SGDP(Optimizer):
         nesterov: use Nesterov's momentum.
         eps: added to norms, positive.
         delta: threshold of the test; 0 never projects.
-        wd_ratio: share of the decay that scale-invariant weights keep, in [0, 1].
+        wd_ratio: fraction of the decay that scale-invariant weights keep, in [0, 1].
         scale_invariant: ``"auto"``, ``"channel"``, ``"layer"``, ``True`` or ``False``; see
             :func:`poise.optim.scale_invariant_parameters` for a measurement.
         maximize: climb instead of descend.

@@ -65,8 +65,8 @@ class SOAP(Optimizer):
         weight_decay: decoupled decay, applied after the step and scaled by ``lr``.
         precondition_frequency: steps between two refreshes of a basis, at least 1.
         max_precond_dim: longest axis that is rotated.
-        merge_dims: see neighbouring axes as one as long as it is no longer than ``max_precond_dim``; turns
-            convolution kernels into matrices.
+        merge_dims: merge neighbouring axes as long as it is no longer than ``max_precond_dim``; turns convolution
+            kernels into matrices.
         precondition_1d: rotate vectors too.
         one_sided: rotate only the shorter axis of a matrix (half the time and less memory).
         factored: keep only row and column sums of the second moment of a matrix, as Adafactor does.
@@ -183,7 +183,7 @@ class SOAP(Optimizer):
     def spectrum(self, p: Tensor) -> list[Float[Tensor, " n"] | None]:
         """Return estimated eigenvalues of the Gram matrix along each axis.
 
-        The largest over the smallest says how badly a layer is conditioned.
+        The largest over the smallest is the condition number of a layer.
 
         Args:
             p: one of the optimizer's parameters.
@@ -217,7 +217,7 @@ class SOAP(Optimizer):
                         settings = {**self.defaults, **group}
                         _require_fitting(given["state"][key], _layout(p, settings), settings, partial(_name, p, mine))
 
-        handle = self.register_load_state_dict_pre_hook(check)  # the last hook sees what others made of the argument
+        handle = self.register_load_state_dict_pre_hook(check)  # the last hook gets the argument after all others
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -228,19 +228,19 @@ class SOAP(Optimizer):
             if key in saved["state"]:
                 self.state[p] = {name: _loaded(name, value, p) for name, value in saved["state"][key].items()}
 
-    @_untraced  # what is due depends on step counters, which a graph would be compiled for anew each time
+    @_untraced  # what is due depends on step counters, for which a graph would be compiled again each time
     def _prepare(self, traced: bool) -> list[Move]:
-        """Check the gradients, found bases, count steps, and return what is to be done."""
+        """Check the gradients, initialise bases, count steps, and return the moves to make."""
         work = [(group, _with_gradients(group)) for group in self.param_groups]
         if not all(_may_step(group, params) for group, params in work):
             return []
         return [move for group, params in work for move in self._moves(group, params, traced)]
 
     def _moves(self, group: dict[str, Any], params: list[Tensor], traced: bool) -> list[Move]:
-        new = [self._founded(p, group) for p in params if not self.state.get(p)]
-        soap_step.found_bases(new, _gram_beta(group), group["null_space"])
-        founded = {id(part.param) for part in new}
-        old = self._advanced([p for p in params if id(p) not in founded], group)
+        new = [self._initialised(p, group) for p in params if not self.state.get(p)]
+        soap_step.initialise_bases(new, _gram_beta(group), group["null_space"])
+        initialised = {id(part.param) for part in new}
+        old = self._advanced([p for p in params if id(p) not in initialised], group)
         moves = [soap_step.prepared(batch, group, _gram_beta(group), traced) for batch in soap_step.batches(old)]
         if not group["skip_first"]:  # the Gram matrices hold this gradient already
             first = self._advanced([part.param for part in new], group)
@@ -256,7 +256,7 @@ class SOAP(Optimizer):
             ]
             soap_step.refresh(self._due(parts, group), group)
 
-    def _founded(self, p: Tensor, group: dict[str, Any]) -> Part:
+    def _initialised(self, p: Tensor, group: dict[str, Any]) -> Part:
         layout = _layout(p, group)
         self.state[p] = _initial_state(p, layout, group["factored"])
         return Part(p, _gradient(p, layout, group["maximize"]), self.state[p], layout, 0)
@@ -347,7 +347,7 @@ def _with_gradients(group: dict[str, Any]) -> list[Tensor]:
 
 
 def _may_step(group: dict[str, Any], params: list[Tensor]) -> bool:
-    """Return whether gradients are finite; raise if the group asks for it."""
+    """Return whether gradients are finite; raise if the group is set to."""
     if group["nonfinite"] == "unchecked" or not params or params[0].is_meta:
         return True
     # A square that overflows would make the Gram matrix infinite too.
@@ -381,7 +381,7 @@ def _require_fitting(
     if (shape, axes, factored) != (layout.shape, layout.axes, wanted):
         raise ValueError(
             f"the state of {name()} has shape {shape}, bases along axes {axes} and factored={factored}; its settings "
-            f"ask for shape {layout.shape}, bases along axes {layout.axes} and factored={wanted}. These cannot change "
+            f"need shape {layout.shape}, bases along axes {layout.axes} and factored={wanted}. These cannot change "
             "once a parameter has state"
         )
 

@@ -90,7 +90,7 @@ class Move:
         batch: the parts.
         group: settings of their group.
         rate: what their directions are multiplied with.
-        kept: share of the weights that decay leaves.
+        kept: fraction of the weights that decay leaves.
         gram_beta: decay rate of the Gram matrices, which take the gradients in after the step; ``None`` if they hold
             them already.
     """
@@ -105,7 +105,7 @@ class Move:
 Item = TypeVar("Item", Part, RotatedAxis)
 
 
-def found_bases(parts: Iterable[Part], beta: float, null_space: NullSpace) -> None:
+def initialise_bases(parts: Iterable[Part], beta: float, null_space: NullSpace) -> None:
     """Begin each part's Gram matrices with its gradient, and take their eigenvectors as bases; all in float64."""
     for batch in batches(parts):
         for axis in batch[0].layout.axes:
@@ -173,7 +173,7 @@ def rotated_axes(parts: Iterable[Part]) -> list[RotatedAxis]:
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Group items of one kind, in batches that are worth stacking."""
+    """Group items of one kind, in batches that are large enough to stack."""
     kinds: dict[Hashable, list[Item]] = defaultdict(list)
     for item in items:
         kinds[item.kind].append(item)
@@ -283,12 +283,12 @@ def _factored_root(state: Mapping[str, Tensor], grad: Float[Tensor, "m n"], beta
     rows, columns, square = state["exp_avg_sq_row"], state["exp_avg_sq_col"], grad.square()
     rows.lerp_(square.sum(1), 1 - beta2)
     columns.lerp_(square.sum(0), 1 - beta2)
-    share = rows / rows.sum().clamp_min(torch.finfo(rows.dtype).tiny)
-    return torch.outer(share.sqrt(), columns.sqrt())
+    fraction = rows / rows.sum().clamp_min(torch.finfo(rows.dtype).tiny)
+    return torch.outer(fraction.sqrt(), columns.sqrt())
 
 
 def _is_plain_matrix(step: Move) -> bool:
-    """Whether a step is of one matrix, seen as it is, that is added without a look at it."""
+    """Whether a step is of one unreshaped matrix that is added without a check."""
     part = step.batch[0]
     return (
         len(step.batch) == 1
@@ -314,7 +314,7 @@ def _rotate_back_and_add(
 
 
 def _add(params: list[Tensor], updates: list[Tensor], step: Move) -> None:
-    """Add updates, then let each parameter decay to the share that is kept; rounded once."""
+    """Add updates, then let each parameter decay to the fraction that is kept; rounded once."""
     lower = params[0].dtype != updates[0].dtype
     wide = [p.to(updates[0].dtype) for p in params] if lower else params
     if isinstance(step.rate, Tensor):

@@ -1,4 +1,4 @@
-"""How an optimizer that works per axis sees a parameter: which axes it merges and which it preconditions."""
+"""The layout of a parameter in an optimizer that works per axis: merged axes, preconditioned axes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class TwoPhaseLR(LRScheduler):
     Args:
         optimizer: its learning rates and weight decays are set.
         total_steps: steps of the whole training.
-        first_decay: share of the steps at the first learning rate, in (0, 1].
+        first_decay: fraction of the steps at the first learning rate, in (0, 1].
         final_lr: learning rate of the second phase.
         wd_factor: weight decay of the second phase over that of the first.
         last_epoch: steps that are done already; -1 at the start.

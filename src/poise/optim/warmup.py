@@ -49,14 +49,14 @@ class WarmupCosineLR(LRScheduler):
     def _factor(self, step: int) -> float:
         if step < self.warmup:
             return step / self.warmup
-        share = min(1.0, (step - self.warmup) / (self.total_steps - self.warmup))
-        return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * share)) / 2
+        fraction = min(1.0, (step - self.warmup) / (self.total_steps - self.warmup))
+        return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 class CurvatureWarmup(LRScheduler):
     r"""Raise the learning rate only while the sharpness leaves room for it.
 
-    Every ``every`` steps ``sharpness_limit`` is asked for the largest stable learning rate (``2 / lambda_max`` for
+    Every ``every`` steps ``sharpness_limit`` is called for the largest stable learning rate (``2 / lambda_max`` for
     gradient descent; ``lr / tracker.update(...).ratio`` for any optimizer that ``poise.curvature.SharpnessTracker``
     knows). The learning rate goes up by ``1 / warmup`` of its peak a step while it is below ``headroom`` times that
     limit, and holds otherwise; it never falls. Our own extension of the observation that warm-up works by letting the
@@ -66,7 +66,7 @@ class CurvatureWarmup(LRScheduler):
         optimizer: its learning rates, the peaks, are set.
         sharpness_limit: called without arguments; returns the largest stable learning rate of the first group.
         warmup: steps of the rise if nothing holds it.
-        headroom: largest share of the limit that is used.
+        headroom: largest fraction of the limit that is used.
         every: steps between two measurements.
         last_epoch: steps that are done already; -1 at the start.
 
@@ -93,24 +93,24 @@ class CurvatureWarmup(LRScheduler):
             raise ValueError(f"headroom must be positive, got {headroom}")
         self._sharpness_limit = sharpness_limit
         self.warmup, self.headroom, self.every = warmup, headroom, every
-        self.share, self.limit = 0.0, math.inf
+        self.fraction, self.limit = 0.0, math.inf
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Any]:
-        """Return the learning rate of each group at the present step; asks for the limit when it is due.
+        """Return the learning rate of each group at the present step; calls for the limit when it is due.
 
         Raises:
             ValueError: if ``sharpness_limit`` returns no positive learning rate.
         """
-        if self.share < 1:
+        if self.fraction < 1:
             if self.last_epoch % self.every == 0:
                 self.limit = float(self._sharpness_limit())
                 if not self.limit > 0:
                     raise ValueError(f"sharpness_limit must return a positive learning rate, got {self.limit}")
-            raised = min(1.0, self.share + 1 / self.warmup)
+            raised = min(1.0, self.fraction + 1 / self.warmup)
             if raised * float(self.base_lrs[0]) <= self.headroom * self.limit:
-                self.share = raised
-        return [base * self.share for base in self.base_lrs]
+                self.fraction = raised
+        return [base * self.fraction for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state without the function."""

@@ -11,9 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 
 class OptimizerWrapper(Optimizer):
-    """Base of optimizers that change what another optimizer sees or what it leaves behind.
+    """Base of optimizers that change the gradients or the result of another optimizer.
 
-    ``param_groups``, ``state`` and ``defaults`` *are* the wrapped optimizer's own objects at every moment, also after
+    ``param_groups``, ``state`` and ``defaults`` *are* the wrapped optimizer's own objects at all times, also after
     either of the two loaded a checkpoint: a scheduler, a ``GradScaler`` or a training loop that holds the wrapper acts
     on the optimizer that takes the step. Step hooks, global ones too, belong to the wrapped optimizer and fire once a
     step, when it steps.

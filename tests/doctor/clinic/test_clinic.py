@@ -29,9 +29,7 @@ def test_a_healthy_script_stays_silent_while_its_curvature_is_measured(script, w
     assert serious(findings) == []
     ratio = read_run(tmp_path / "run" / "run.db")["edge_ratio"]
     assert len(ratio.steps) >= 3
-    assert (
-        np.median(ratio.values) < 1
-    )  # single samples of Adam's first steps, with second moments near zero, are larger
+    assert np.median(ratio.values) < 1  # single samples of Adam's first steps are larger: second moments near zero
 
 
 def test_every_cause_has_a_fault_in_the_clinic():

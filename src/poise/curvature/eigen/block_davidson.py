@@ -39,7 +39,7 @@ def block_davidson(
         tol: relative tolerance of the values.
         v0: start vectors; k + 2 random ones by default.
         generator: source of random vectors.
-        max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
+        max_matvecs: most products to take; ``converged`` then marks what is reliable. 20 n by default.
         basis_size: most basis vectors in memory; ``max(3 k + 20, 40)`` by default, or n if that is at most 4 times as
             many.
         edge: a number beyond which no eigenvalue lies but the k wanted ones, if that is known (from an earlier

@@ -47,7 +47,7 @@ def eigs(
             for multiple eigenvalues and starts from several vectors, ``"arnoldi"``
             (:func:`poise.curvature.krylov_schur`) for operators that are not symmetric.
         generator: source of random starts; torch's global one by default.
-        max_matvecs: most products to take, never exceeded; ``converged`` then says what is reliable, and there are
+        max_matvecs: most products to take, never exceeded; ``converged`` then marks what is reliable, and there are
             fewer than k values if it is below k.
 
     Raises:

@@ -1,4 +1,4 @@
-r"""How sure it is that a Lanczos run from a random vector has seen every eigenvalue that matters.
+r"""The probability that a Lanczos run from a random vector missed an eigenvalue that matters.
 
 After j steps the next basis vector is :math:`q_{j+1} = p_j(A) q_1` with
 :math:`p_j(x) = \prod_i (x - \theta_i) / \prod_i \beta_i`. It has norm 1, so that an eigenvalue at x in which the start
@@ -17,7 +17,7 @@ from poise.curvature.eigen.eigen_result import Which
 from poise.curvature.eigen.ritz import select
 
 NEAR = 0.05
-"""An unseen eigenvalue further out than this, relative to the value found, is always looked for."""
+"""An unseen eigenvalue further out than this, relative to the value found, is always searched for."""
 
 
 def log_growth(

@@ -60,7 +60,7 @@ def krylov_schur(
         tol: residuals are to be below ``tol`` times the value.
         v0: start vector; random by default.
         generator: source of random vectors.
-        max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
+        max_matvecs: most products to take; ``converged`` then marks what is reliable. 20 n by default.
         basis_size: most basis vectors in memory; ``max(3 k + 20, 40)`` by default, or n if that is at most 4 times as
             many.
 

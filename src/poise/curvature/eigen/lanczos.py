@@ -39,8 +39,8 @@ def lanczos(
     The run ends when every residual, which bounds the error, is below ``tol`` times its value and, for a cold start,
     the probability that an eigenvalue was overlooked is below :func:`accepted_risk` (0.1 % at the default tolerance).
     (The usual bound residual^2 / gap is not taken: the gap between Ritz values does not show a cluster that is narrower
-    than the residual.) ``error_bounds`` are never below ``tol`` times the value, within which nothing unseen is looked
-    for. One vector sees one copy of a multiple eigenvalue; :func:`poise.curvature.block_davidson` sees them all.
+    than the residual.) ``error_bounds`` are never below ``tol`` times the value, within which no further search is
+    made. One vector finds one copy of a multiple eigenvalue; :func:`poise.curvature.block_davidson` finds them all.
 
     Args:
         op: symmetric.
@@ -49,7 +49,7 @@ def lanczos(
         tol: relative tolerance of the values.
         v0: a warm start: an approximate eigenvector, to which 1 % of noise is added. Random by default.
         generator: source of the random start.
-        max_matvecs: most products to take; ``converged`` then says what is reliable. 20 n by default.
+        max_matvecs: most products to take; ``converged`` then marks what is reliable. 20 n by default.
         basis_size: most basis vectors in memory; ``max(2 k + 20, 40)`` by default, or n if that is at most 4 times as
             many.
 
@@ -75,7 +75,7 @@ def lanczos(
 
 
 FAR = 100.0
-"""With residuals this many times too large, the next step is not looked at."""
+"""With residuals this many times too large, the next step is not checked."""
 
 
 def accepted_risk(tol: float) -> float:

@@ -29,7 +29,7 @@ def ntk_max(
     Args:
         model: float32 or float64.
         data: a batch or an iterable of batches; a batch may be the inputs alone.
-        objective: says what inputs and outputs are where that is not plain, see :class:`poise.curvature.Supervised`.
+        objective: defines inputs and outputs where they are not obvious, see :class:`poise.curvature.Supervised`.
         params: names of parameters or of modules; by default all that require gradients.
         tol: relative tolerance.
         generator: of the start vector.

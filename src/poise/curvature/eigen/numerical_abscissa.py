@@ -23,13 +23,13 @@ def numerical_abscissa(
     ``n_matvec`` counts products with the operator and with its transpose.
 
     Args:
-        op: square, knows the product with its transpose.
+        op: square, has a product with its transpose.
         tol: relative tolerance.
         generator: source of the random start.
         max_matvecs: most products to take, at least 2.
 
     Raises:
-        NotImplementedError: if ``op`` does not know its transpose.
+        NotImplementedError: if ``op`` has no product with its transpose.
         ValueError: if ``op`` is not square or ``max_matvecs`` is below 2.
 
     References:

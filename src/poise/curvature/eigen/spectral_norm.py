@@ -24,13 +24,13 @@ def spectral_norm(
     counts both.
 
     Args:
-        op: any operator that knows the product with its transpose.
+        op: any operator that has a product with its transpose.
         tol: relative tolerance.
         generator: source of the random start.
         max_matvecs: most products to take, at least 2.
 
     Raises:
-        NotImplementedError: if ``op`` does not know its transpose.
+        NotImplementedError: if ``op`` has no product with its transpose.
         ValueError: if ``max_matvecs`` is below 2.
 
     References:

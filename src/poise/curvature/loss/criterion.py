@@ -83,7 +83,7 @@ class CrossEntropy(Criterion):
     Args:
         weight: one weight per class.
         ignore_index: target of terms that do not count.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: fraction of the target spread over all classes.
     """
 
     curvature = "ce"

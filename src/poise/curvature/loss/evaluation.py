@@ -30,8 +30,8 @@ class Evaluation:
     """The mean loss over batches at the parameters as they are now.
 
     The model's mode is left alone. Its buffers are replaced by copies while it runs, gradients are never accumulated,
-    and random states are put back. The setting of ``torch.autocast`` is that of the moment of construction. A compiled
-    or distributed model is run as the plain module inside.
+    and random states are put back. The setting of ``torch.autocast`` is that at construction. A compiled or distributed
+    model is run as the plain module inside.
 
     Args:
         model: the model.
@@ -43,7 +43,7 @@ class Evaluation:
         flat: the parameters that vary.
         objective: the loss.
         n_examples: per batch.
-        weights: share of each batch in the mean.
+        weights: fraction of each batch in the mean.
 
     Raises:
         ValueError: if there is no batch or a batch has no example, and as :class:`FlatParameters` does.
@@ -61,7 +61,7 @@ class Evaluation:
         self._draws = True
         self._take(data)
 
-    def renewed(self, data: Any) -> Evaluation:
+    def with_data(self, data: Any) -> Evaluation:
         """Return the same at the parameters as they are now, on other data.
 
         Args:
@@ -82,7 +82,7 @@ class Evaluation:
 
     @property
     def weights(self) -> list[float]:
-        """The share of each batch in the mean."""
+        """The fraction of each batch in the mean."""
         return [1.0] if len(self._batches) == 1 else [w / self.total_weight for w in self._weights]
 
     @property
@@ -98,7 +98,7 @@ class Evaluation:
         return to_device(self._batches[i], self.flat.device)
 
     def loss(self, i: int, parameters: Sequence[Tensor] | None = None) -> Float[Tensor, ""]:
-        """Return the loss of batch ``i`` times its share.
+        """Return the loss of batch ``i`` times its fraction.
 
         Args:
             i: the batch.
@@ -108,7 +108,7 @@ class Evaluation:
         return self.run(lambda model: self.objective.loss(model, batch), parameters) * self.weights[i]
 
     def checked_loss(self, i: int) -> Float[Tensor, ""]:
-        """Return the loss of batch ``i`` times its share.
+        """Return the loss of batch ``i`` times its fraction.
 
         Raises:
             TypeError: if the loss is no tensor.
@@ -119,12 +119,12 @@ class Evaluation:
         _check_loss(loss, i)
         return loss * self.weights[i]
 
-    def end_and_slope(self, i: int) -> tuple[Tensor, Tensor]:
-        """Return where the gradient of a batch's loss starts backwards: an end of the graph, and the slope there.
+    def output_and_gradient(self, i: int) -> tuple[Tensor, Tensor]:
+        """Return the tensor at which the backward pass of a batch's loss starts, and the gradient there.
 
-        Where the criterion's curvature in the outputs has a closed form, the end is the outputs, and the slope a
-        function of them whose first derivative is that closed form (further ones are wrong): cheaper than to
-        differentiate the criterion twice. Otherwise the end is the loss.
+        Where the criterion's curvature in the outputs has a closed form, these are the outputs, and a gradient whose
+        first derivative in them is that closed form (further ones are wrong): cheaper than to differentiate the
+        criterion twice. Otherwise the tensor is the loss.
 
         Args:
             i: the batch.
@@ -133,19 +133,19 @@ class Evaluation:
             TypeError: if the loss is no tensor.
             ValueError: if it is not a scalar, not finite or depends on no parameter.
         """
-        batch, share = self.batch(i), self.weights[i]
+        batch, fraction = self.batch(i), self.weights[i]
         objective = self.objective
         if type(objective) is not Supervised or objective.curvature == "other":
             loss = self.run(lambda model: objective.loss(model, batch))
             _check_loss(loss, i)
-            return loss, torch.full_like(loss, share)
+            return loss, torch.full_like(loss, fraction)
         outputs = self.outputs_of(batch)
         with torch.autocast(self.flat.device.type, enabled=False):
             loss = objective.loss_of_outputs(outputs, batch)
             _check_loss(loss, i)
             (slope,) = torch.autograd.grad(loss, outputs)
             curvature = objective.criterion.hessian(outputs, objective.targets(batch))
-            return outputs, share * (slope + curvature(outputs - outputs.detach()))
+            return outputs, fraction * (slope + curvature(outputs - outputs.detach()))
 
     def run(self, function: Callable[[nn.Module], T], parameters: Sequence[Tensor] | None = None) -> T:
         """Return ``function(model)`` with gradients on, the model's state kept apart.
@@ -237,7 +237,7 @@ class Evaluation:
             RuntimeError: if not.
         """
         if self._current_versions() != self._versions:
-            raise RuntimeError("the parameters changed since the operator was built; build it anew after each step")
+            raise RuntimeError("the parameters changed since the operator was built; build it again after each step")
 
     def use_plain_attention(self, error: RuntimeError) -> None:
         """Turn to attention of elementary operations, if a fused kernel is what cannot be differentiated.
@@ -325,7 +325,7 @@ class _Bound(nn.Module):
 
 
 class _Autocast:
-    """The autocast setting of the moment of construction."""
+    """The autocast setting at construction."""
 
     def __init__(self, device: str) -> None:
         self._device = device

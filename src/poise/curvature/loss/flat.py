@@ -40,7 +40,7 @@ def unflatten(vector: Float[Tensor, " P"], like: Sequence[Tensor]) -> list[Tenso
 class FlatParameters:
     """Trainable parameters of a model, and how they lie in a flat vector.
 
-    A parameter that several modules share lies there once.
+    A parameter that belongs to several modules is there once.
 
     Args:
         model: the model.

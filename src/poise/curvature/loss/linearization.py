@@ -56,7 +56,7 @@ def chosen_mode(mode: JacobianMode, saved_bytes: int, max_bytes: int) -> Jacobia
     """Return ``"retained"`` or ``"rebuild"``.
 
     Args:
-        mode: as asked for.
+        mode: as requested.
         saved_bytes: what the graph of the outputs of all batches holds.
         max_bytes: most memory for what ``"auto"`` may retain.
 

@@ -172,7 +172,7 @@ def as_objective(loss_fn: Any) -> Objective:
 
 
 def as_supervised(loss_fn: Any, what: str) -> Supervised:
-    """Return the objective of ``loss_fn`` if it knows outputs and targets apart.
+    """Return the objective of ``loss_fn`` if it separates outputs and targets.
 
     Raises:
         TypeError: if it does not; ``what`` names what needs it.
@@ -194,7 +194,7 @@ def _tensor_of(returned: Any) -> Tensor:
         return logits
     raise TypeError(
         f"the model returned {_described(returned)}, which is no tensor and has no logits; "
-        "say which tensor counts: Supervised(criterion, outputs=lambda returned: ...)"
+        "choose the tensor: Supervised(criterion, outputs=lambda returned: ...)"
     )
 
 

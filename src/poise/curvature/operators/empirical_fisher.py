@@ -21,7 +21,7 @@ class EmpiricalFisher(LinearOperator):
     The gradients are scaled so that their mean is the gradient of the mean loss: where a criterion averages over terms
     of which examples have different numbers (tokens that count), an example with more of them has a longer gradient.
 
-    With a ``loss_fn`` of model and batch, from which single examples cannot be told, :math:`g_i` are the gradients of
+    With a ``loss_fn`` of model and batch, which does not give single examples, :math:`g_i` are the gradients of
     batches, weighted by their examples: the second moment of *batch* gradients, which is smaller.
 
     A product takes J v and J^T u with the Jacobian of the examples' losses; no gradient of a single example is formed.
@@ -38,7 +38,7 @@ class EmpiricalFisher(LinearOperator):
     Attributes:
         mode: the mode in use.
         flat: the parameters and where they lie in the vectors.
-        per_example: whether single examples are told apart.
+        per_example: whether single examples are available.
 
     Raises:
         ValueError: if examples depend on each other through BatchNorm in train mode; else as :class:`Hessian`.
@@ -65,7 +65,7 @@ class EmpiricalFisher(LinearOperator):
             check_examples_are_independent(evaluation.model)
         self.mode = mode = chosen_mode(mode, evaluation.examine(evaluation.checked_loss), max_bytes)
         self.flat = evaluation.flat
-        self._again = (model, loss_fn, data, max_bytes)
+        self._arguments = (model, loss_fn, data, max_bytes)
         losses = _example_losses if per_example else _batch_loss
         n_examples = sum(evaluation.n_examples)
 
@@ -85,7 +85,7 @@ class EmpiricalFisher(LinearOperator):
 
     def submatrix(self, names: Sequence[str]) -> EmpiricalFisher:
         """Return the rows and columns of the named parameters or modules, as an operator of its own."""
-        model, loss_fn, data, max_bytes = self._again
+        model, loss_fn, data, max_bytes = self._arguments
         return EmpiricalFisher(model, loss_fn, data, names, self.mode, max_bytes)
 
     def _matvec(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

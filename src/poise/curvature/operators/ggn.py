@@ -39,7 +39,7 @@ class GGN(LinearOperator):
         flat: the parameters and where they lie in the vectors.
 
     Raises:
-        TypeError: if ``loss_fn`` does not tell outputs and loss apart.
+        TypeError: if ``loss_fn`` does not separate outputs and loss.
 
     References:
         Schraudolph, "Fast curvature matrix-vector products for second-order gradient descent", Neural Computation
@@ -61,7 +61,7 @@ class GGN(LinearOperator):
         super().__init__((n, n), dtype=evaluation.flat.dtype, device=evaluation.flat.device, symmetric=True)
         self.mode = mode = chosen_mode(mode, evaluation.examine(evaluation.checked_loss), max_bytes)
         self.flat = evaluation.flat
-        self._again = (model, loss_fn, data, max_bytes)
+        self._arguments = (model, loss_fn, data, max_bytes)
 
         def part(batches: Iterable[int]) -> Callable[[Tensor], Tensor]:
             chosen = list(batches)
@@ -85,7 +85,7 @@ class GGN(LinearOperator):
 
     def submatrix(self, names: Sequence[str]) -> GGN:
         """Return the rows and columns of the named parameters or modules, as an operator of its own."""
-        model, loss_fn, data, max_bytes = self._again
+        model, loss_fn, data, max_bytes = self._arguments
         return GGN(model, loss_fn, data, names, self.mode, max_bytes)
 
     def _matvec(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

@@ -24,14 +24,14 @@ def per_example_jacobians(
     Args:
         model: float32 or float64, without layers that mix examples.
         data: a batch or an iterable of batches.
-        objective: a criterion for batches of inputs and targets, or a :class:`Supervised`; only what it says of inputs
-            and outputs matters, so that a batch may be the inputs alone.
+        objective: a criterion for batches of inputs and targets, or a :class:`Supervised`; only its definition of
+            inputs and outputs matters, so that a batch may be the inputs alone.
         params: names of parameters or of modules; by default all that require gradients.
         chunk_size: most examples at once.
 
     Raises:
         ValueError: if BatchNorm is in train mode, outputs are random or not finite, or ``chunk_size`` is below 1.
-        TypeError: if ``objective`` does not tell outputs and loss apart.
+        TypeError: if ``objective`` does not separate outputs and loss.
     """
     evaluation = Evaluation(model, as_supervised(objective, "per_example_jacobians"), data, params)
     check_examples_are_independent(evaluation.model)
@@ -65,7 +65,7 @@ def per_example_gradients(
 
     Raises:
         ValueError: if BatchNorm is in train mode, the loss is random or not finite, or ``chunk_size`` is below 1.
-        TypeError: if ``objective`` does not tell outputs and loss apart.
+        TypeError: if ``objective`` does not separate outputs and loss.
     """
     evaluation = Evaluation(model, as_supervised(objective, "per_example_gradients"), data, params)
     check_examples_are_independent(evaluation.model)

@@ -33,7 +33,7 @@ class LinearOperator(ABC):
         n_matvec: products computed so far; a product with k columns counts k.
 
     Raises:
-        ValueError: if it is said to be symmetric and is not square.
+        ValueError: if it is declared symmetric and is not square.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LinearOperator(ABC):
 
         Raises:
             ValueError: if the shape, dtype or device of ``u`` is not the operator's.
-            NotImplementedError: if the operator does not know its transpose.
+            NotImplementedError: if the operator has no product with its transpose.
         """
         self._check("u", u, (self.shape[0],))
         self.n_matvec += 1
@@ -97,7 +97,7 @@ class LinearOperator(ABC):
         return self.matmat(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
 
     def to_scipy(self) -> ScipyOperator:
-        """Return the operator as SciPy's solvers want it (vectors travel through the memory of the CPU)."""
+        """Return the operator for SciPy's solvers (vectors are copied through the memory of the CPU)."""
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         def through(product):  # type: ignore[no-untyped-def]

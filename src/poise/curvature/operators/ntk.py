@@ -28,7 +28,7 @@ class NTK(LinearOperator):
     Args:
         model: float32 or float64.
         data: a batch or an iterable of batches; a batch may be the inputs alone.
-        objective: says what inputs and outputs are where that is not plain, see :class:`Supervised`; its criterion does
+        objective: defines inputs and outputs where they are not obvious, see :class:`Supervised`; its criterion does
             not matter.
         params: names of parameters or of modules; by default all that require gradients.
         mode: as in :class:`GGN`.

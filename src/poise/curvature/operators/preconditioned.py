@@ -1,4 +1,4 @@
-"""Curvature as an adaptive optimizer sees it."""
+"""Curvature preconditioned by an adaptive optimizer."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def preconditioner(optimizer: Optimizer, flat: FlatParameters) -> Float[Tensor, 
     SGD            1
     ============== ===========================================================================
 
-    A wrapper with an ``optimizer`` inside is looked through. Parameters that the optimizer does not move, because they
-    are not its own or never had a gradient, get infinity.
+    A wrapper with an ``optimizer`` inside is unwrapped. Parameters that the optimizer does not move, because they are
+    not its own or never had a gradient, get infinity.
 
     Args:
         optimizer: one of these or a child of theirs, after its first step.

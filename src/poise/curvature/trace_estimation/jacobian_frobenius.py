@@ -34,7 +34,7 @@ def jacobian_frobenius(
         model: float32 or float64. BatchNorm in train mode is measured in eval mode, with a warning.
         data: a batch or an iterable of batches; a batch may be the inputs alone.
         n_probe: number of probes, at least 2; ``None`` computes it exactly from the Jacobians of single examples.
-        objective: says what inputs and outputs are where that is not plain, see :class:`poise.curvature.Supervised`.
+        objective: defines inputs and outputs where they are not obvious, see :class:`poise.curvature.Supervised`.
         params: names of parameters or of modules; by default all that require gradients.
         generator: of the probes.
 

@@ -40,7 +40,7 @@ class SpectralDensity:
         return 0.01 * (extent or max(abs(float(seen[0])), 1.0))
 
     def density(self, grid: Float[Tensor, " g"], sigma: float | None = None) -> Float[Tensor, " g"]:
-        """Return the share of eigenvalues per unit, smoothed by a Gaussian; it integrates to 1.
+        """Return the fraction of eigenvalues per unit, smoothed by a Gaussian; it integrates to 1.
 
         Args:
             grid: where.
@@ -72,14 +72,14 @@ class SpectralDensity:
         seen, sigma = self.nodes[self.weights > 0], self.sigma
         grid = torch.linspace(float(seen.min()) - 4 * sigma, float(seen.max()) + 4 * sigma, points, dtype=torch.float64)
         mean = self.density(grid)
-        floor = 1e-6 * float(mean.max())  # tails of the Gaussians say nothing of the spectrum
+        floor = 1e-6 * float(mean.max())  # tails of the Gaussians are no part of the spectrum
         x, y = grid.numpy(), np.where(mean >= floor, mean, np.nan)
         bands = None
         if len(self.nodes) > 1:
             half = 2 * self.density_se(grid)
             low, high = (mean - half).clamp_min(floor), (mean + half).clamp_min(floor)
             bands = {"density": (x, low.numpy(), high.numpy())}
-        return line_chart(title, {"density": (x, y)}, "eigenvalue", "share per unit", log_y=True, bands=bands)
+        return line_chart(title, {"density": (x, y)}, "eigenvalue", "fraction per unit", log_y=True, bands=bands)
 
     def _densities(self, grid: Tensor, sigma: float | None) -> Float[Tensor, "probes g"]:
         if sigma is not None and not sigma > 0:
@@ -121,8 +121,8 @@ def spectral_density(
     basis = torch.empty(m, op.shape[0], dtype=op.dtype, device=op.device)
     for i in range(n_probes):
         basis[0] = random_unit_vector(op.shape[0], op, generator)
-        theta, share = _quadrature(op, basis)
-        nodes[i, : len(theta)], weights[i, : len(theta)] = theta, share
+        theta, fraction = _quadrature(op, basis)
+        nodes[i, : len(theta)], weights[i, : len(theta)] = theta, fraction
         taken += len(theta)
     return SpectralDensity(nodes, weights, taken)
 

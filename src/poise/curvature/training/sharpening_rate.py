@@ -40,7 +40,7 @@ def sharpening_rate(
     Args:
         model: float32 or float64.
         data: a batch or an iterable of batches.
-        objective: says what inputs, outputs and targets are, see :class:`poise.curvature.Supervised`.
+        objective: defines inputs, outputs and targets, see :class:`poise.curvature.Supervised`.
         direction: ``"gd"``, or a flat vector.
         params: names of parameters or of modules; by default all that require gradients.
         tol: relative tolerance of the eigenvalue; the rate is right to about its root.

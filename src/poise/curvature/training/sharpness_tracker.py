@@ -20,12 +20,12 @@ from poise.curvature.operators.preconditioned import Preconditioned, l2_penalty,
 
 @dataclass(frozen=True, slots=True)
 class Sharpness:
-    """The sharpness at one moment of a run.
+    """The sharpness at one step of a run.
 
     Attributes:
         sharpness: largest eigenvalue of the (preconditioned) Hessian.
         error_bound: an eigenvalue lies within this distance of it.
-        threshold: the sharpness at which the optimizer stops being stable, ``None`` where it was not asked for.
+        threshold: the sharpness at which the optimizer stops being stable, ``None`` if it was not requested.
         ratio: sharpness over threshold.
         n_matvec: Hessian products that this took.
         eigen: all k eigenvalues, with vectors and bounds.
@@ -50,8 +50,8 @@ class SharpnessTracker:
     Args:
         k: number of eigenvalues.
         tol: relative tolerance.
-        precondition: ``"optimizer"`` measures the curvature that the optimizer sees, see :func:`preconditioner`; in an
-            adaptive optimizer that is what decides stability.
+        precondition: ``"optimizer"`` measures the preconditioned curvature, see :func:`preconditioner`; in an adaptive
+            optimizer that is what decides stability.
         threshold: the optimizer's edge, for example ``poise.dynamics.edge``.
         refresh: every so many updates start cold.
         generator: of the start vectors; by default one of its own, which leaves the random numbers of the run alone.
@@ -128,7 +128,7 @@ class SharpnessTracker:
         self._hessian = self._measured = self._last = None
 
     def _cold(self, operator: LinearOperator) -> EigenResult:
-        """All eigenvalues anew, and one more, to see how far the wanted ones are from the rest."""
+        """All eigenvalues again, and one more, to measure the gap between the wanted ones and the rest."""
         more = min(self.k + 1, operator.shape[0])
         eigen = eigs(operator, more, which="LA", tol=self.tol, generator=self._generator)
         self._age = 0
@@ -147,7 +147,7 @@ class SharpnessTracker:
 
     def _operator(self, model: nn.Module, loss_fn: Any, batch: Any, optimizer: Optimizer | None) -> LinearOperator:
         if self._hessian is not None and self._measured == (model, loss_fn):
-            self._hessian = self._hessian.renewed(batch)
+            self._hessian = self._hessian.with_data(batch)
         else:
             if self._measured is not None and self._measured[0] is not model:
                 self.reset()

@@ -31,7 +31,7 @@ def unwrap_sam(optimizer: Optimizer) -> tuple[Optimizer, Ascent | None]:
     marks = ("optimizer", "normalize", "adaptive")
     if not all(hasattr(optimizer, mark) for mark in marks) or "rho" not in optimizer.param_groups[0]:
         return optimizer, None
-    if getattr(optimizer, "adaptive"):  # noqa: B009 - no class here says that it is there
+    if getattr(optimizer, "adaptive"):  # noqa: B009 - no class here declares it
         raise ValueError("adaptive SAM climbs by another radius for every weight; write its step as a function for Map")
     base: Optimizer = getattr(optimizer, "optimizer")  # noqa: B009
     return base, Ascent(bool(getattr(optimizer, "normalize")), float(getattr(optimizer, "eps", 1e-12)))  # noqa: B009

@@ -31,8 +31,8 @@ def momentum_edge(lr: float, momentum: float = 0.0, dampening: float = 0.0, weig
     Args:
         lr: learning rate, positive.
         momentum: in [0, 1).
-        dampening: share of the gradient that is left out of the buffer, below 1.
-        weight_decay: decoupled decay :math:`\kappa`; a step removes the share ``lr * weight_decay`` of a weight.
+        dampening: fraction of the gradient that is left out of the buffer, below 1.
+        weight_decay: decoupled decay :math:`\kappa`; a step removes the fraction ``lr * weight_decay`` of a weight.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -186,7 +186,7 @@ def distance_to_edge(
 
     Args:
         optimizer: see :func:`edge`.
-        sharpness: largest eigenvalue of the (preconditioned) Hessian, as :func:`edge` says.
+        sharpness: largest eigenvalue of the (preconditioned) Hessian, as in :func:`edge`.
         error_bound: how far the true eigenvalue may be from ``sharpness``.
         grad_norm: norm of the gradient, for normalised SAM only.
 

@@ -20,7 +20,7 @@ def largest_stable_lr(optimizer: Optimizer, sharpness: float, grad_norm: float |
 
     Args:
         optimizer: see :func:`edge`.
-        sharpness: largest eigenvalue of the (preconditioned) Hessian, as :func:`edge` says.
+        sharpness: largest eigenvalue of the (preconditioned) Hessian, as in :func:`edge`.
         grad_norm: norm of the gradient, for normalised SAM only.
 
     Returns:
@@ -28,7 +28,7 @@ def largest_stable_lr(optimizer: Optimizer, sharpness: float, grad_norm: float |
         it is stable.
 
     Raises:
-        TypeError: if the optimizer is of no kind that :func:`edge` knows; else as :func:`edge`.
+        TypeError: if :func:`edge` does not support the optimizer; else as :func:`edge`.
     """
 
     def excess(log_factor: float) -> float:

@@ -41,7 +41,7 @@ _KINKED = (
 
 @dataclass(frozen=True, slots=True)
 class LocalPoint:
-    """Where a loss is looked at.
+    """The point at which a loss is examined.
 
     Attributes:
         loss: mean loss.
@@ -95,6 +95,6 @@ def local_point(model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str]
 
 
 def _is(operation: str, kink: str) -> bool:
-    """Whether an operation's name is the kink's, up to ``Backward`` and what tells variants apart (``MaxPool2D``)."""
+    """Whether an operation's name is the kink's, up to ``Backward`` and the suffix of variants (``MaxPool2D``)."""
     stem = operation.split("Backward")[0]
     return stem == kink or (stem.startswith(kink) and kink in ("Clamp", "MaxPool", "AdaptiveMaxPool", "Rrelu"))

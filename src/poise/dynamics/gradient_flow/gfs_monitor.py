@@ -38,7 +38,7 @@ class GFSSharpness:
     """Measures the sharpness of the gradient-flow solution now and then during full-batch training.
 
     The live model is never touched, and the last eigenvector starts the next search. Under momentum or mini-batches the
-    curve is a diagnostic: nothing says that it must fall.
+    curve is a diagnostic: it need not fall.
 
     Args:
         every: number of updates between two measurements.

@@ -28,7 +28,7 @@ class FlowResult:
         x: last point, shape (parameters,), float64.
         converged: whether the flow came to rest, that is the gradient fell below the tolerance.
         reason: why the integration ended: ``"at rest"``, ``"t_max"``, ``"max_evals"``, ``"step too small"``, or what
-            ``stop`` said.
+            ``stop`` returned true.
         n_evals: gradients computed, those for differences of gradients included.
         grad_norm: norm of the gradient at ``x``.
         t: time reached.

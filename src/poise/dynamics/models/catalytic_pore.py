@@ -50,7 +50,7 @@ class CatalyticPore:
 
     with sorption :math:`r = k^{ad} c\,(1 - s/s_{max}) - k^{de} s` (Langmuir; Henry without :math:`s_{max}`), the total
     flux of the feed at the inflow, free outflow, and no flux of the wall over its rims. Advection is upwind, which adds
-    diffusion of half the mean velocity times the cell length: refine the grid to see past it.
+    diffusion of half the mean velocity times the cell length: refine the grid to reduce it.
 
     A state is a flat float64 vector: for each species the bulk (radius, then length), then the wall.
 
@@ -105,7 +105,7 @@ class CatalyticPore:
             raise ValueError(
                 f"reaction must return one rate per species and wall cell, {(self.n_species, self.nz)}; got {shape}"
             )
-        _ = self._flows  # says what is wrong with the velocity now, not in the first step
+        _ = self._flows  # raises for a wrong velocity now, not in the first step
 
     @property
     def n_species(self) -> int:

@@ -17,10 +17,10 @@ from poise.dynamics.models.trajectory import State, Trajectory, follow
 class QuadraticModel:
     """Least squares with residuals ``z(theta) = z_0 + J_0 theta + Q(theta, theta) / 2`` and loss ``|z|^2 / 2``.
 
-    Gradient descent needs no parameters, for it is closed in the residuals and their Jacobian:
-    ``z' = z - lr J J^T z + lr^2 Q(J^T z, J^T z) / 2`` and ``J' = J - lr Q(J^T z, .)``. The largest eigenvalue of
-    ``J J^T`` rises (progressive sharpening) and, where it starts and the residuals are right, comes to rest at
-    ``2 / lr``, the edge of stability. Shapes with leading dimensions (...) are independent runs that share ``Q``.
+    Gradient descent needs no parameters, for it is closed in the residuals and their Jacobian: ``z' = z - lr J J^T z +
+    lr^2 Q(J^T z, J^T z) / 2`` and ``J' = J - lr Q(J^T z, .)``. The largest eigenvalue of ``J J^T`` rises (progressive
+    sharpening) and, where it starts and the residuals are right, comes to rest at ``2 / lr``, the edge of stability.
+    Shapes with leading dimensions (...) are independent runs with one ``Q``.
 
     Args:
         Q: second derivatives of the outputs, shape (outputs, parameters, parameters), symmetric in the last two.

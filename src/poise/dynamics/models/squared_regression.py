@@ -117,14 +117,14 @@ class SquaredRegression:
         return torch.linalg.eigvalsh(jacobian @ jacobian.T / len(self.inputs))[-1]
 
     def _descend(self, lam: Tensor, step: Tensor, gap: Tensor) -> tuple[Tensor, SquaredRegression]:
-        """Halve Newton's step until the convex function falls as far as Armijo's rule asks."""
-        here, slope, share = self._potential(lam), -float(gap @ step), 1.0
-        while share > 1e-12:
-            new = lam + share * step
+        """Halve Newton's step until the convex function falls as far as Armijo's rule requires."""
+        here, slope, fraction = self._potential(lam), -float(gap @ step), 1.0
+        while fraction > 1e-12:
+            new = lam + fraction * step
             there = self._potential(new)
-            if there <= here + 1e-4 * share * slope + 1e-15 * abs(here):
+            if there <= here + 1e-4 * fraction * slope + 1e-15 * abs(here):
                 break
-            share *= 0.5
+            fraction *= 0.5
         rho = self.inputs.T @ new
         return new, self._at(self.u * torch.exp(-2.0 * rho), self.v * torch.exp(2.0 * rho))
 

@@ -182,7 +182,7 @@ def sensitivity(directions: Float[Tensor, "n n"], strengths: Float[Tensor, " n"]
     .. math:: \frac{\partial z}{\partial s^2} = \frac{1}{\lambda} \Big(I + \frac{1}{\lambda} S^2 M\Big)^{-1}
         \mathrm{diag}(U^\top \alpha)
 
-    A negative entry off the diagonal is starvation. It needs features that share samples: for :math:`U = I` there are
+    A negative entry off the diagonal is starvation. It needs features with common samples: for :math:`U = I` there are
     none. With a penalty on the logits all entries are 0.
 
     Args:

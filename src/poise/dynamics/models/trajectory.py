@@ -114,7 +114,7 @@ def follow(
         n_steps: most steps.
         lr: learning rate, for the record.
         tol: norm of the residual at which a run has converged.
-        every: how many steps lie between two records; an odd number sees both phases of an oscillation.
+        every: how many steps lie between two records; an odd number records both phases of an oscillation.
 
     Raises:
         ValueError: if ``n_steps`` is negative, ``every`` below 1, or ``lr`` or ``tol`` not positive.

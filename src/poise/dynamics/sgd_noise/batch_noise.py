@@ -130,12 +130,12 @@ def _table(
             row += [found.value, _SIGNS[found.sign]]
     source = "exact" if stability.operator is not None else f"bounds, estimated from {stability.used} examples"
     caption = f"Largest learning rate that is stable in mean square; {stability.n} examples, {source}."
-    return Table("Learning rate that a batch size bears", columns, rows, caption)
+    return Table("Largest stable learning rate by batch size", columns, rows, caption)
 
 
 def _verdict(stability: SGDStability, lr: float | None) -> str:
     if lr is None:
-        return "No learning rate was given; the table says what each batch size bears."
+        return "No learning rate was given; the table holds the largest stable one for each batch size."
     limit, kind = _present_limit(stability)
     size = stability.batch_size
     words = f"At batch size {size} the {kind} is {limit:.3g}; the learning rate {lr:.3g} is {lr / limit:.2g} of it."

@@ -22,7 +22,7 @@ class Coherence:
 
     Attributes:
         sigma: largest eigenvalue of S over the largest of any :math:`H_i`. At least 1; with one output from 1 (no two
-            examples share a direction: noise hurts most) to n (all examples alike: none).
+            examples have one direction: the noise is largest) to n (all examples alike: none).
         S: coherence matrix :math:`S_{ij} = \sqrt{\mathrm{tr}(H_i H_j)}` of the examples that were used.
         lambda_1: largest eigenvalue of H.
         max_lambda_i: largest eigenvalue of any :math:`H_i`.
@@ -81,8 +81,8 @@ def coherence(
     r"""Return the coherence of a model's Gauss-Newton matrices, one an example.
 
     From a sample of m examples, :math:`\sigma \approx 1 + (\sigma_m - 1)(n - 1)/(m - 1)`: exact where examples are all
-    alike or all orthogonal, a guess between. A sketch adds noise to products that are near zero and so overstates
-    sigma for examples that share little.
+    alike or all orthogonal, a guess between. A sketch adds noise to products that are near zero and so overstates sigma
+    for examples with little in common.
 
     Args:
         model: float32 or float64, at a minimum that fits the data.

@@ -18,7 +18,7 @@ class CurvatureMoments:
         trace_squared: :math:`\mathrm{tr}\,G^2`.
         fourth: :math:`\frac1n \sum_i \mathrm{tr}\,H_i^2`; with one output the mean of :math:`|g_i|^4`.
         n: number of examples of the data.
-        used: number of examples that were looked at.
+        used: number of examples that were used.
 
     References:
         Wu and Su, "The Implicit Regularization of Dynamical Stability in Stochastic Gradient Descent", ICML 2023,
@@ -76,7 +76,7 @@ def curvature_moments(gram: PerExampleGram) -> CurvatureMoments:
     m, n = gram.used, gram.n
     products = gram.squared_products()
     fourth = float(products.diagonal().mean())
-    # One example tells nothing of pairs; as if all were copies of it, which cannot understate G.
+    # One example gives no pairs; all others are taken as copies of it, which cannot understate G.
     cross = float(products.sum() - products.diagonal().sum()) / (m * (m - 1)) if m > 1 else fourth
     trace = float(gram.traces.mean())
     if trace <= 0:

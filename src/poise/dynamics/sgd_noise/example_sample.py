@@ -17,7 +17,7 @@ _PIECE = 32  # fewest examples of one batch that are evaluated together, where t
 def two_samples(
     objective: Objective, batches: Sequence[Any], size: int, generator: torch.Generator
 ) -> tuple[list[Any], list[Any]]:
-    """Return two random samples of ``size`` examples that share none; the second may be smaller, or empty.
+    """Return two random samples of ``size`` examples without common ones; the second may be smaller, or empty.
 
     Pieces of up to 32 examples are drawn in turn from all batches, in random order.
 

@@ -41,7 +41,7 @@ class PerExampleFactors:
 
     Raises:
         ValueError: if BatchNorm is in train mode, or outputs are random or not finite.
-        TypeError: if ``loss_fn`` does not tell outputs and loss apart.
+        TypeError: if ``loss_fn`` does not separate outputs and loss.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any, data: Any, params: Sequence[str] | None = None) -> None:
@@ -125,7 +125,7 @@ class PerExampleFactors:
             return torch.vmap(lambda v: vjp(v)[0])(along.squeeze(0))
 
         for found in over_examples(rows, point, (batch, cotangents), len(cotangents), len(cotangents)):
-            parts = [part.detach().flatten(2) for part in found]  # a parameter that stands still has a graph
+            parts = [part.detach().flatten(2) for part in found]  # a parameter that does not move has a graph
             for name, part in zip(self._evaluation.flat.names, parts, strict=True):
                 if not torch.isfinite(part.sum()):
                     raise ValueError(f"gradients of {name!r} are NaN or infinite")
@@ -224,7 +224,7 @@ def per_example_gram(
             entries with random signs are added up at this distance. Products are unbiased with a relative error of
             about ``1 / sqrt(sketch)``.
         probes: use that many random combinations of each example's outputs, at least 2; all outputs by default.
-        chunk_size: most examples at once; fewer where ``max_bytes`` asks for it.
+        chunk_size: most examples at once; fewer where ``max_bytes`` requires it.
         max_bytes: most memory for factors.
         generator: of everything random.
 

@@ -1,4 +1,4 @@
-"""How mini-batches are drawn, and what that does to the second moment of SGD."""
+"""How mini-batches are drawn, and the effect on the second moment of SGD."""
 
 from __future__ import annotations
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from poise.dynamics.sgd_noise.sampling import Sampling, check_batch, noise_coefficients, smallest_batch_with
 
-_RANK_TOL = 1e-10  # directions below this share of the top eigenvalue are rounding
+_RANK_TOL = 1e-10  # directions below this fraction of the top eigenvalue are rounding
 _DENSE_RANK = 6
 
 
 class SecondMomentOperator:
-    r"""What one step of linearised SGD does to the second moment of its distance from a minimum.
+    r"""The effect of one step of linearised SGD on the second moment of its distance from a minimum.
 
     Near a minimum that fits every example, SGD with learning rate :math:`\eta` moves the distance :math:`\delta` by
     :math:`\delta' = (I - \eta H_B)\delta`, where :math:`H_B` is the mean of the batch's Hessians

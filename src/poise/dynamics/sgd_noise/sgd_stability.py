@@ -19,7 +19,7 @@ from poise.dynamics.sgd_noise.second_moment_operator import SecondMomentOperator
 
 _MOST_ROWS = 2000  # beyond it a product with the exact operator takes seconds
 _MOST_EXAMPLES, _FEWEST_EXAMPLES = 256, 16
-_MOST_NUMBERS = 8e8  # of the factors that an estimate looks at: some ten seconds
+_MOST_NUMBERS = 8e8  # of the factors in an estimate: about ten seconds
 _PROBES = 4
 _SKETCH = 4093  # a prime, so that the folds of the sketch do not fall into step with the rows of a weight matrix
 
@@ -129,7 +129,7 @@ def sgd_stability(
 
     ``exact="auto"`` computes the exact limit where examples x outputs are at most 2000 and their factors fit into
     ``max_bytes``. Otherwise the moment bound is estimated from a random sample of examples and, of each, four random
-    combinations of its outputs, with its standard error; the fields say how many examples were used.
+    combinations of its outputs, with its standard error; the fields hold how many examples were used.
 
     Learning rates are those of the loss as given: ``nn.MSELoss()`` has twice the curvature of half the squared error.
 
@@ -144,8 +144,8 @@ def sgd_stability(
         exact: whether to compute the exact limit.
         params: names of parameters or of modules; by default all that require gradients.
         sharpness: largest eigenvalue of the Gauss-Newton matrix if it is known; not needed with ``exact``.
-        subsample: how many examples an estimate looks at; by default what takes some ten seconds, 16 to 256.
-        chunk_size: most examples at once; fewer where ``max_bytes`` asks for it.
+        subsample: how many examples an estimate uses; by default about ten seconds' worth, 16 to 256.
+        chunk_size: most examples at once; fewer where ``max_bytes`` requires it.
         max_bytes: most memory for factors.
         interpolation_tol: mean loss above which the result is flagged as approximate.
         generator: of the sample, the signs and the sketch.

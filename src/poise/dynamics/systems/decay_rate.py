@@ -34,7 +34,7 @@ class RateFit:
         rate: per step or unit of time; negative if the perturbation grew.
         ci: 95 % interval of the rate, from the rates of eight consecutive parts: wide where the decay is not yet (or
             no longer) exponential.
-        r2: share of the variance of the logarithm that a straight line explains.
+        r2: fraction of the variance of the logarithm that a straight line explains.
     """
 
     rate: float

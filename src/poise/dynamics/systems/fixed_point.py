@@ -67,7 +67,7 @@ def find_fixed_point(
             ``"newton"`` (the whole Jacobian; sparse if the flow's is), ``"iterate"`` (follow the system itself: steps
             of a map, implicit integration over ever longer times of a flow), ``"anderson"`` (steps of a map, mixed
             over the last 5). The first two also find unstable points.
-        tol: how small the norm of the residual has to be, as a share of max(1, norm of x).
+        tol: how small the norm of the residual has to be, as a fraction of max(1, norm of x).
         max_steps: steps of the method.
 
     Raises:
@@ -116,12 +116,12 @@ def _newton(system: System, solve: Callable[[System, Tensor, Tensor], Tensor]) -
     def advance(x: Tensor, residual: Tensor) -> Tensor:
         direction = -solve(system, x, residual)
         size = torch.linalg.vector_norm(residual)
-        share = 1.0
-        while share > 1e-6:  # halve the step until it lowers the residual; at rounding level none does
-            ahead = x + share * direction
-            if torch.linalg.vector_norm(system.residual(ahead)) <= (1.0 - 1e-4 * share) * size:
+        fraction = 1.0
+        while fraction > 1e-6:  # halve the step until it lowers the residual; at rounding level none does
+            ahead = x + fraction * direction
+            if torch.linalg.vector_norm(system.residual(ahead)) <= (1.0 - 1e-4 * fraction) * size:
                 return ahead
-            share /= 2
+            fraction /= 2
         return x
 
     return advance

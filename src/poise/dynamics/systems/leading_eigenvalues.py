@@ -34,7 +34,7 @@ class LeadingEigenvalues:
         vectors: unit right eigenvectors, of shape (n, k).
         residuals: norms of ``J v - lambda M v``, of shape (k,).
         whole: whether these are all eigenvalues.
-        notes: what the search could not see.
+        notes: what the search could miss.
     """
 
     values: Complex[np.ndarray, " k"]
@@ -116,7 +116,7 @@ def rightmost_eigenvalues(jacobian: Matrix, k: int, mass: Matrix | None = None) 
 
     Eigenvalues near 0 decide how slowly a stable system returns. An unstable one may be far from 0: a second search
     starts at the right end of Gershgorin's discs, beyond which there is none. A fast oscillation may still be nearer to
-    neither; the note says above which frequency.
+    neither; the note gives the frequency.
 
     Args:
         jacobian: of shape (n, n).

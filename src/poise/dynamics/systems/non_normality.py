@@ -33,7 +33,7 @@ class NonNormality:
     Attributes:
         sigma_max: largest singular value of the Jacobian: the most that one step of a map can amplify.
         numerical_abscissa: largest eigenvalue of its symmetric part: the fastest growth of a flow at the start.
-        transient_growth: the largest amplification over all times that were looked at, at least 1; infinite beyond the
+        transient_growth: the largest amplification over all times that were computed, at least 1; infinite beyond the
             largest float, ``None`` where the system is too large.
 
     References:
@@ -48,7 +48,7 @@ class NonNormality:
 def non_normality_of_map(jacobian: Float[np.ndarray, "n n"]) -> NonNormality:
     """Return the transient growth of the powers of a matrix.
 
-    The powers looked at are 1, 3 and 5 times the powers of two.
+    The computed powers are 1, 3 and 5 times the powers of two.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         bases = [np.linalg.matrix_power(jacobian, odd) for odd in (1, 3, 5)]
@@ -58,7 +58,7 @@ def non_normality_of_map(jacobian: Float[np.ndarray, "n n"]) -> NonNormality:
 def non_normality_of_flow(jacobian: Float[np.ndarray, "n n"]) -> NonNormality:
     """Return the transient growth of the exponential of a matrix.
 
-    The times looked at form a geometric sequence of ratio 1.41, from a tenth of the shortest time scale.
+    The times form a geometric sequence of ratio 1.41, from a tenth of the shortest time scale.
     """
     shortest = 0.1 / max(_spectral_norm(jacobian), 1e-300)
     bases = [factor * shortest * jacobian for factor in (1.0, 2.0**0.5)]

@@ -61,8 +61,8 @@ def optimizer_map(
     depend on time. Model and optimizer are not touched.
 
     Adam and RMSprop divide by the root of a mean of squares, which is zero at a minimum and has no derivative there.
-    That mean changes slowly; hold it (``hold=["exp_avg_sq"]``, ``hold=["square_avg"]``) to ask whether the optimizer is
-    stable with the preconditioner it has now.
+    That mean changes slowly; hold it (``hold=["exp_avg_sq"]``, ``hold=["square_avg"]``) to find out whether the
+    optimizer is stable with the preconditioner it has now.
 
     Args:
         optimizer: ``SGD``, ``Adam``, ``AdamW`` or ``RMSprop`` of torch, or a SAM around one of them (with its radius in

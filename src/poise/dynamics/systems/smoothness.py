@@ -18,8 +18,9 @@ class Smoothness:
     """Jacobian products against finite differences, the worst of a few random directions.
 
     Attributes:
-        kink: difference of the one-sided derivatives, as a share of their size; tends to 0 where the field is smooth.
-        mismatch: difference of the Jacobian product and the central difference, as a share of their size.
+        kink: difference of the one-sided derivatives, as a fraction of their size; tends to 0 where the field is
+            smooth.
+        mismatch: difference of the Jacobian product and the central difference, as a fraction of their size.
         smooth: whether both are as small as rounding and curvature allow.
     """
 

@@ -1,4 +1,4 @@
-"""What the linearisation at an equilibrium says, and its report."""
+"""The stability of the linearisation at an equilibrium, and its report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LARGE_GROWTH = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """What the linearisation at an equilibrium says.
+    """The stability of the linearisation at an equilibrium.
 
     Attributes:
         verdict: ``"stable"`` (attracts at an exponential rate), ``"normally stable"`` (the same towards a manifold of
-            equilibria whose dimension was supplied), ``"unstable"``, or ``"undecided"``; ``notes`` say why.
+            equilibria whose dimension was supplied), ``"unstable"``, or ``"undecided"``; ``notes`` give the reason.
         eigenvalues: the fastest growing first, of shape (k,).
         growth_rates: their exponential rates: real parts (flow) or logarithms of absolute values (map).
         n_neutral: how many neither grow nor decay, of those computed.
@@ -70,7 +70,7 @@ class Stability:
         if self.non_normality is not None:
             blocks.append(_non_normality_table(self))
         limits = [
-            "Eigenvalues describe small perturbations: how small, they do not say.",
+            "Eigenvalues describe small perturbations only; they do not show how small.",
             *self.notes,
             *_transient_note(self),
         ]

@@ -1,4 +1,4 @@
-"""The audit of a training run: one call that says how far it is from the edge of its stability."""
+"""The audit of a training run: one call that measures the distance to the edge of stability."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def audit(
 ) -> Report:
     """Return how far a model and its optimizer are from the edge of stability, and how certain that is.
 
-    The report holds the sharpness with its error bound (for an adaptive optimizer also as it sees it), the optimizer's
+    The report holds the sharpness with its error bound (for an adaptive optimizer also preconditioned), the optimizer's
     threshold, the largest stable learning rates for full batches and for this batch size, the smallest stable batch,
     the density of eigenvalues, and what the analysis does not cover. Nothing of the model and the optimizer changes.
 
     A large problem is cut to what takes about ``seconds``: fewer examples, fewer products, bounds in the place of exact
-    limits. The report says so. That depends on the speed of the machine; give ``examples`` where the same numbers have
+    limits. The report notes it. That depends on the speed of the machine; give ``examples`` where the same numbers have
     to come out again.
 
     Args:

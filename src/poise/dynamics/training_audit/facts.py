@@ -25,7 +25,7 @@ class TrainingFacts:
         parameters: number of parameters.
         point: loss, gradient, kinks.
         plain: sharpness of the loss.
-        seen: sharpness as an adaptive optimizer sees it, ``None`` for others.
+        preconditioned: sharpness preconditioned by an adaptive optimizer, ``None`` for others.
         distance: of the sharpness that decides, to the edge.
         largest_lr: learning rate that puts the optimizer on its edge: lowest, best and highest value.
         density: of the eigenvalues of the operator that decides.
@@ -44,7 +44,7 @@ class TrainingFacts:
     parameters: int
     point: LocalPoint
     plain: AuditedSharpness
-    seen: AuditedSharpness | None
+    preconditioned: AuditedSharpness | None
     distance: EdgeDistance
     largest_lr: tuple[float, float, float]
     density: SpectralDensity
@@ -56,4 +56,4 @@ class TrainingFacts:
     @property
     def decisive(self) -> AuditedSharpness:
         """The sharpness that the edge is compared with."""
-        return self.seen or self.plain
+        return self.preconditioned or self.plain

@@ -48,7 +48,7 @@ def limits_of_the_analysis(point: LocalPoint, sharpness: float, batch_size: int,
         )
     lines.append(
         "**Nothing random.** Dropout and other random layers have to be off for an audit; while training they add "
-        "noise that is not counted here. Statistics of BatchNorm count as the mode of the model says."
+        "noise that is not counted here. Statistics of BatchNorm follow the mode of the model."
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -75,6 +75,6 @@ def _kinks(point: LocalPoint) -> str:
     if not point.kinks:
         return "**Smooth.** No operation with a kink was met on the way to the loss."
     return (
-        f"**Kinks.** The loss has bends where {', '.join(point.kinks)} switches. The Hessian does not see that, so "
+        f"**Kinks.** The loss has bends where {', '.join(point.kinks)} switches. The Hessian does not include that, so "
         "the true curvature over one step may be larger."
     )

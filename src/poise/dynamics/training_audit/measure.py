@@ -27,9 +27,9 @@ from poise.dynamics.training_audit.noise import audited_noise, why_no_noise_anal
 from poise.dynamics.training_audit.sharpness import (
     AuditedSharpness,
     Watched,
-    as_optimizer_sees,
     audited_sharpness,
     is_adaptive,
+    preconditioned_by,
 )
 from poise.tools.progress_bar import progress_bar
 
@@ -60,10 +60,12 @@ def measure(
         spectrum = _Spectrum(model, objective, sample, others, params, optimizer, effort, seed)
         distance_to_edge(optimizer, 0.0, 0.0, point.grad_norm)  # an edge that is not known is reported before the work
         plain = spectrum.top(phase, "sharpness", preconditioned=False)
-        seen = spectrum.top(phase, "sharpness as the optimizer sees it", True) if is_adaptive(optimizer) else None
+        preconditioned = (
+            spectrum.top(phase, "sharpness preconditioned by the optimizer", True) if is_adaptive(optimizer) else None
+        )
         density = spectrum.density(phase)
         noise, reason = _noise(phase, model, objective, sample, n, optimizer, batch_size, params, plain, generator)
-    decisive = seen or plain
+    decisive = preconditioned or plain
     return TrainingFacts(
         optimizer=type(optimizer).__name__,
         lr=float(optimizer.param_groups[0]["lr"]),
@@ -74,7 +76,7 @@ def measure(
         parameters=spectrum.hessian.shape[0],
         point=point,
         plain=plain,
-        seen=seen,
+        preconditioned=preconditioned,
         distance=_distance(optimizer, decisive, point),
         largest_lr=_stable_lrs(optimizer, decisive, point),
         density=density,
@@ -86,7 +88,7 @@ def measure(
 
 
 class _Spectrum:
-    """The Hessian of the sample, plain and as the optimizer sees it."""
+    """The Hessian of the sample, plain and preconditioned by the optimizer."""
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class _Spectrum:
         return {name: float(part.square().sum()) for name, part in zip(flat.names, parts, strict=True)}
 
     def _operator(self, hessian: Hessian, preconditioned: bool) -> LinearOperator:
-        return as_optimizer_sees(hessian, self._optimizer) if preconditioned else hessian
+        return preconditioned_by(hessian, self._optimizer) if preconditioned else hessian
 
 
 def _checked_data(

@@ -69,7 +69,7 @@ def audited_noise(
     rows = factors.n * factors.outputs
     if factors.n == n and rows <= _EXACT_ROWS and rows * factors.parameters * 8 <= _MAX_BYTES:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotInterpolating)  # the report says it in its own words
+            warnings.simplefilter("ignore", NotInterpolating)  # the report has a sentence for it
             return sgd_stability(
                 model, objective, iter(sample), lr=lr, batch_size=batch_size, exact=True, params=params
             )

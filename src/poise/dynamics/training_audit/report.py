@@ -1,4 +1,4 @@
-"""What an audit found, as a report."""
+"""The report of an audit."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def training_report(facts: TrainingFacts) -> Report:
     Args:
         facts: what was measured.
     """
-    findings, adaptive = findings_of(RULES, facts), facts.seen is not None
+    findings, adaptive = findings_of(RULES, facts), facts.preconditioned is not None
     limits = limits_of_the_analysis(facts.point, facts.plain.value, facts.batch_size, facts.n, adaptive)
-    title = "Density of eigenvalues" + (", as the optimizer sees them" if adaptive else "")
+    title = "Density of eigenvalues" + (", preconditioned by the optimizer" if adaptive else "")
     report = Report(
         "Distance to the edge of stability",
         audit_summary(facts),
@@ -73,7 +73,7 @@ def audit_summary(facts: TrainingFacts) -> str:
             "rate of gradient descent is too large for this point; it is not a minimum either."
         )
     distance = facts.distance
-    where = {"below": "below it", "at": "so at it as far as can be told", "above": "above it"}[distance.where]
+    where = {"below": "below it", "at": "so at it within the error", "above": "above it"}[distance.where]
     unit = "of" if distance.ratio < 1 else "times"
     return (
         f"You are at {_between(distance.low, distance.ratio, distance.high)} {unit} the edge of stability, {where}. "
@@ -92,8 +92,8 @@ def _noise_sentence(facts: TrainingFacts) -> str:
     if not facts.plain_sgd:
         return f"For SGD without momentum and batches of {facts.batch_size}, the largest stable one is {words}."
     if limit >= 0.999 * facts.noise.lr_gd:
-        seen = "does not lower it" if exact else "does not lower it as far as bounds can tell"
-        return f"The noise of batches of {facts.batch_size} {seen}."
+        effect = "does not lower it" if exact else "does not lower it within the bounds"
+        return f"The noise of batches of {facts.batch_size} {effect}."
     beyond = ", which the present one exceeds" if facts.lr > limit else ""
     return f"With batches of {facts.batch_size}, noise lowers it to {words}{beyond}."
 
@@ -107,8 +107,8 @@ def _between(low: float, value: float, high: float) -> str:
 
 def _sharpness_table(facts: TrainingFacts) -> Table:
     rows = [_sharpness_row("Sharpness of the loss", facts.plain)]
-    if facts.seen is not None:
-        rows.append(_sharpness_row(f"Sharpness as {facts.optimizer} sees it", facts.seen))
+    if facts.preconditioned is not None:
+        rows.append(_sharpness_row(f"Sharpness preconditioned by {facts.optimizer}", facts.preconditioned))
     edge = facts.distance
     rows.append([f"Threshold of {facts.optimizer} at lr {facts.lr:g}", edge.edge, None, None, "closed form"])
     rows.append(["Fraction of the edge", edge.ratio, edge.low, edge.high, "sharpness over threshold"])
@@ -157,9 +157,9 @@ def _noise_rows(noise: SGDStability) -> list[list[object]]:
 
 def _direction_table(facts: TrainingFacts) -> Table:
     ranked = sorted(facts.directions.items(), key=lambda item: -item[1])
-    rows = [[name, 100 * share] for name, share in ranked[:_MOST_PARAMETERS]]
+    rows = [[name, 100 * fraction] for name, fraction in ranked[:_MOST_PARAMETERS]]
     left = len(ranked) - len(rows)
-    rest = 100 * sum(share for _, share in ranked[_MOST_PARAMETERS:])
+    rest = 100 * sum(fraction for _, fraction in ranked[_MOST_PARAMETERS:])
     more = f"; {left} more parameters have {rest:.2g}" if left else ""
     caption = f"Parts of the squared length of the sharpest direction, in per cent{more}."
     return Table("What goes first", ["Parameter", "Per cent"], rows, caption)

@@ -77,11 +77,11 @@ def is_adaptive(optimizer: Optimizer) -> bool:
     return not isinstance(unwrap_sam(optimizer)[0], SGD)
 
 
-def as_optimizer_sees(hessian: Hessian, optimizer: Optimizer) -> LinearOperator:
+def preconditioned_by(hessian: Hessian, optimizer: Optimizer) -> LinearOperator:
     """Return the Hessian between the roots of the optimizer's preconditioner.
 
     A parameter counts as fixed where its divisor is within rounding of zero beside the largest one, as that of a bias
-    before BatchNorm: its curvature would be rounding, divided by nearly nothing.
+    before BatchNorm: its curvature would be a rounding error divided by nearly zero.
     """
     divisor = preconditioner(optimizer, hessian.flat)
     largest = divisor[divisor.isfinite()].max()
@@ -90,7 +90,7 @@ def as_optimizer_sees(hessian: Hessian, optimizer: Optimizer) -> LinearOperator:
 
 
 class Watched(LinearOperator):
-    """An operator in float64 that says when it took a product.
+    """An operator in float64 with a callback after each product.
 
     Products are taken in the operator's own precision. The vectors of a solver are in float64: sums over ten million
     entries in float32 lose the symmetry that Lanczos rests on.

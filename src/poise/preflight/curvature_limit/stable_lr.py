@@ -20,7 +20,7 @@ from poise.curvature.loss.evaluation import Evaluation
 from poise.curvature.operators.preconditioned import unwrapped
 from poise.dynamics import edge, momentum_edge
 from poise.dynamics.edge_of_stability.largest_stable_lr import largest_stable_lr
-from poise.dynamics.training_audit.sharpness import as_optimizer_sees, is_adaptive
+from poise.dynamics.training_audit.sharpness import is_adaptive, preconditioned_by
 from poise.nn.dropout_off import dropout_off
 from poise.report.words import number
 
@@ -115,7 +115,7 @@ def stable_lr(
         adam_limit = None
         if sgd is None:
             adaptive = _as_after_first_step(optimizer or Adam(hessian.flat.tensors), hessian.flat, gradient)
-            seen = _top(as_optimizer_sees(hessian, adaptive), generator)
+            seen = _top(preconditioned_by(hessian, adaptive), generator)
             adam_limit = _limit(adaptive, float(seen.values[0]))
     lambda1 = float(top.values[0])
     limit = numerator / lambda1 if lambda1 > 0 else math.inf

@@ -37,7 +37,7 @@ class Hessian(LinearOperator):
     loss does not depend have zero rows.
 
     Args:
-        model: float32 or float64; under ``torch.autocast`` its forward pass runs as the context says.
+        model: float32 or float64; under ``torch.autocast`` its forward pass runs in this context.
         loss_fn: a criterion for batches of inputs and targets, a :class:`poise.curvature.Supervised`, or any
             ``loss_fn(model, batch)`` that returns a mean. Of a criterion with ``reduction="sum"`` it is the Hessian of
             the batch's sum; of several batches, of the mean of their sums.
@@ -45,10 +45,10 @@ class Hessian(LinearOperator):
             proportion to its examples (terms, for the cross entropy and the squared error).
         params: names of parameters or of modules; by default all that require gradients.
         mode: how a product is computed. ``"retained"`` keeps the graph of the gradient and takes one backward pass a
-            product; ``"linearize"`` traces it (dear once, cheapest after some 300 products); ``"rebuild"`` keeps one
-            batch in memory at a time; ``"forward_over_reverse"`` less still; ``"finite_difference"`` needs no second
-            derivative and is right to about 1e-4 (float32) or 1e-9 (float64); ``"auto"`` retains where ``max_bytes``
-            allows, else rebuilds.
+            product; ``"linearize"`` traces it (expensive once, cheapest after about 300 products); ``"rebuild"`` keeps
+            one batch in memory at a time; ``"forward_over_reverse"`` less still; ``"finite_difference"`` needs no
+            second derivative and is right to about 1e-4 (float32) or 1e-9 (float64); ``"auto"`` retains where
+            ``max_bytes`` allows, else rebuilds.
         max_bytes: most memory for what ``"auto"`` may retain.
 
     Attributes:
@@ -84,10 +84,10 @@ class Hessian(LinearOperator):
             mode = "retained" if GRADIENT_GRAPH * saved <= max_bytes else "rebuild"
         self.mode: HessianMode = mode
         self.flat = evaluation.flat
-        self._again = (model, loss_fn, data, mode, max_bytes)
+        self._arguments = (model, loss_fn, data, mode, max_bytes)
         self._build(evaluation)
 
-    def renewed(self, data: Any) -> Hessian:
+    def with_data(self, data: Any) -> Hessian:
         """Return the Hessian at the parameters as they are now, on other data, without examining the loss again.
 
         Args:
@@ -95,18 +95,18 @@ class Hessian(LinearOperator):
         """
         other = copy.copy(self)
         other.n_matvec = 0
-        other._again = (*self._again[:2], data, *self._again[3:])
-        other._build(self._evaluation.renewed(data))
+        other._arguments = (*self._arguments[:2], data, *self._arguments[3:])
+        other._build(self._evaluation.with_data(data))
         return other
 
     def submatrix(self, names: Sequence[str]) -> Hessian:
         """Return the rows and columns of the named parameters or modules, as an operator of its own."""
-        model, loss_fn, data, mode, max_bytes = self._again
+        model, loss_fn, data, mode, max_bytes = self._arguments
         return Hessian(model, loss_fn, data, names, mode, max_bytes)
 
     def _build(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        # What is built must not know this operator: in a cycle, graphs live on until the garbage collector comes by.
+        # The product must not refer to this operator: in a cycle, graphs would live until the next garbage collection.
         self._products = PlainAttentionFallback(functools.partial(BUILDERS[self.mode], evaluation), evaluation)
 
     def _matvec(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

@@ -13,7 +13,7 @@ from poise.curvature.operators.hessian.mode import HessianProduct
 
 
 def linearize(evaluation: Evaluation) -> HessianProduct:
-    """Return v -> H v that replays a trace: dear to build, cheapest per product, memory for all batches.
+    """Return v -> H v that replays a trace: expensive to build, cheapest per product, memory for all batches.
 
     Args:
         evaluation: the loss.

@@ -34,7 +34,7 @@ def differentiated_gradient(evaluation: Evaluation, batches: Iterable[int]) -> H
         RuntimeError: if the gradient cannot be differentiated.
     """
     flat = evaluation.flat
-    ends, slopes = zip(*(evaluation.end_and_slope(i) for i in batches), strict=True)
+    ends, slopes = zip(*(evaluation.output_and_gradient(i) for i in batches), strict=True)
     gradient = torch.autograd.grad(ends, flat.tensors, slopes, create_graph=True, allow_unused=True)
     curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
     if not curved:

@@ -6,7 +6,7 @@ by) is larger than the threshold that the learning rate sets: 2 / lr for gradien
 
 ## Why it hurts
 Near this point, distances along the sharpest direction grow with every step. The loss spikes; whether the run then
-diverges or settles in a flatter place is decided by higher derivatives, which this audit does not see.
+diverges or settles in a flatter region depends on higher derivatives, which this audit does not measure.
 
 ## How it is detected
 The sharpness is measured by the Lanczos process, with an error bound; where only a sample of the examples was used,
@@ -18,7 +18,7 @@ A learning rate below the largest stable one that the report gives; a warm-up, w
 while small steps are taken.
 
 ```python
-torch.optim.SGD(model.parameters(), lr=3.0)  # bad where the report says that 0.8 is the largest stable one
+torch.optim.SGD(model.parameters(), lr=3.0)  # bad where 0.8 is the largest stable one of the report
 torch.optim.SGD(model.parameters(), lr=0.4)  # good: half of the edge leaves room for sharper batches
 ```
 

@@ -1,7 +1,7 @@
 """The learning rate is at the edge of stability.
 
 ## What it is
-The sharpness equals the threshold that the learning rate sets, as far as the measurement can tell.
+The sharpness equals the threshold that the learning rate sets, within the error of the measurement.
 
 ## Why it hurts
 Often it does not: full-batch training moves to this edge by itself and stays there while the loss falls. But nothing is

@@ -17,7 +17,7 @@ made if the learning rate of plain SGD is above that limit and below that of ful
 A larger batch (the report gives the smallest stable one) or a lower learning rate.
 
 ```python
-DataLoader(data, batch_size=4)  # bad where the report says that 16 is the smallest stable batch
+DataLoader(data, batch_size=4)  # bad where 16 is the smallest stable batch of the report
 DataLoader(data, batch_size=32)  # good
 ```
 

@@ -58,7 +58,9 @@ def files_with(pattern):
 
 
 def test_the_catalogue_has_every_rule_and_remedy_that_a_file_holds():
-    assert files_with(r"^\w+(: .+)? = (Rule|Cause)\(") == {rule.find.__module__ for _, rule in RULES.values()}
+    found = files_with(r"^\w+(: .+)? = (Rule|Cause)\(")
+    found = {name for name in found if not name.startswith("poise.studies.")}  # a study's rule decides a verdict
+    assert found == {rule.find.__module__ for _, rule in RULES.values()}
     documented = files_with(r"^\w+(: .+)? = DocumentedRemedy\(")
     assert {name.rpartition(".")[2] for name in documented} == {r.name for r in REMEDIES if r.kind != "live"}
 

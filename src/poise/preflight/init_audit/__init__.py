@@ -30,9 +30,9 @@ def audit_init(
     branches, how much each layer normalisation amplifies gradients at every position of a sequence, an analytic bound
     on the Jacobian of feed-forward sub-layers, factors that a normalisation divides out again, attention logits and
     their entropy, dead units, whether different inputs can still be distinguished, and the gain of recurrent layers.
-    Hessian products then give the sharpness and the
-    largest usable learning rate, without and (up to two million parameters) with a warm-up. The report names the layer
-    and the depth at which the model fails, and the code that cures it.
+    Hessian products then give the sharpness and the largest usable learning rate, without and (up to two million
+    parameters) with a warm-up. The report names the layer and the depth at which the model fails, and the code that
+    cures it.
 
     Nothing of the model changes: parameters, gradients, mode, buffers, random states. Dropout is off; a batch norm that
     trains uses the statistics of the batch. Beyond thirty million parameters the sharpness is that of one example,

@@ -305,6 +305,11 @@ def unscaled_targets(run: Run, onset: int, strength: float) -> None:
     run.put("loss", run.all_steps, run.noisy(run.all_steps, 10 * spread**2, 0.01))
 
 
+def sum_reduction(run: Run, onset: int, strength: float) -> None:
+    run.event(0, "loss_is_sum", count=64, source="train.py:12")
+    diverge(run, onset)
+
+
 # What a broken contract leaves in the record: one event, (kind, payload).
 EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "accumulation_not_divided": ("accumulation_not_divided", {"count": 8, "absorbed": False}),
@@ -389,6 +394,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         lr_lost_on_resume,
         deviation_of_one_value,
         unscaled_targets,
+        sum_reduction,
     )
 }
 FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}

@@ -125,10 +125,10 @@ FAULTS = (
     ),
     Fault(
         "scheduler stepped per batch",
-        "schedule_jump",
+        "schedule_per_batch",
         "cnn",
         (("        step += 1\n    scheduler.step()\n", "        step += 1\n        scheduler.step()\n"), ("step_size=4", "step_size=1")),
-        onset=(1, 20),
+        onset=(0, 0),
     ),
     Fault("learning rate too high, Adam", "lr_too_high", "mlp", args=("--lr", "1.0"), onset=(0, 60), also="lr_above_curvature"),
     Fault("learning rate too high, SGD", "lr_too_high", "regression", args=("--lr", "3"), onset=(0, 60), also="lr_above_curvature"),

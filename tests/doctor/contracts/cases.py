@@ -440,6 +440,20 @@ def schedule_per_batch_cosine(broken):
     schedule_per_batch(broken, lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5))
 
 
+def sum_reduction(broken, function=F.mse_loss):
+    model, x = mlp(4, 1), torch.randn(64, 4)
+    y = x @ torch.randn(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    train(model, lambda m: function(m(x), y, reduction="sum" if broken else "mean"), 40, optimizer)
+
+
+def sum_reduction_by_hand(broken):
+    def loss(p, y, reduction):
+        return getattr((p - y).square(), reduction)()
+
+    sum_reduction(broken, loss)
+
+
 CASES = {
     name: case
     for name, case in list(globals().items())

@@ -65,6 +65,7 @@ _CONTRACTS = (
     "schedule_per_batch",
     "sigmoid_twice",
     "softmax_over_batch",
+    "sum_reduction",
     "target_out_of_range",
     "targets_ignored",
     "unmixed_batches",

@@ -11,6 +11,7 @@ from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
 from poise.doctor.probes.contracts.lost_gradients import LostGradientProbe
 from poise.doctor.probes.contracts.mixing import MixingProbe
 from poise.doctor.probes.contracts.residuals import ResidualProbe
+from poise.doctor.probes.contracts.summation import SummationProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
@@ -41,6 +42,7 @@ PROBES: tuple[type[Probe], ...] = (
     ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,
+    SummationProbe,
     TargetProbe,
     UpdateProbe,
 )

@@ -40,9 +40,8 @@ def find(record: Record) -> list[Finding]:
     if event is None:
         return []
     steps, length = int(event.payload["steps"]), event.payload.get("length")
-    how = (
-        "the rate is next to zero" if event.payload["how"] == "decays" else f"the rate rises again every {length} steps"
-    )
+    decays = event.payload["how"] == "decays"
+    how = "the rate is next to zero" if decays else f"the rate rises again every {length} steps"
     return [
         CAUSE.finding(
             "error" if decays else "warning",

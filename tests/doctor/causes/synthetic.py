@@ -153,6 +153,8 @@ def eps_dominates(run: Run, onset: int, strength: float) -> None:
 def state_lost_on_resume(run: Run, onset: int, strength: float) -> None:
     run.event(0, "torch_load", has_optimizer_state=True)
     run.event(0, "load_state_dict", what="model", **{"class": "Net"})
+    run.events = [e for e in run.events if e.kind != "first_step"]
+    run.event(0, "first_step", timeline="", state_empty=True, adaptive=True, stateful=True, loaded_share=1.0)
 
 
 def schedule_jump(run: Run, onset: int, strength: float) -> None:

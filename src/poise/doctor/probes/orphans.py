@@ -58,4 +58,4 @@ def _replaced(sink: Sink, timeline: Timeline, lost: list[int]) -> list[str]:
 
 def _unoptimized(sink: Sink) -> list[str]:
     trainable = [p for root in sink.names.roots for p in root.parameters() if p.requires_grad]
-    return [sink.names.parameters[id(p)] for p in trainable if id(p) not in sink.optimized]
+    return [sink.names.parameters[id(p)] for p in trainable if id(p) not in sink.optimized | sink.copied]

@@ -39,6 +39,9 @@ class Probe:
     def before_backward(self, sink: Sink, backward: BackwardPass) -> None:
         """Measure what is about to be differentiated, while its graph exists."""
 
+    def first_step(self, sink: Sink, timeline: Timeline) -> None:
+        """Describe an optimizer that is about to take its first step, sampled or not."""
+
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Measure the gradients, just before an optimizer step."""
 

@@ -110,6 +110,7 @@ class BackwardHooks:
 
     @guarded
     def _note_reset(self, owner: Any) -> None:
+        covered = {id(p) for p in owner.parameters()} if isinstance(owner, nn.Module) else set()
         for timeline in self.state.timelines.values():
-            if owner is timeline.optimizer or isinstance(owner, nn.Module):
+            if owner is timeline.optimizer or (covered and all(id(p) in covered for p in timeline.parameters)):
                 timeline.gradients_reset = True

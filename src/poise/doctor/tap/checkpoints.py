@@ -36,6 +36,7 @@ class CheckpointHooks:
         return result
 
     def _model_loaded(self, result: Any, model: Any, *_: Any) -> Any:
+        self.state.sink.loaded.update(map(id, model.parameters()))
         self._note("load_state_dict", {"what": "model", "class": type(model).__name__})
         return result
 

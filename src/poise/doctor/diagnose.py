@@ -2,7 +2,8 @@
 
 Attribution. A finding explains another of the same timeline away if its cause leads to the other's cause (directly or
 through others), it began no later, it is more than *info*, and it is sure enough: more likely than not, and at least
-0.8 likely where the other is a fact. An explained finding is never dropped. It keeps its identity (cause, where,
+0.8 likely where the other is a fact. A fact is explained only by what was known by its own detection: later evidence
+may be its consequence. An explained finding is never dropped. It keeps its identity (cause, where,
 onset, detection), is demoted to *info*, says what explains it, and comes after all others; the root inherits its
 severity and event, so that the worst severity of a run does not depend on attribution. Because a root may come to
 light after its consequences, a live run may first report a consequence as an error and later demote it in favour of
@@ -19,7 +20,9 @@ from poise.report.finding import SEVERITIES, Finding, Severity
 from poise.store import Record
 from poise.tools.nearest_name import did_you_mean
 
+UNDETERMINED = "undetermined"
 _SURE = 0.9
+FACT = 0.95  # probability from which on a finding of an exact cause counts as a fact
 
 
 def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[Finding]:
@@ -43,6 +46,9 @@ def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] =
         if len(timelines) > 1:
             here = [_for_competitors(finding) for finding in here]
         findings += [_labelled(finding, prefix) for finding in attribute(here)]
+    named = any(finding.severity != "info" and finding.cause != UNDETERMINED for finding in findings)
+    if named or len(timelines) > 1:  # where several compete, a loss may rise in health
+        findings = [f for f in findings if f.cause != UNDETERMINED or (not named and f.severity != "info")]
     return sorted(findings, key=_rank)
 
 
@@ -105,7 +111,10 @@ def consequences(cause_id: str) -> set[str]:
 
 
 def _explains(root: Finding, other: Finding) -> bool:
-    sure = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
+    fact = CAUSES[other.cause].exact and other.probability >= FACT
+    sure = root.probability >= (0.8 if fact else 0.5)
+    if fact and not CAUSES[root.cause].exact and (root.detected_step or 0) > (other.detected_step or 0):
+        return False
     if CAUSES[root.cause].benign:  # what comes after its end has another reason
         lasts = root.detected_step is not None and _began(other) <= root.detected_step
     else:

@@ -143,7 +143,7 @@ def _find_events(record: Record) -> tuple[LossEvent, ...]:
     curve = loss_curve(record)
     events = _nonfinite(record["loss"])
     if len(curve.steps):
-        trivial = _trivial_loss(record, curve)
+        trivial = trivial_loss(record)
         events += [
             event
             for event in _spikes(curve) + _divergences(curve) + _stalls(curve, trivial)
@@ -162,8 +162,9 @@ def loss_is_no_measure(record: Record) -> float:
     return min((event.step for kind in kinds for event in record.events(kind)), default=np.inf)
 
 
-def _trivial_loss(record: Record, curve: LossCurve) -> np.ndarray:
-    """Return, for each step, the loss above which nothing was learned yet."""
+def trivial_loss(record: Record) -> np.ndarray:
+    """Return, for each entry of the loss curve, the loss above which nothing was learned yet."""
+    curve = loss_curve(record)
     at_start = 0.8 * curve.start
     entropy = record["label_entropy"]
     if not len(entropy.steps):

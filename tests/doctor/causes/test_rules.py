@@ -194,7 +194,12 @@ def test_small_gradients_of_a_converged_run_or_a_bias_are_no_fault_of_eps():
 
 
 def resumed(
-    held: bool, rewarmed: bool = False, restored: bool = False, loss_jumps: bool = False, share: float = 1.0, **before: float
+    held: bool,
+    rewarmed: bool = False,
+    restored: bool = False,
+    loss_jumps: bool = False,
+    share: float = 1.0,
+    **before: float,
 ) -> Run:
     run = healthy()
     run.events = [e for e in run.events if e.kind != "first_step"]

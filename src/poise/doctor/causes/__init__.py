@@ -13,6 +13,8 @@ FAMILIES = (
     "number formats",
     "data",
     "script",
+    "reinforcement learning",
+    "undetermined",
 )
 """Families of causes, in the order of listings."""
 
@@ -22,9 +24,11 @@ _IDS = (
     "bad_batch",
     "benign_catapult",
     "bf16_update_swallow",
+    "bootstrap_divergence",
     "dead_units",
     "double_softmax",
     "eps_dominates",
+    "eps_underflow",
     "exploding_gradients",
     "forward_nonfinite",
     "fp16_overflow",
@@ -42,9 +46,12 @@ _IDS = (
     "softmax_collapse",
     "stale_second_moment",
     "state_lost_on_resume",
+    "undetermined",
     "unscaled_inputs",
+    "unscaled_targets",
     "vanishing_gradients",
     "warmup_too_short",
+    "weight_decay_too_strong",
 )
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}

@@ -15,7 +15,8 @@ places by themselves.)
 of the loss and 20 steps after it became known. A loss that is NaN from one step to the next, and was not above its
 start, did not swing, and is left to other causes. The sharpness is a lower bound, measured on the batch of the step, so
 that the ratio is never too high for want of Hessian products; a batch is sharper than all data together, hence 1.5 and
-not 1.
+not 1. The first ten steps of an adaptive optimizer do not count: its second moment rests on so few gradients there that
+the preconditioned curvature may have any size.
 
 ## What cures it
 A learning rate below the edge; half of it leaves room for batches that are sharper than others. A longer warm-up, if
@@ -48,6 +49,7 @@ from poise.store import Record
 ABOVE = 1.5
 NEAR = 20  # steps before and after a divergence
 RUNNING = 2  # measurements
+SEASONED = 10
 
 
 def find(record: Record) -> list[Finding]:
@@ -93,13 +95,18 @@ def _swung(record: Record, event: LossEvent) -> bool:
 def above_edge(record: Record, event: LossEvent) -> list[tuple[float, int]]:
     """Return the ratio above the edge around an event and the step that made it known; nothing if it was not so."""
     ratio = record["edge_ratio"]
-    near = np.flatnonzero((ratio.steps >= event.step - NEAR) & (ratio.steps <= event.detected_step + NEAR))
+    first = max(event.step - NEAR, SEASONED if _is_adaptive(record) else 0)
+    near = np.flatnonzero((ratio.steps >= first) & (ratio.steps <= event.detected_step + NEAR))
     values = np.where(np.isfinite(ratio.values), ratio.values, 0.0)
     for i in near[RUNNING - 1 :]:
         sustained = float(values[i - RUNNING + 1 : i + 1].min())
         if sustained > ABOVE:
             return [(sustained, int(ratio.steps[i]))]
     return []
+
+
+def _is_adaptive(record: Record) -> bool:
+    return any(first.payload.get("adaptive") for first in record.events("first_step"))
 
 
 CAUSE = Cause(

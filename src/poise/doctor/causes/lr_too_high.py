@@ -12,8 +12,9 @@ From the loss, the gradients and the updates together, because each alone mislea
 in health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
 update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice
 where the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of
-half the weights: it mostly has another cause. Or the loss has stalled within 10 % of its start while updates are
-above 5 %. Where no updates were recorded, gradients ten times larger than at the start stand in for them. More
+half the weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has
+stalled within 10 % of its start while updates are above 5 %, or were before gradients fell to a hundredth. Updates
+above 10 % in every sample before that mark the step at which it began. Where no updates were recorded, gradients ten times larger than at the start stand in for them. More
 specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
 away.
 
@@ -41,7 +42,7 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, number, own_baseline, update_ratio, value_at
+from poise.doctor.causes.reading import confidence, number, own_baseline, typical, update_ratio, value_at
 from poise.doctor.events import LossEvent, find_events, loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
@@ -49,7 +50,9 @@ from poise.store import Record
 LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
 GRADIENT_GROWTH = 10.0
+FAR = 0.1
 SINCE = 20  # steps before and after an event in which updates count
+DEAD = 0.01
 
 
 def find(record: Record) -> list[Finding]:
@@ -57,12 +60,14 @@ def find(record: Record) -> list[Finding]:
     updates = update_ratio(record)
     judge = _large_updates if len(updates.steps) else _large_gradients
     known = [
-        (evidence.step or 0, event, evidence) for event in find_events(record) for evidence in judge(record, event)
+        (max(evidence.step or 0, event.detected_step), event, evidence)
+        for event in find_events(record)
+        for evidence in judge(record, event)
     ]
     if not known:
         return []
-    _, event, evidence = min(known, key=lambda found: found[0])
-    return [_finding(record, event, evidence)]
+    detected, event, evidence = min(known, key=lambda found: found[0])
+    return [_finding(record, event, evidence, detected)]
 
 
 def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
@@ -74,13 +79,22 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     # A stall may be the end of a net that its first steps killed; the update of a step whose loss is NaN is NaN itself.
     first = event.step - (SINCE if event.kind == "divergence" else 10 * SINCE)
     last = event.detected_step + SINCE if math.isfinite(event.value) else event.step - 1
-    near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last))
-    values = np.where(np.isfinite(updates.values), updates.values, 1e6)
-    for i in near:
-        u = _sustained(values[max(near[0], i - 2) : i + 1])
-        if u >= threshold:
-            return [Evidence("update_ratio", u, threshold, None, max(int(updates.steps[i]), event.detected_step))]
+    finite = np.isfinite(updates.values)
+    near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last) & finite)
+    fewest = 3 if event.kind == "stall" else 1
+    for count, i in enumerate(near, 1):
+        u = _sustained(np.asarray(updates.values)[near[max(count - 3, 0) : count]])
+        early = event.kind == "stall" and updates.steps[i] < event.step + SINCE
+        if u >= threshold and count >= fewest and not (early and not _gradients_died(record, event)):
+            return [Evidence("update_ratio", u, threshold, None, int(updates.steps[i]))]
     return []
+
+
+def _gradients_died(record: Record, event: LossEvent) -> bool:
+    """Return whether gradients at a stall are next to nothing: a net that its first steps have killed."""
+    norms = record["grad_norm"]
+    before = norms.values[norms.steps <= event.step + SINCE]
+    return typical(norms, event.detected_step) < DEAD * float(np.nanmax(before, initial=0.0))
 
 
 def _sustained(values: np.ndarray) -> float:
@@ -98,8 +112,7 @@ def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
     for i in np.flatnonzero((norms.steps >= event.step) & (norms.steps <= event.detected_step + SINCE)):
         now, limit = _sustained(values[max(i - 2, 0) : i + 1]), GRADIENT_GROWTH * float(early[i])
         if now >= limit:
-            step = max(int(norms.steps[i]), event.detected_step)
-            return [Evidence("grad_norm", now, limit, float(early[i]), step)]
+            return [Evidence("grad_norm", now, limit, float(early[i]), int(norms.steps[i]))]
     return []
 
 
@@ -124,9 +137,18 @@ def _never_learned(record: Record, event: LossEvent) -> bool:
     return at >= 0 and bool(curve.best[at] > 0.9 * curve.start[at] > 0)
 
 
-def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
+def _began(record: Record, event: LossEvent) -> int:
+    """Return the first of the samples before an event in all of which updates replaced a tenth of the weights."""
+    updates = update_ratio(record)
+    before = np.flatnonzero(updates.steps < event.step)
+    small = before[~(np.asarray(updates.values)[before] >= FAR)]
+    far = before[before > (small[-1] if len(small) else -1)]
+    return int(updates.steps[far[0]]) if len(far) >= 2 else event.step
+
+
+def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int) -> Finding:
     threshold = evidence.threshold or 1.0
-    lr = value_at(record["lr"], event.step)
+    lr = value_at(record["lr"], evidence.step or event.step)
     at_rate = f" at learning rate {number(lr)}" if math.isfinite(lr) else ""
     if evidence.signal == "update_ratio":
         how = f"Each update changed the weights by {number(100 * evidence.value)} %{at_rate} (healthy: about 0.1 %)"
@@ -136,13 +158,13 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
         "error",
         confidence(evidence.value, threshold),
         f"{how}.",
-        onset=event.step,
-        detected=evidence.step or event.detected_step,
+        onset=_began(record, event),
+        detected=detected,
         event=event,
         evidence=[
             evidence,
             Evidence("loss", event.value, None, event.level, event.step),
-            *([Evidence("lr", lr, None, None, event.step)] if math.isfinite(lr) else []),
+            *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )
 

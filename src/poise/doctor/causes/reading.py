@@ -158,6 +158,21 @@ def parameter_types(record: Record) -> dict[str, str]:
     return types
 
 
+def optimizer_class(record: Record) -> str:
+    """Return the class of the optimizer, for example ``"AdamW"``; "the optimizer" where it was not recorded."""
+    for event in record.events("optimizer"):
+        return str(event.payload.get("class", "the optimizer"))
+    return "the optimizer"
+
+
+def embeddings(record: Record) -> set[str]:
+    """Return the names of embedding tables: their gradient is as small as the rows in a batch are few."""
+    modules = {
+        name: kind for event in record.events("model") for name, kind in event.payload.get("modules", {}).items()
+    }
+    return {f"{name}.weight" for name, kind in modules.items() if "Embedding" in str(kind)}
+
+
 def matrices(layers: dict[str, Series], record: Record) -> dict[str, Series]:
     """Return the signals of weight matrices and kernels: known to have two dimensions, else not named a bias."""
     shapes = parameter_shapes(record)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.depth import DepthProfile, depth_profile
+from poise.doctor.causes.depth import DepthProfile, depth_profiles
 from poise.doctor.causes.reading import align, confidence, number
 from poise.doctor.events import find_events, following
 from poise.report.finding import Evidence, Finding
@@ -43,9 +43,11 @@ THRESHOLD, SATURATED_THRESHOLD, STEADY = 1e-3, 1e-2, 0.7
 
 def find(record: Record) -> list[Finding]:
     """Find gradients that are lost on their way to the first layers."""
-    profile = depth_profile(record)
-    if profile is None:
-        return []
+    found = [finding for profile in depth_profiles(record) for finding in _over(record, profile)]
+    return sorted(found, key=lambda finding: finding.detected_step or 0)[:1]
+
+
+def _over(record: Record, profile: DepthProfile) -> list[Finding]:
     threshold = np.where(_saturated(record, profile), SATURATED_THRESHOLD, THRESHOLD)
     index = profile.first((profile.ratio < threshold) & (profile.slope > STEADY))
     if index is None:

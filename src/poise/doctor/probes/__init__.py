@@ -4,6 +4,7 @@ from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.probes.batch import BatchProbe
+from poise.doctor.probes.chains import ChainProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
@@ -19,6 +20,7 @@ PROBES: tuple[type[Probe], ...] = (
     AdamProbe,
     AttentionProbe,
     BatchProbe,
+    ChainProbe,
     GradientProbe,
     HyperparameterProbe,
     LogitProbe,

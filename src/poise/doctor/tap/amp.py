@@ -32,6 +32,7 @@ class AmpHooks:
         scaler = torch.amp.GradScaler
         return [
             FunctionHook(scaler.scale, after=self._scaled),
+            FunctionHook(scaler.unscale_, after=self._unscaled),
             FunctionHook(scaler.step, before=self._step_begins, after=self._step_done),
         ]
 
@@ -42,7 +43,13 @@ class AmpHooks:
     @guarded
     def _note_scaled(self, scaled: Any, loss: Any) -> None:
         if isinstance(scaled, Tensor) and isinstance(loss, Tensor):
-            self.state.interval.scaled = (id(scaled), loss.detach())
+            interval = self.state.interval
+            interval.scaled = (id(scaled), loss.detach())
+            interval.scale = scaled.detach().float() / loss.detach().float()
+
+    def _unscaled(self, result: Any, *_: Any) -> Any:
+        self.state.interval.scale = None
+        return result
 
     @guarded
     def _step_begins(self, scaler: Any, optimizer: Optimizer, *_: Any) -> None:

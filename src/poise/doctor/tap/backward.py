@@ -101,7 +101,9 @@ class BackwardHooks:
 
     @guarded
     def _note_clipping(self, norm: Any, max_norm: Any) -> None:
-        self.state.interval.clip = (norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm))
+        scale = self.state.interval.scale  # clipped before they are unscaled: both norms are multiples of it
+        norm, limit = norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm)
+        self.state.interval.clip = (norm, limit) if scale is None else (norm / scale, limit / float(scale))
 
     def _zero_grad(self, owner: Any, *_: Any) -> None:
         # Only a sampled step asks whether gradients were reset; another optimizer's step may begin one.

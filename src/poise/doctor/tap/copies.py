@@ -22,7 +22,9 @@ def copies_of_trained(candidates: Iterable[nn.Module], trained: Collection[int])
         candidates: the modules to look at, with all of their submodules.
         trained: ids of the parameters that an optimizer holds.
     """
-    modules = list(dict.fromkeys(m for candidate in candidates if "_modules" in vars(candidate) for m in candidate.modules()))
+    modules = list(
+        dict.fromkeys(m for candidate in candidates if "_modules" in vars(candidate) for m in candidate.modules())
+    )
     with_any = [(m, [id(p) in trained for p in m.parameters()]) for m in modules]
     others = [m for m, held in with_any if held and not any(held)]
     if not others:

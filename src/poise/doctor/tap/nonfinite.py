@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from poise.doctor.tap.bad_statement import first_bad_statement
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
@@ -40,6 +41,9 @@ _OWN_CODE = (str(Path(__file__).parents[2]), str(Path(torch.__file__).parent))
 
 def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tensor) -> dict[str, Any]:
     """Return where the first non-finite value of a forward pass came from, while its graph still exists."""
+    weights = _nonfinite_weights(state)
+    if weights:  # the step before has written them: neither this batch nor this pass is to blame
+        return {**NO_CULPRIT, "where": "weights", "parameters": weights[:20], "update": _gradients_were_finite(state)}
     try:
         found = _search_model(state, forward)
     except Exception as error:  # a forward pass that cannot be repeated
@@ -47,9 +51,35 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
+    frame = _user_frame()
+    statement = None if frame is None else first_bad_statement(frame)
+    if statement is not None:
+        op = found["op"] if found is not None and statement["differentiable"] else statement["op"]
+        return {"module": "", "where": "loss", **statement, "op": op}
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
     return {**NO_CULPRIT, "source": _line_calling("backward"), "where": "loss"}
+
+
+def _nonfinite_weights(state: TapState) -> list[str]:
+    return [
+        name
+        for timeline in state.timelines.values()
+        for name, p in zip(timeline.names, timeline.parameters, strict=True)
+        if not bool(torch.isfinite(p).all())
+    ]
+
+
+def _gradients_were_finite(state: TapState) -> bool:
+    """Return whether the moments of all gradients so far are finite, so that the update made what is not."""
+    moments = [
+        value
+        for timeline in state.timelines.values()
+        for facts in timeline.optimizer.state.values()
+        for name, value in facts.items()
+        if name in ("exp_avg", "momentum_buffer") and isinstance(value, Tensor)
+    ]
+    return bool(moments) and all(bool(torch.isfinite(moment).all()) for moment in moments)
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:

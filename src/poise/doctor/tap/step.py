@@ -41,9 +41,7 @@ class StepHooks:
         between_steps: called after every step, if set.
     """
 
-    def __init__(
-        self, state: TapState, forward: ForwardHooks, backward: BackwardHooks, targets: TargetHooks
-    ) -> None:
+    def __init__(self, state: TapState, forward: ForwardHooks, backward: BackwardHooks, targets: TargetHooks) -> None:
         self.state = state
         self.between_steps: Callable[[], None] | None = None
         self._forward, self._backward, self._targets = forward, backward, targets

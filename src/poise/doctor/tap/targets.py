@@ -70,7 +70,7 @@ class TargetHooks:
     @guarded
     def _copy_called(self, copy: nn.Module) -> None:
         state = self.state
-        if state.shadowing or state.grad_enabled and any(p.requires_grad for p in copy.parameters()):
+        if state.shadowing or (state.grad_enabled and any(p.requires_grad for p in copy.parameters())):
             return
         calls, now = self._calls[id(copy)], state.counts["step"]
         if not calls or calls[-1] != now:

@@ -141,7 +141,7 @@ def test_a_later_timeline_is_diagnosed_and_named():
     second = healthy(seed=1)
     FAULTS["missing_zero_grad"](second, 0, 0.5)
     found = [f for f in diagnose(two_timelines(healthy(), second)) if f.severity == "error"]
-    assert [(f.cause, f.where) for f in found] == [("missing_zero_grad", ("opt1",))]
+    assert [(f.cause, f.where) for f in found] == [("missing_zero_grad", ("AdamW 2",))]
 
 
 def test_losses_of_competing_networks_may_rise():

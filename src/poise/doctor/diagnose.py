@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from poise.doctor.causes import CAUSES, Cause
+from poise.doctor.optimizer_names import optimizer_names
 from poise.report.finding import SEVERITIES, Finding, Severity
 from poise.store import Record
 from poise.tools.nearest_name import did_you_mean
@@ -37,7 +38,7 @@ def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] =
         ValueError: if an id is unknown; the nearest ones are offered.
     """
     causes = choose_causes(select, ignore)
-    timelines = record.timelines
+    timelines, names = record.timelines, optimizer_names(record)
     seen: set[tuple] = set()
     findings: list[Finding] = []
     for prefix in timelines:
@@ -45,7 +46,8 @@ def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] =
         here = [finding for cause in causes for finding in cause.find(view) if _is_new(finding, seen)]
         if len(timelines) > 1:
             here = [_for_competitors(finding) for finding in here]
-        findings += [_labelled(finding, prefix) for finding in attribute(here)]
+        name = names[prefix] if len(timelines) > 1 else ""
+        findings += [_labelled(finding, name) for finding in attribute(here)]
     named = any(finding.severity != "info" and finding.cause != UNDETERMINED for finding in findings)
     if named or len(timelines) > 1:  # where several compete, a loss may rise in health
         findings = [f for f in findings if f.cause != UNDETERMINED or (not named and f.severity != "info")]
@@ -147,8 +149,8 @@ def _for_competitors(finding: Finding) -> Finding:
     return replace(finding, severity="info") if statistical and finding.probability < _SURE else finding
 
 
-def _labelled(finding: Finding, prefix: str) -> Finding:
-    return finding if not prefix or finding.where else replace(finding, where=(prefix.rstrip("/"),))
+def _labelled(finding: Finding, optimizer: str) -> Finding:
+    return finding if not optimizer or finding.where else replace(finding, where=(optimizer,))
 
 
 def _rank(finding: Finding) -> tuple:

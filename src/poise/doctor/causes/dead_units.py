@@ -9,8 +9,8 @@ is a constant.
 
 ## How it is detected
 `dead_units[layer]`, the share of units that were zero for each of the last 100 inputs seen, exceeds 0.5 in three
-consecutive samples. Some units are zero for most inputs by right, so that up to 0.9 this is only worth knowing, unless the loss
-stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
+consecutive samples. Some units are zero for most inputs by right, so that up to 0.9 this is only worth knowing, unless
+the loss stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
 
 ## What cures it
 A lower learning rate or a warm-up (most units die in a few steps that are too large), biases that start at 0, scaled

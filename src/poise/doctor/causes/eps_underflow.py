@@ -62,8 +62,8 @@ def _finding(record: Record, step: int, names: list[str], eps: float) -> Finding
     return CAUSE.finding(
         "warning",
         EXACT,
-        f"The eps of {optimizer_class(record)}, {number(eps)}, is 0 in float16, the type of {listing(names)}: where the "
-        f"second moment is 0, too, the update is divided by zero{harm}.",
+        f"The eps of {optimizer_class(record)}, {number(eps)}, is 0 in float16, the type of {listing(names)}: where "
+        f"the second moment is 0, too, the update is divided by zero{harm}.",
         where=names,
         onset=step,
         detected=step,

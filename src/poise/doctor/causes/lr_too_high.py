@@ -14,8 +14,8 @@ update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % 
 where the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of
 half the weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has
 stalled within 10 % of its start while updates are above 5 %, or were before gradients fell to a hundredth. Updates
-above 10 % in every sample before that mark the step at which it began. Where no updates were recorded, gradients ten times larger than at the start stand in for them. More
-specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
+above 10 % in every sample before that mark the step at which it began. Where no updates were recorded, gradients ten
+times larger than at the start stand in for them. More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
 away.
 
 A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.

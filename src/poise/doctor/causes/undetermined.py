@@ -10,8 +10,9 @@ The run is lost all the same. What is missing is a measurement that tells its li
 ## How it is detected
 At the end of the script, where nothing else worse than *info* was found: the last loss is not finite; the median of the
 last five is above a thousand times the largest of the first five in magnitude, and rose over the last third of the run
-no more slowly than before; or the loss diverged and is still above the limit of a divergence; or it stalled at its
-trivial value and is still there. Where several optimizers train, or the loss does not measure progress, only a loss
+no more slowly than before; or the loss diverged, and its last median is still above half of what was learned and not on
+its way down; or it stalled at its trivial value and is still there: above 97 % of the entropy of the targets, or where
+that is not known above 95 % of its first median, with a noise that would let a fall be seen. Where several optimizers train, or the loss does not measure progress, only a loss
 that is not finite counts.
 
 ## What cures it
@@ -40,6 +41,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 FAR = 1e3
+UNCHANGED, NOISY = 0.95, 0.5
 HEALTHY_UPDATE, LARGE_UPDATE = 3e-4, 0.02
 
 
@@ -59,8 +61,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "warning",
             0.95 if not math.isfinite(last.values[-1]) else 0.5,
-            f"{what[0].upper()}{what[1:]}, and none of the known causes was recognised. Likeliest: {causes[0]}, or {causes[1]}. To "
-            f"decide: {command}.",
+            f"{what[0].upper()}{what[1:]}, and none of the known causes was recognised. Likeliest: {causes[0]}, or "
+            f"{causes[1]}. To decide: {command}.",
             onset=onset,
             detected=detected,
             event=onset,
@@ -124,7 +126,7 @@ def _diverged(record: Record) -> Seen | None:
 def _stalled(record: Record) -> Seen | None:
     curve = loss_curve(record)
     events = [e for e in find_events(record) if e.kind == "stall"]
-    if not _is_judged(record) or not events or not curve.level[-1] > trivial_loss(record)[-1]:
+    if not _is_judged(record) or not events or not _rests_where_it_began(record):
         return None
     event = events[0]
     u = typical(update_ratio(record), int(curve.steps[-1]))
@@ -140,6 +142,14 @@ def _stalled(record: Record) -> Seen | None:
         causes = ("targets that do not belong to the inputs", "targets or inputs that are not scaled")
         command = "training on one batch of 32: if its loss does not go to 0, the scale is to blame, else the data"
     return f"{event.phrase} on, where it started", event.step, causes, command
+
+
+def _rests_where_it_began(record: Record) -> bool:
+    curve = loss_curve(record)
+    if len(record["label_entropy"].steps):
+        return bool(curve.level[-1] > trivial_loss(record)[-1])
+    first, last = float(np.median(curve.values[:11])), float(np.median(curve.values[-25:]))
+    return last > UNCHANGED * first and bool(0 < curve.relative_noise[-1] < NOISY)
 
 
 def _is_judged(record: Record) -> bool:

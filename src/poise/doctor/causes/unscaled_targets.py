@@ -61,8 +61,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             confidence(ratio, limit),
-            f"The targets are not scaled: the model's first outputs are of size {number(size)}, the root of the loss is "
-            f"{number(start**0.5)}, and after {detected} steps the loss is still {number(level)}.",
+            f"The targets are not scaled: the model's first outputs are of size {number(size)}, the root of the loss "
+            f"is {number(start**0.5)}, and after {detected} steps the loss is still {number(level)}.",
             onset=int(curve.steps[0]),
             detected=max(detected, step),
             event=following(find_events(record), int(curve.steps[0])),

@@ -67,9 +67,9 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             confidence(SHRUNK, float(share[i])),
-            f"Weight decay of {number(decay)} at learning rate {number(value_at(record['lr'], step))} has shrunk the weight matrices "
-            f"to {number(100 * float(share[i]))} % of their first norm by step {step}, and the loss is {number(level)}, that "
-            "of a guess.",
+            f"Weight decay of {number(decay)} at learning rate {number(value_at(record['lr'], step))} has shrunk the "
+            f"weight matrices to {number(100 * float(share[i]))} % of their first norm by step {step}, and the loss is "
+            f"{number(level)}, that of a guess.",
             where=list(layers),
             onset=onset,
             detected=step,

@@ -25,7 +25,8 @@ class ActivationProbe(Probe):
 
     ``dead_units[m]``: share of a ReLU's units (channels of images, else the last dimension) that were zero for each of
     the last 100 inputs seen, of one sampled batch or several: in a small batch, or behind dropout, many are zero that
-    are not dead; 0 before so many inputs were seen. ``saturated[m]``: share of a Tanh's outputs beyond 0.97, or of a Sigmoid's outside [0.03, 0.97].
+    are not dead; 0 before so many inputs were seen. ``saturated[m]``: share of a Tanh's outputs beyond 0.97, or of a
+    Sigmoid's outside [0.03, 0.97].
     """
 
     def __init__(self) -> None:

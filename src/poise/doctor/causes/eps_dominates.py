@@ -11,10 +11,10 @@ whole layers collapse. With the default `1e-8` this happens when the RMS of a gr
 
 ## How it is detected
 `adam_eps_shrink[p]`, the mean of `sqrt(v) / (sqrt(v) + eps)` over coordinates with a gradient, is 1 in a healthy
-tensor. Below 0.5 in three consecutive samples of a weight matrix, while the loss is above 5 % of its start (a
-converged run has small gradients by right), `eps` dominates. Biases are left out: some (of keys, or before a batch
-norm) have gradients that are zero but for rounding. For weights in half precision it is only worth knowing, and no
-remedy is named: there `eps` has to be large (see `eps_underflow`).
+tensor. Below 0.5 in three consecutive samples of a weight matrix after the first ten steps, while the loss is above 5 %
+of its start (a converged run has small gradients by right), `eps` dominates. Biases are left out: some (of keys, or
+before a batch norm) have gradients that are zero but for rounding. For weights in half precision it is only worth
+knowing, and no remedy is named: there `eps` has to be large (see `eps_underflow`).
 
 ## What cures it
 A smaller `eps` (`1e-12` to `1e-15` in float32).
@@ -53,6 +53,7 @@ from poise.store import Record, Series
 
 THRESHOLD = 0.5
 UNFINISHED = 0.05
+SEASONED = 10
 
 
 def find(record: Record) -> list[Finding]:
@@ -61,7 +62,8 @@ def find(record: Record) -> list[Finding]:
     curve = loss_curve(record)
 
     def swallowed(series: Series) -> Mask:
-        small = np.asarray(series.values) < THRESHOLD
+        # Before, a second moment without bias correction (RMSprop) is too small by itself.
+        small = (np.asarray(series.values) < THRESHOLD) & (series.steps >= SEASONED)
         if not len(curve.steps):
             return small
         level = align(Series(curve.steps, curve.level), series.steps)

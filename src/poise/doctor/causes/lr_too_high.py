@@ -8,15 +8,15 @@ rate is above what the curvature of the loss permits.
 The loss rises instead of falling, oscillates, or runs off to infinity; units die; what was learned is lost.
 
 ## How it is detected
-From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise
-in health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
-update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice
-where the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of
-half the weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has
-stalled within 10 % of its start while updates are above 5 %, or were before gradients fell to a hundredth. Updates
-above 10 % in every sample before that mark the step at which it began. Where no updates were recorded, gradients ten
-times larger than at the start stand in for them. More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
-away.
+From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise in
+health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
+update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice where
+the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of half the
+weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has stalled within
+10 % of its start, and above the entropy of the targets where that is known, while updates are above 5 %, or were before
+gradients fell to a hundredth. Updates above 10 % in every sample before that mark the step at which it began. Where no
+updates were recorded, gradients ten times larger than at the start stand in for them. More specific causes (attention
+logits, a jump of the schedule, gradients that were never reset, ...) explain this one away.
 
 A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.
 
@@ -51,6 +51,7 @@ LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
 GRADIENT_GROWTH = 10.0
 FAR = 0.1
+ABOVE_GUESS = 1.02
 SINCE = 20  # steps before and after an event in which updates count
 DEAD = 0.01
 
@@ -121,7 +122,7 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
     if event.kind == "spike":
         return None
     if event.kind == "stall":
-        return STUCK_UPDATE if _never_learned(record, event) else None
+        return STUCK_UPDATE if _never_learned(record, event) and not _guesses(record, event) else None
     curve = loss_curve(record)
     at = int(np.searchsorted(curve.steps, event.step, side="right")) - 1
     start = float(curve.start[at]) if at >= 0 else math.inf
@@ -129,6 +130,12 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
         # A NaN out of a calm loss has other causes, unless each update replaced half of the weights.
         return LARGE_UPDATE / 4 if event.level > start + abs(start) else 0.5
     return LARGE_UPDATE / 4 if event.value > start + 9 * abs(start) else LARGE_UPDATE
+
+
+def _guesses(record: Record, event: LossEvent) -> bool:
+    """Return whether the loss is that of a guess by frequency: weights that are thrown about do worse."""
+    entropy = record["label_entropy"]
+    return event.value < ABOVE_GUESS * typical(entropy, event.detected_step, 25)
 
 
 def _never_learned(record: Record, event: LossEvent) -> bool:
@@ -143,7 +150,8 @@ def _began(record: Record, event: LossEvent) -> int:
     before = np.flatnonzero(updates.steps < event.step)
     small = before[~(np.asarray(updates.values)[before] >= FAR)]
     far = before[before > (small[-1] if len(small) else -1)]
-    return int(updates.steps[far[0]]) if len(far) >= 2 else event.step
+    replaced = len(far) >= 2 or (len(far) == 1 and updates.values[far[0]] >= 1)
+    return int(updates.steps[far[0]]) if replaced else event.step
 
 
 def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int) -> Finding:

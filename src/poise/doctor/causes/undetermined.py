@@ -12,8 +12,8 @@ At the end of the script, where nothing else worse than *info* was found: the la
 last five is above a thousand times the largest of the first five in magnitude, and rose over the last third of the run
 no more slowly than before; or the loss diverged, and its last median is still above half of what was learned and not on
 its way down; or it stalled at its trivial value and is still there: above 97 % of the entropy of the targets, or where
-that is not known above 95 % of its first median, with a noise that would let a fall be seen. Where several optimizers train, or the loss does not measure progress, only a loss
-that is not finite counts.
+that is not known above 95 % of its first median, with a noise that would let a fall be seen. Where several optimizers
+train, or the loss does not measure progress, only a loss that is not finite counts.
 
 ## What cures it
 Run the command that the finding names; it decides between the two likeliest causes.
@@ -41,7 +41,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 FAR = 1e3
-UNCHANGED, NOISY = 0.95, 0.5
+UNCHANGED, NOISY, AT_GUESS = 0.95, 0.5, 1.02
 HEALTHY_UPDATE, LARGE_UPDATE = 3e-4, 0.02
 
 
@@ -130,7 +130,8 @@ def _stalled(record: Record) -> Seen | None:
         return None
     event = events[0]
     u = typical(update_ratio(record), int(curve.steps[-1]))
-    if u >= LARGE_UPDATE:
+    guess = typical(record["label_entropy"], int(curve.steps[-1]), 25)
+    if u >= LARGE_UPDATE and not curve.level[-1] < AT_GUESS * guess:
         causes, command = ("a learning rate that is too high", "targets that do not belong to the inputs"), _BY_RATE
     elif u < HEALTHY_UPDATE:
         causes = (

@@ -9,9 +9,11 @@ A network of vanishing weights returns the same output for every input. The loss
 guess, and the gradients, which pass through the weights, vanish as well. No learning rate helps.
 
 ## How it is detected
-The median of `param_norm` over the weight matrices that are decayed has fallen below a fifth of what it was at first,
-no more slowly than half of what decay alone explains (the sum of `lr * weight_decay` over the steps), and the loss is
-at its trivial value (97 % of the entropy of the targets, else four fifths of its start).
+The loss is at its trivial value (97 % of the entropy of the targets, else four fifths of its start) after 100 steps,
+and the decay outweighs the gradient. Where the optimizer adds it to the gradient: in the first sample `weight_decay *
+||weight||` is more than twice the norm of the gradient, for the median of the weight matrices. Where it is decoupled
+(AdamW): `lr * weight_decay` is above 0.01 a step, so that weights are forgotten within a hundred steps (usual: ten
+thousand). Not if the weights, measured later, still have half of their first norm.
 
 ## What cures it
 A weight decay ten to a thousand times smaller; 1e-4 to 5e-4 is usual for SGD, 0.01 to 0.1 for AdamW.
@@ -31,75 +33,81 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import align, confidence, layer_table, matrices, number, value_at
+from poise.doctor.causes.reading import confidence, matrices, number, optimizer_class, value_at
 from poise.doctor.events import find_events, following, loss_curve, trivial_loss
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-SHRUNK = 0.2
-EXPLAINED = 0.5
+OUTWEIGHS, FORGETS = 2.0, 0.01
+STEPS, SHRUNK = 100, 0.5
 
 
 def find(record: Record) -> list[Finding]:
-    """Find weights that decay has taken away, and with them what the model had learned."""
-    decays = _decays(record)
-    curve = loss_curve(record)
+    """Find weight decay that outweighs the gradient while nothing is learned."""
+    curve, decays = loss_curve(record), _decays(record)
     layers = matrices({n: s for n, s in record.by_layer("param_norm").items() if decays.get(n, 0.0) > 0}, record)
-    steps, norms = layer_table(layers)
-    if len(steps) < 2 or not len(curve.steps):
+    evidence = _outweighs(record, decays, list(layers)) if layers else None
+    idle = np.flatnonzero((np.arange(len(curve.steps)) >= STEPS) & (curve.level > trivial_loss(record)))
+    if evidence is None or not len(idle):
         return []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.array(
-            [np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else np.nan for row in norms / norms[0]]
-        )
+    i = int(idle[0])
+    step, level, onset = int(curve.steps[i]), float(curve.level[i]), evidence.step or 0
+    left = float(np.median([value_at(s, step) / s.values[0] for s in layers.values()]))
+    last = max(int(s.steps[np.searchsorted(s.steps, step, side="right") - 1]) for s in layers.values())
+    if last >= STEPS // 2 and not left < SHRUNK:
+        return []
     decay = float(np.median([decays[name] for name in layers]))
-    expected = _shrinkage(record, steps, decay)
-    at = np.maximum(np.searchsorted(curve.steps, steps, side="right") - 1, 0)
-    idle = curve.level[at] >= trivial_loss(record)[at]
-    explained = -np.log(np.maximum(share, 1e-30)) <= expected / EXPLAINED
-    hits = np.flatnonzero((share < SHRUNK) & explained & idle)
-    if not len(hits):
-        return []
-    i = int(hits[0])
-    step, level = int(steps[i]), float(curve.level[at[i]])
-    onset = int(steps[0])
+    shrunk = f", the weights have {number(100 * left)} % of their first norm" if last > onset and left < SHRUNK else ""
     return [
         CAUSE.finding(
             "error",
-            confidence(SHRUNK, float(share[i])),
-            f"Weight decay of {number(decay)} at learning rate {number(value_at(record['lr'], step))} has shrunk the "
-            f"weight matrices to {number(100 * float(share[i]))} % of their first norm by step {step}, and the loss is "
-            f"{number(level)}, that of a guess.",
+            confidence(evidence.value, evidence.threshold or 1.0),
+            f"Weight decay of {number(decay)} outweighs the gradient ({_how(evidence)}): after {step} steps the loss is "
+            f"{number(level)}, that of a guess{shrunk}.",
             where=list(layers),
             onset=onset,
             detected=step,
             event=following(find_events(record), onset),
             evidence=[
-                Evidence("param_norm / first", float(share[i]), SHRUNK, 1.0, step),
+                evidence,
                 Evidence("weight_decay", decay, None, None, onset),
-                Evidence("loss", level, None, float(curve.start[at[i]]), step),
+                Evidence("loss", level, None, float(curve.start[i]), step),
             ],
         )
     ]
 
 
+def _outweighs(record: Record, decays: dict[str, float], names: list[str]) -> Evidence | None:
+    if optimizer_class(record).endswith("AdamW") or "SGDW" in optimizer_class(record):
+        lr = record["lr"]
+        rate = float(lr.values[0]) * float(np.median([decays[name] for name in names])) if len(lr.steps) else 0.0
+        return Evidence("lr * weight_decay", rate, FORGETS, None, int(lr.steps[0])) if rate > FORGETS else None
+    ratios = []
+    for name in names:
+        weight, gradient = record[f"param_norm[{name}]"], record[f"grad_norm[{name}]"]
+        if len(gradient.steps) and gradient.steps[0] == weight.steps[0] and gradient.values[0] > 0:
+            ratios.append(decays[name] * float(weight.values[0]) / float(gradient.values[0]))
+    ratio = float(np.median(ratios)) if ratios else 0.0
+    step = int(record[f"param_norm[{names[0]}]"].steps[0])
+    signal = "weight_decay * param_norm / grad_norm"
+    return Evidence(signal, ratio, OUTWEIGHS, None, step) if np.isfinite(ratio) and ratio > OUTWEIGHS else None
+
+
+def _how(evidence: Evidence) -> str:
+    if evidence.signal == "lr * weight_decay":
+        return f"each step takes {number(100 * evidence.value)} % of the weights"
+    return f"{number(evidence.value)} times as much at the start"
+
+
 def _decays(record: Record) -> dict[str, float]:
+    """Return the weight decay of each parameter."""
     decays: dict[str, float] = {}
-    for event in record.events("optimizer")[:1]:
+    for event in (event for event in record.events("optimizer") if event.step == 0):
         for group in event.payload.get("groups", []):
             decay = group.get("weight_decay")
             if isinstance(decay, int | float):
-                # With momentum the steps of decay add up just as those of the gradient.
-                slow = 1 - float(group["momentum"]) if isinstance(group.get("momentum"), int | float) else 1.0
-                decays.update((name, float(decay) / max(slow, 1e-3)) for name in group.get("parameters", []))
+                decays.update(dict.fromkeys(group.get("parameters", []), float(decay)))
     return decays
-
-
-def _shrinkage(record: Record, steps: np.ndarray, decay: float) -> np.ndarray:
-    """Return the sum of learning rate times decay up to each step: the logarithm of what decay alone takes."""
-    lr = record["lr"]
-    total = np.cumsum(np.nan_to_num(lr.values)) * decay
-    return np.nan_to_num(align(type(lr)(lr.steps, total), steps))
 
 
 CAUSE = Cause(

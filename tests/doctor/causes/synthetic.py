@@ -328,7 +328,7 @@ def bootstrap_divergence(run: Run, onset: int, strength: float) -> None:
 
 def undetermined(run: Run, onset: int, strength: float) -> None:
     without_classes(run)
-    run.put("loss", run.all_steps, run.noisy(run.all_steps, 1.0, 0.05 + 0.1 * strength))
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 1.0, 0.01 + 0.04 * strength))
     run.event(run.steps, "script_end", how="finished")
 
 

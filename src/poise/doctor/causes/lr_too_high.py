@@ -14,7 +14,8 @@ update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % 
 the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of half the
 weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has stalled within
 10 % of its start, and above the entropy of the targets where that is known, while updates are above 5 %, or were before
-gradients fell to a hundredth. Updates above 10 % in every sample before that mark the step at which it began. Where no
+gradients fell to a hundredth. Updates above 10 % in every sample before that mark the step at which it began. Or the
+loss has been a fifth above the entropy of the targets for 40 steps, and no update sampled meanwhile was small. Where no
 updates were recorded, gradients ten times larger than at the start stand in for them. More specific causes (attention
 logits, a jump of the schedule, gradients that were never reset, ...) explain this one away.
 
@@ -42,16 +43,26 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, number, own_baseline, typical, update_ratio, value_at
-from poise.doctor.events import LossEvent, find_events, loss_curve
+from poise.doctor.causes.reading import (
+    align,
+    confidence,
+    first_run,
+    number,
+    own_baseline,
+    typical,
+    update_ratio,
+    value_at,
+)
+from poise.doctor.events import LossEvent, find_events, loss_curve, loss_is_no_measure, trailing_median
 from poise.report.finding import Evidence, Finding
-from poise.store import Record
+from poise.store import Record, Series
 
 LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
 GRADIENT_GROWTH = 10.0
 FAR = 0.1
 ABOVE_GUESS = 1.02
+WORSE, LONG = 1.2, 40
 SINCE = 20  # steps before and after an event in which updates count
 DEAD = 0.01
 
@@ -65,6 +76,7 @@ def find(record: Record) -> list[Finding]:
         for event in find_events(record)
         for evidence in judge(record, event)
     ]
+    known += _worse_than_a_guess(record)
     if not known:
         return []
     detected, event, evidence = min(known, key=lambda found: found[0])
@@ -101,6 +113,29 @@ def _gradients_died(record: Record, event: LossEvent) -> bool:
 def _sustained(values: np.ndarray) -> float:
     # The middle of three or the smaller of two, so that one large update among small ones does not count.
     return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _worse_than_a_guess(record: Record) -> list[tuple[int, LossEvent, Evidence]]:
+    """Return the loss where for 40 steps it has been far above the entropy of the targets, if no update denies it.
+
+    A classifier that has nothing to learn guesses by frequency; one that does worse in training is thrown about.
+    """
+    curve, entropy = loss_curve(record), record["label_entropy"]
+    if not len(curve.steps) or not len(entropy.steps):
+        return []
+    known = Series(entropy.steps, trailing_median(np.nan_to_num(entropy.values), 25))
+    guess = np.nan_to_num(align(known, curve.steps), nan=math.inf)
+    end = first_run((curve.level > WORSE * guess) & (curve.start < WORSE * guess) & (guess > 0), LONG)
+    if end is None or curve.steps[end] >= loss_is_no_measure(record):
+        return []
+    began, now = int(curve.steps[end - LONG + 1]), int(curve.steps[end])
+    updates = update_ratio(record)
+    near = updates.values[(updates.steps >= began) & (updates.steps <= now)]
+    if len(near) and not np.median(near) >= LARGE_UPDATE:
+        return []
+    level, limit = float(curve.level[end]), float(WORSE * guess[end])
+    event = LossEvent("divergence", began, now, level, float(curve.start[end]))
+    return [(now, event, Evidence("loss", level, limit, limit / WORSE, now))]
 
 
 def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
@@ -158,7 +193,12 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
     threshold = evidence.threshold or 1.0
     lr = value_at(record["lr"], evidence.step or event.step)
     at_rate = f" at learning rate {number(lr)}" if math.isfinite(lr) else ""
-    if evidence.signal == "update_ratio":
+    if evidence.signal == "loss":
+        how = (
+            f"For {LONG} steps the loss has been far above that of a guess ({number(evidence.baseline or 0.0)}, the "
+            f"entropy of the targets){at_rate}: the weights are thrown about"
+        )
+    elif evidence.signal == "update_ratio":
         how = f"Each update changed the weights by {number(100 * evidence.value)} %{at_rate} (healthy: about 0.1 %)"
     else:
         how = f"Gradients grew from {number(evidence.baseline or 0.0)} to {number(evidence.value)}{at_rate}"
@@ -171,7 +211,7 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
         event=event,
         evidence=[
             evidence,
-            Evidence("loss", event.value, None, event.level, event.step),
+            *([] if evidence.signal == "loss" else [Evidence("loss", event.value, None, event.level, event.step)]),
             *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )

@@ -40,6 +40,7 @@ from poise.store import Record
 
 OUTWEIGHS, FORGETS = 2.0, 0.01
 STEPS, SHRUNK = 100, 0.5
+WORSE = 1.3  # a loss above that is no longer one of weights that vanish
 
 
 def find(record: Record) -> list[Finding]:
@@ -47,10 +48,11 @@ def find(record: Record) -> list[Finding]:
     curve, decays = loss_curve(record), _decays(record)
     layers = matrices({n: s for n, s in record.by_layer("param_norm").items() if decays.get(n, 0.0) > 0}, record)
     evidence = _outweighs(record, decays, list(layers)) if layers else None
-    idle = np.flatnonzero((np.arange(len(curve.steps)) >= STEPS) & (curve.level > trivial_loss(record)))
-    if evidence is None or not len(idle):
+    guess = trivial_loss(record)
+    idle = (np.arange(len(curve.steps)) >= STEPS) & (curve.level > guess) & (curve.level < WORSE * guess)
+    if evidence is None or not idle.any():
         return []
-    i = int(idle[0])
+    i = int(np.argmax(idle))
     step, level, onset = int(curve.steps[i]), float(curve.level[i]), evidence.step or 0
     left = float(np.median([value_at(s, step) / s.values[0] for s in layers.values()]))
     last = max(int(s.steps[np.searchsorted(s.steps, step, side="right") - 1]) for s in layers.values())
@@ -62,8 +64,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "error",
             confidence(evidence.value, evidence.threshold or 1.0),
-            f"Weight decay of {number(decay)} outweighs the gradient ({_how(evidence)}): after {step} steps the loss is "
-            f"{number(level)}, that of a guess{shrunk}.",
+            f"Weight decay of {number(decay)} outweighs the gradient ({_how(evidence)}): after {step} steps the loss "
+            f"is {number(level)}, that of a guess{shrunk}.",
             where=list(layers),
             onset=onset,
             detected=step,

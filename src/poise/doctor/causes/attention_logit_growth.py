@@ -41,6 +41,7 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import (
+    FAR,
     Mask,
     confidence,
     extreme_after,
@@ -58,7 +59,6 @@ from poise.store import Record, Series
 
 LARGE, ALARMING, FATAL = 50.0, 1e3, 1e4
 COLLAPSED = 0.1
-FAR = 0.1  # update over weight
 _RATE_FIRST = ("lr_scale", "warmup", "logit_soft_cap", "weight_decay")
 
 

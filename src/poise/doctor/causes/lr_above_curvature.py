@@ -41,7 +41,7 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, evidence_at, number, value_at
+from poise.doctor.causes.reading import confidence, evidence_at, number, value_at, weights_replaced_since
 from poise.doctor.events import LossEvent, find_events, loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
@@ -71,7 +71,7 @@ def find(record: Record) -> list[Finding]:
             confidence(ratio, ABOVE),
             f"The measured curvature was {number(ratio)} times what is stable at learning rate {number(lr)}; "
             f"{event.phrase}.{advice}",
-            onset=event.step,
+            onset=weights_replaced_since(record, event.step),
             detected=detected,
             event=event.step,
             evidence=[

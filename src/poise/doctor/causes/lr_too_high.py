@@ -14,10 +14,11 @@ update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % 
 the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of half the
 weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has stalled within
 10 % of its start, and above the entropy of the targets where that is known, while updates are above 5 %, or were before
-gradients fell to a hundredth. Updates above 10 % in every sample before that mark the step at which it began. Or the
-loss has been a fifth above the entropy of the targets for 40 steps, and no update sampled meanwhile was small. Where no
-updates were recorded, gradients ten times larger than at the start stand in for them. More specific causes (attention
-logits, a jump of the schedule, gradients that were never reset, ...) explain this one away.
+gradients fell to a hundredth, or replaced half of the weights in the first steps. Updates above 10 % in every sample
+before that mark the step at which it began. Or the loss has been a fifth above the entropy of the targets for 40 steps,
+and no update sampled meanwhile was small. Where no updates were recorded, gradients ten times larger than at the start
+stand in for them. More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...)
+explain this one away.
 
 A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.
 
@@ -52,6 +53,7 @@ from poise.doctor.causes.reading import (
     typical,
     update_ratio,
     value_at,
+    weights_replaced_since,
 )
 from poise.doctor.events import LossEvent, find_events, loss_curve, loss_is_no_measure, trailing_median
 from poise.report.finding import Evidence, Finding
@@ -60,7 +62,7 @@ from poise.store import Record, Series
 LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
 GRADIENT_GROWTH = 10.0
-FAR = 0.1
+REPLACED = 0.5
 ABOVE_GUESS = 1.02
 WORSE, LONG = 1.2, 40
 SINCE = 20  # steps before and after an event in which updates count
@@ -98,7 +100,9 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     for count, i in enumerate(near, 1):
         u = _sustained(np.asarray(updates.values)[near[max(count - 3, 0) : count]])
         early = event.kind == "stall" and updates.steps[i] < event.step + SINCE
-        if u >= threshold and count >= fewest and not (early and not _gradients_died(record, event)):
+        if early and u < REPLACED and not _gradients_died(record, event):
+            continue
+        if u >= threshold and count >= fewest:
             return [Evidence("update_ratio", u, threshold, None, int(updates.steps[i]))]
     return []
 
@@ -163,7 +167,7 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
     start = float(curve.start[at]) if at >= 0 else math.inf
     if not math.isfinite(event.value):
         # A NaN out of a calm loss has other causes, unless each update replaced half of the weights.
-        return LARGE_UPDATE / 4 if event.level > start + abs(start) else 0.5
+        return LARGE_UPDATE / 4 if event.level > start + abs(start) else REPLACED
     return LARGE_UPDATE / 4 if event.value > start + 9 * abs(start) else LARGE_UPDATE
 
 
@@ -177,16 +181,6 @@ def _never_learned(record: Record, event: LossEvent) -> bool:
     curve = loss_curve(record)
     at = int(np.searchsorted(curve.steps, event.detected_step, side="right")) - 1
     return at >= 0 and bool(curve.best[at] > 0.9 * curve.start[at] > 0)
-
-
-def _began(record: Record, event: LossEvent) -> int:
-    """Return the first of the samples before an event in all of which updates replaced a tenth of the weights."""
-    updates = update_ratio(record)
-    before = np.flatnonzero(updates.steps < event.step)
-    small = before[~(np.asarray(updates.values)[before] >= FAR)]
-    far = before[before > (small[-1] if len(small) else -1)]
-    replaced = len(far) >= 2 or (len(far) == 1 and updates.values[far[0]] >= 1)
-    return int(updates.steps[far[0]]) if replaced else event.step
 
 
 def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int) -> Finding:
@@ -206,7 +200,7 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
         "error",
         confidence(evidence.value, threshold),
         f"{how}.",
-        onset=_began(record, event),
+        onset=weights_replaced_since(record, event.step),
         detected=detected,
         event=event,
         evidence=[

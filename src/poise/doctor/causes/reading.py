@@ -22,6 +22,9 @@ from poise.tools.number import number as written
 EXACT = 0.97
 """Probability of a finding that rests on a recorded fact."""
 
+FAR = 0.1
+"""Update over weight from which on each update replaces a good part of the weights; healthy: about 0.001."""
+
 Values = Float[np.ndarray, " samples"]
 Steps = Int[np.ndarray, " samples"]
 Mask = Bool[np.ndarray, " samples"]
@@ -203,6 +206,19 @@ def update_ratio(record: Record) -> Series:
     finite = np.where(np.isfinite(table), table, np.nan)
     keep = np.isfinite(finite).any(axis=1)
     return Series(steps[keep], np.nanmedian(finite[keep], axis=1))
+
+
+def weights_replaced_since(record: Record, step: int) -> int:
+    """Return the first of the samples right before ``step`` in all of which updates replaced a tenth of the weights.
+
+    It is ``step`` itself where there are fewer than two (or one that replaced all of them).
+    """
+    updates = update_ratio(record)
+    before = np.flatnonzero(updates.steps < step)
+    small = before[~(np.asarray(updates.values)[before] >= FAR)]
+    far = before[before > (small[-1] if len(small) else -1)]
+    replaced = len(far) >= 2 or (len(far) == 1 and updates.values[far[0]] >= 1)
+    return int(updates.steps[far[0]]) if replaced else step
 
 
 def layer_table(layers: dict[str, Series]) -> tuple[Steps, Float[np.ndarray, "samples layers"]]:

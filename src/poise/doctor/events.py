@@ -165,14 +165,25 @@ def loss_is_no_measure(record: Record) -> float:
 def trivial_loss(record: Record) -> np.ndarray:
     """Return, for each entry of the loss curve, the loss above which nothing was learned yet."""
     curve = loss_curve(record)
-    at_start = 0.8 * curve.start
-    entropy = record["label_entropy"]
-    if not len(entropy.steps):
-        return at_start
+    at_start, guess = 0.8 * curve.start, 0.97 * loss_of_a_guess(record)
+    return np.where(np.isfinite(guess), np.minimum(guess, at_start), at_start)
+
+
+def loss_of_a_guess(record: Record) -> np.ndarray:
+    """Return, for each entry of the loss curve, the entropy of the targets: the cross-entropy of a guess by frequency.
+
+    NaN where it is not known: no cross-entropy was seen, or there are more than 20 classes, whose entropy the few
+    labels of a batch tell too low.
+    """
+    steps, entropy, classes = loss_curve(record).steps, record["label_entropy"], record["classes"]
+    unknown = np.full(len(steps), np.nan)
+    if not len(entropy.steps) or not len(classes.steps):
+        return unknown
     known = trailing_median(np.where(np.isfinite(entropy.values), entropy.values, 0.0), 25)
-    at = np.searchsorted(entropy.steps, curve.steps, side="right") - 1
-    guess = 0.97 * known[np.maximum(at, 0)]
-    return np.where((at >= 0) & (guess > 0), np.minimum(guess, at_start), at_start)
+    at = np.searchsorted(entropy.steps, steps, side="right") - 1
+    count = np.searchsorted(classes.steps, steps, side="right") - 1
+    few = (count >= 0) & (classes.values[np.maximum(count, 0)] <= 20)
+    return np.where((at >= 0) & few & (known[np.maximum(at, 0)] > 0), known[np.maximum(at, 0)], unknown)
 
 
 def following(events: list[LossEvent], step: int, within: int | None = None) -> LossEvent | None:
@@ -240,10 +251,11 @@ def _calm_again(curve: LossCurve, start: int, now: int, limit: float) -> bool:
 
 
 def _divergences(curve: LossCurve) -> list[LossEvent]:
-    short = trailing_median(curve.values, 5)
-    size, drop = np.abs(curve.start), curve.start - curve.best
+    short = _level_of_five(curve)
+    start = _start_of_a_rise(curve)
+    size, drop = np.abs(start), start - curve.best
     gave_back = curve.best + np.maximum(0.5 * drop, 0.25 * size)
-    limit = np.where(drop >= 0.2 * size, gave_back, curve.start + size)
+    limit = np.where(drop >= 0.2 * size, gave_back, start + size)
     limit = np.maximum(limit, curve.best + 8 * _at_best(curve, curve.noise))
     relative = _at_best(curve, curve.relative_noise)
     limit = np.where(relative > 0, np.maximum(limit, curve.best * np.exp(5 * np.minimum(relative, 100))), limit)
@@ -260,6 +272,35 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
             events.append(LossEvent("divergence", int(curve.steps[first]), int(curve.steps[i]), value, level))
         last = i
     return events
+
+
+def _level_of_five(curve: LossCurve) -> np.ndarray:
+    """Return the median of the last five; among the first 25 losses their smallest, as their noise is not known yet.
+
+    A loss that rises from the very first one needs no such care.
+    """
+    values, median = curve.values, trailing_median(curve.values, 5)
+    if _rises_at_once(curve):
+        return median
+    lowest = [values[max(i - 4, 0) : i + 1].min() for i in range(min(25, len(values)))]
+    median[: len(lowest)] = lowest
+    return median
+
+
+def _start_of_a_rise(curve: LossCurve) -> np.ndarray:
+    """Return where the loss came from: the first loss if the next two rise, else the largest of the three.
+
+    An easy first batch is no level that later ones have risen from.
+    """
+    start = np.maximum.accumulate(curve.values)
+    start[3:] = start[min(2, len(start) - 1)]
+    if _rises_at_once(curve):
+        start[:] = curve.values[0]
+    return start
+
+
+def _rises_at_once(curve: LossCurve) -> bool:
+    return len(curve.values) >= 3 and bool(np.all(np.diff(curve.values[:3]) > 0))
 
 
 def _at_best(curve: LossCurve, noise: np.ndarray) -> np.ndarray:

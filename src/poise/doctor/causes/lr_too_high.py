@@ -45,7 +45,6 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import (
-    align,
     confidence,
     first_run,
     number,
@@ -55,9 +54,9 @@ from poise.doctor.causes.reading import (
     value_at,
     weights_replaced_since,
 )
-from poise.doctor.events import LossEvent, find_events, loss_curve, loss_is_no_measure, trailing_median
+from poise.doctor.events import LossEvent, find_events, loss_curve, loss_is_no_measure, loss_of_a_guess
 from poise.report.finding import Evidence, Finding
-from poise.store import Record, Series
+from poise.store import Record
 
 LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
@@ -124,12 +123,8 @@ def _worse_than_a_guess(record: Record) -> list[tuple[int, LossEvent, Evidence]]
 
     A classifier that has nothing to learn guesses by frequency; one that does worse in training is thrown about.
     """
-    curve, entropy = loss_curve(record), record["label_entropy"]
-    if not len(curve.steps) or not len(entropy.steps):
-        return []
-    known = Series(entropy.steps, trailing_median(np.nan_to_num(entropy.values), 25))
-    guess = np.nan_to_num(align(known, curve.steps), nan=math.inf)
-    end = first_run((curve.level > WORSE * guess) & (curve.start < WORSE * guess) & (guess > 0), LONG)
+    curve, guess = loss_curve(record), loss_of_a_guess(record)
+    end = first_run((curve.level > WORSE * guess) & (curve.start < WORSE * guess), LONG)
     if end is None or curve.steps[end] >= loss_is_no_measure(record):
         return []
     began, now = int(curve.steps[end - LONG + 1]), int(curve.steps[end])
@@ -173,8 +168,9 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
 
 def _guesses(record: Record, event: LossEvent) -> bool:
     """Return whether the loss is that of a guess by frequency: weights that are thrown about do worse."""
-    entropy = record["label_entropy"]
-    return event.value < ABOVE_GUESS * typical(entropy, event.detected_step, 25)
+    curve = loss_curve(record)
+    at = int(np.searchsorted(curve.steps, event.detected_step, side="right")) - 1
+    return event.value < ABOVE_GUESS * float(loss_of_a_guess(record)[at])
 
 
 def _never_learned(record: Record, event: LossEvent) -> bool:

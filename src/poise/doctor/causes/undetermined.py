@@ -10,10 +10,10 @@ The run is lost all the same. What is missing is a measurement that tells its li
 ## How it is detected
 At the end of the script, where nothing else worse than *info* was found: the last loss is not finite; the median of the
 last five is above a thousand times the largest of the first five in magnitude, and rose over the last third of the run
-no more slowly than before; or the loss diverged, and its last median is still above half of what was learned and not on
-its way down; or it stalled at its trivial value and is still there: above 97 % of the entropy of the targets, or where
-that is not known above 95 % of its first median, with a noise that would let a fall be seen. Where several optimizers
-train, or the loss does not measure progress, only a loss that is not finite counts.
+no more slowly than before; or the loss diverged, and its last median is above where it started and not on its way down;
+or it stalled at its trivial value and is still there: above 97 % of the entropy of the targets, or where that is not
+known above 95 % of its first median, with a noise that would let a fall be seen. Where several optimizers train, or the
+loss does not measure progress, only a loss that is not finite counts.
 
 ## What cures it
 Run the command that the finding names; it decides between the two likeliest causes.
@@ -36,7 +36,14 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import number, typical, update_ratio
-from poise.doctor.events import find_events, loss_curve, loss_is_no_measure, trailing_median, trivial_loss
+from poise.doctor.events import (
+    find_events,
+    loss_curve,
+    loss_is_no_measure,
+    loss_of_a_guess,
+    trailing_median,
+    trivial_loss,
+)
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
@@ -109,13 +116,12 @@ def _ran_away(record: Record) -> Seen | None:
 def _diverged(record: Record) -> Seen | None:
     curve = loss_curve(record)
     events = [e for e in find_events(record) if e.kind == "divergence" and math.isfinite(e.value)]
-    if not _is_judged(record) or not events:
+    if not _is_judged(record) or not events or len(curve.steps) < 30 or not curve.relative_noise[-1] < NOISY:
         return None
-    now = float(np.median(curve.values[-11:]))
-    best, start = float(curve.best[-1]), float(curve.start[-1])
-    # Still no better than half-way back to the start, and not on its way down again.
-    late = float(np.median(curve.values[-min(40, len(curve.values)) :][:11]))
-    if now <= best + 0.5 * max(start - best, abs(start)) or now < 0.9 * late:
+    now, late = float(np.median(curve.values[-11:])), float(np.median(curve.values[-40:][:11]))
+    first = float(np.max(curve.values[:3]))
+    # All that was learned is lost, and the loss is not on its way down again. (A part may be lost to harder data.)
+    if now <= first + 8 * float(curve.noise[-1]) / 3 or now < 0.9 * late:
         return None
     event = events[-1]
     command = "`poise run --overhead 1` (samples every step and measures the curvature)"
@@ -130,7 +136,7 @@ def _stalled(record: Record) -> Seen | None:
         return None
     event = events[0]
     u = typical(update_ratio(record), int(curve.steps[-1]))
-    guess = typical(record["label_entropy"], int(curve.steps[-1]), 25)
+    guess = float(loss_of_a_guess(record)[-1])
     if u >= LARGE_UPDATE and not curve.level[-1] < AT_GUESS * guess:
         causes, command = ("a learning rate that is too high", "targets that do not belong to the inputs"), _BY_RATE
     elif u < HEALTHY_UPDATE:
@@ -147,10 +153,12 @@ def _stalled(record: Record) -> Seen | None:
 
 def _rests_where_it_began(record: Record) -> bool:
     curve = loss_curve(record)
-    if len(record["label_entropy"].steps):
+    if np.isfinite(loss_of_a_guess(record)[-1]):
         return bool(curve.level[-1] > trivial_loss(record)[-1])
     first, last = float(np.median(curve.values[:11])), float(np.median(curve.values[-25:]))
-    return last > UNCHANGED * first and bool(0 < curve.relative_noise[-1] < NOISY)
+    # A loss that was much lower before has met harder data.
+    never_lower = curve.best[-1] > 0.8 * first
+    return last > UNCHANGED * first and bool(never_lower and 0 < curve.relative_noise[-1] < NOISY)
 
 
 def _is_judged(record: Record) -> bool:

@@ -69,7 +69,8 @@ def weight_chains(root: Any, names: Mapping[int, str]) -> list[list[str]]:
     for reached in before.values():
         followed |= reached
     ends = [node for node in matrices if not bits[node] & followed]
-    chains = [[node for node in matrices if bits[node] & (before[end] | bits[end])] for end in ends]
+    depth = sorted(matrices, key=lambda node: before[node].bit_count())
+    chains = [[node for node in depth if bits[node] & (before[end] | bits[end])] for end in ends]
     chains = sorted(chains, key=len, reverse=True)[:_CHAINS]
     return [[names[id(node.variable)] for node in chain] for chain in chains]
 

@@ -51,8 +51,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
-    frame = _user_frame()
-    statement = None if frame is None else first_bad_statement(frame)
+    statement = next((found for frame in _user_frames() if (found := first_bad_statement(frame))), None)
     if statement is not None:
         op = found["op"] if found is not None and statement["differentiable"] else statement["op"]
         return {"module": "", "where": "loss", **statement, "op": op}
@@ -288,6 +287,16 @@ def _user_frame() -> FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith((*_OWN_CODE, "<")):
         frame = frame.f_back
     return frame
+
+
+def _user_frames(most: int = 5) -> Iterator[FrameType]:
+    """Yield the frames of the user's code, innermost first."""
+    frame = _user_frame()
+    while frame is not None and most:
+        if not frame.f_code.co_filename.startswith((*_OWN_CODE, "<")):
+            most -= 1
+            yield frame
+        frame = frame.f_back
 
 
 def _line_calling(function: str) -> str:

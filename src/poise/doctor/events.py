@@ -288,7 +288,7 @@ def _level_of_five(curve: LossCurve) -> np.ndarray:
 
 
 def _start_of_a_rise(curve: LossCurve) -> np.ndarray:
-    """Return where the loss came from: the first loss if the next two rise, else the largest of the three.
+    """Return where the loss came from: the first loss if the next two are far above it, else the largest of the three.
 
     An easy first batch is no level that later ones have risen from.
     """
@@ -300,7 +300,9 @@ def _start_of_a_rise(curve: LossCurve) -> np.ndarray:
 
 
 def _rises_at_once(curve: LossCurve) -> bool:
-    return len(curve.values) >= 3 and bool(np.all(np.diff(curve.values[:3]) > 0))
+    """Return whether the second and third loss are far above the first: 4 times it, which small batches rarely are."""
+    first = curve.values[:1]
+    return len(curve.values) >= 3 and bool(np.all(curve.values[1:3] - first > 3 * np.abs(first)))
 
 
 def _at_best(curve: LossCurve, noise: np.ndarray) -> np.ndarray:

@@ -158,7 +158,9 @@ def _rests_where_it_began(record: Record) -> bool:
     first, last = float(np.median(curve.values[:11])), float(np.median(curve.values[-25:]))
     # A loss that was much lower before has met harder data.
     never_lower = curve.best[-1] > 0.8 * first
-    return last > UNCHANGED * first and bool(never_lower and 0 < curve.relative_noise[-1] < NOISY)
+    return last > UNCHANGED * first - float(curve.noise[-1]) / 2 and bool(
+        never_lower and 0 < curve.relative_noise[-1] < NOISY
+    )
 
 
 def _is_judged(record: Record) -> bool:

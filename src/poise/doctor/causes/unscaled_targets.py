@@ -37,7 +37,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 LARGE = 100.0
-STEPS, UNFINISHED = 100, 0.5
+STEPS, UNFINISHED, BLOWN_UP = 100, 0.5, 10.0
 
 
 def find(record: Record) -> list[Finding]:
@@ -49,10 +49,11 @@ def find(record: Record) -> list[Finding]:
     batch = record["batch_size"].values
     limit = LARGE * float(np.sqrt(max(float(batch[0]), 1.0))) if len(batch) else LARGE
     here = np.arange(len(curve.steps))
-    # The largest of the first five: one batch may be easy.
-    start = float(curve.values[:5].max())
+    # The smallest of the first three: of a run that blows up, the first tells the scale of the targets.
+    start = float(curve.values[:3].min())
     ratio = float(np.sqrt(max(start, 0.0))) / max(size, 1e-12)
-    still = (here >= STEPS) & (curve.level > UNFINISHED * start) & (curve.steps < loss_is_no_measure(record))
+    rests = (curve.level > UNFINISHED * start) & (curve.level < BLOWN_UP * start)
+    still = (here >= STEPS) & rests & (curve.steps < loss_is_no_measure(record))
     if ratio <= limit or not still.any():
         return []
     i = int(np.argmax(still))

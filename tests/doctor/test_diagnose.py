@@ -10,7 +10,7 @@ from poise.doctor.diagnose import attribute, choose_causes, consequences, diagno
 from poise.doctor.explain import explain, list_causes
 from poise.doctor.remedies import REMEDIES, parse_remedy
 from poise.report.finding import SEVERITIES, Finding
-from poise.store import Record
+from poise.store import Event, Record
 
 from .causes.synthetic import FAULTS, WEIGHTS, healthy, sick
 
@@ -134,14 +134,15 @@ def test_findings_come_best_first(cause):
 
 def two_timelines(first, second) -> Record:
     signals = dict(first.signals) | {f"opt1/{name}": values for name, values in second.signals.items()}
-    return Record.from_arrays(signals, first.events)
+    optimizer = Event(0, "optimizer", {"class": "AdamW", "timeline": "opt1/", "groups": []})
+    return Record.from_arrays(signals, [*first.events, optimizer])
 
 
 def test_a_later_timeline_is_diagnosed_and_named():
     second = healthy(seed=1)
     FAULTS["missing_zero_grad"](second, 0, 0.5)
     found = [f for f in diagnose(two_timelines(healthy(), second)) if f.severity == "error"]
-    assert [(f.cause, f.where) for f in found] == [("missing_zero_grad", ("opt1",))]
+    assert [(f.cause, f.where) for f in found] == [("missing_zero_grad", ("AdamW 2",))]
 
 
 def test_losses_of_competing_networks_may_rise():

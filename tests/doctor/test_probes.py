@@ -173,9 +173,24 @@ def test_dead_units(watching):
         model[0].bias.copy_(torch.tensor([-1e3, -1e3, -1e3, 1e3]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with watching() as watched:
-        model(torch.randn(8, 3)).sum().backward()
+        model(torch.randn(100, 3)).sum().backward()
         optimizer.step()
     assert watched.record.by_layer("dead_units")["1"].values[0] == 0.75
+
+
+def test_a_unit_that_some_input_wakes_is_not_dead(watching):
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.copy_(torch.tensor([0.0, 0.0, -1e3, -1e3]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watching() as watched:
+        for i in range(150):  # one input at a time; only every third is positive
+            model(torch.full((1, 1), 1.0 if i % 3 == 0 else -1.0)).sum().backward()
+            optimizer.step()
+    series = watched.record.by_layer("dead_units")["1"]
+    assert (series.values[series.steps < 99] == 0).all()
+    assert (series.values[series.steps >= 149] == 0.5).all()
 
 
 def test_several_functional_relus_of_one_module_are_told_apart(watching):
@@ -190,7 +205,7 @@ def test_several_functional_relus_of_one_module_are_told_apart(watching):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with watching() as watched:
-        model(torch.ones(4, 2)).sum().backward()
+        model(torch.ones(100, 2)).sum().backward()
         optimizer.step()
     layers = watched.record.by_layer("dead_units")
     assert {name: s.values[0] for name, s in layers.items()} == {"Net": 0.0, "Net.relu2": 1.0}

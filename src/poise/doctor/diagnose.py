@@ -1,12 +1,13 @@
 """From the record of a run to its findings: run every cause on every timeline, name roots, rank.
 
 Attribution. A finding explains another of the same timeline away if its cause leads to the other's cause (directly or
-through others), it began no later, it is more than *info*, and its probability is at least 0.5, or at least 0.8 where
-the other is a fact. An explained finding is never dropped. It keeps its identity (cause, where, onset, detection), is
-demoted to *info*, says what explains it, and comes after all others; the root inherits its severity and event, so that
-the worst severity of a run does not depend on attribution. Because a root may be found after its consequences, a live
-run may first report a consequence as an error and later demote it in favour of the root; which findings there are, and
-since when, depends only on what was recorded up to their detection.
+through others), it began no later, it is more than *info*, and its probability is at least 0.5, or at least 0.8
+where the other is a fact. A fact is explained only by what was known by its own detection: later evidence
+may be its consequence. An explained finding is never dropped. It keeps its identity (cause, where,
+onset, detection), is demoted to *info*, says what explains it, and comes after all others; the root inherits its
+severity and event, so that the worst severity of a run does not depend on attribution. Because a root may be found
+after its consequences, a live run may first report a consequence as an error and later demote it in favour of
+the root; which findings there are, and since when, depends only on what was recorded up to their detection.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from poise.doctor.causes import CAUSES, Cause
+from poise.doctor.optimizer_names import optimizer_names
 from poise.report.finding import SEVERITIES, Finding, Severity
 from poise.store import Record
 from poise.tools.nearest_name import did_you_mean
 
+UNDETERMINED = "undetermined"
 _SURE = 0.9
+FACT = 0.95  # probability from which on a finding of an exact cause counts as a fact
 
 
 def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[Finding]:
@@ -34,7 +38,7 @@ def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] =
         ValueError: if an id is unknown; the nearest ones are offered.
     """
     causes = choose_causes(select, ignore)
-    timelines = record.timelines
+    timelines, names = record.timelines, optimizer_names(record)
     seen: set[tuple] = set()
     findings: list[Finding] = []
     for prefix in timelines:
@@ -42,7 +46,11 @@ def diagnose(record: Record, select: Iterable[str] = (), ignore: Iterable[str] =
         here = [finding for cause in causes for finding in cause.find(view) if _is_new(finding, seen)]
         if len(timelines) > 1:
             here = [_for_competitors(finding) for finding in here]
-        findings += [_labelled(finding, prefix) for finding in attribute(here)]
+        name = names[prefix] if len(timelines) > 1 else ""
+        findings += [_labelled(finding, name) for finding in attribute(here)]
+    named = any(finding.severity != "info" and finding.cause != UNDETERMINED for finding in findings)
+    if named or len(timelines) > 1:  # where several compete, a loss may rise in health
+        findings = [f for f in findings if f.cause != UNDETERMINED or (not named and f.severity != "info")]
     return sorted(findings, key=_rank)
 
 
@@ -105,7 +113,10 @@ def consequences(cause_id: str) -> set[str]:
 
 
 def _explains(root: Finding, other: Finding) -> bool:
-    is_probable = root.probability >= (0.8 if CAUSES[other.cause].exact and other.probability >= 0.95 else 0.5)
+    fact = CAUSES[other.cause].exact and other.probability >= FACT
+    is_probable = root.probability >= (0.8 if fact else 0.5)
+    if fact and not CAUSES[root.cause].exact and (root.detected_step or 0) > (other.detected_step or 0):
+        return False
     if CAUSES[root.cause].benign:  # what comes after its end has another reason
         lasts = root.detected_step is not None and _began(other) <= root.detected_step
     else:
@@ -138,8 +149,8 @@ def _for_competitors(finding: Finding) -> Finding:
     return replace(finding, severity="info") if statistical and finding.probability < _SURE else finding
 
 
-def _labelled(finding: Finding, prefix: str) -> Finding:
-    return finding if not prefix or finding.where else replace(finding, where=(prefix.rstrip("/"),))
+def _labelled(finding: Finding, optimizer: str) -> Finding:
+    return finding if not optimizer or finding.where else replace(finding, where=(optimizer,))
 
 
 def _rank(finding: Finding) -> tuple:

@@ -9,10 +9,15 @@ Definitions, with ``start`` the loss at the start, ``best`` the lowest running m
   5 % of it and a fifth of ``drop`` (so that one hard example late in training, small compared to ``drop``, is not a
   spike);
 - *divergence*: a loss that is not finite; or a median of five that gave back half of what was learned
-  (``best + drop / 2``), or, where nothing was learned yet, that doubled;
-- *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still above four fifths of
-  where it started. (A loss that has fallen further and no longer changes may have reached the noise of its data: the
-  loss alone cannot show it.)
+  (``best + drop / 2``), or, where nothing was learned yet, that doubled; and that lies above ``best`` by more than the
+  noise at the time of ``best`` explains: 8 robust standard deviations, and 5 of the logarithm of a positive loss;
+- *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still at its trivial value,
+  that of a guess: 97 % of the entropy of the targets where that is known, else four fifths of where it started. (A
+  loss that has fallen further and no longer changes may have reached the noise of its data: the loss alone cannot show
+  it.)
+
+Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, see
+:func:`loss_is_no_measure`), a loss that is not finite is the only event.
 """
 
 from __future__ import annotations
@@ -66,6 +71,7 @@ class LossCurve:
         values: the losses; where one is not finite, the last finite one.
         level: median of the last 11.
         noise: robust standard deviation from step to step, over the last 25.
+        relative_noise: the same of the logarithm of the loss; 0 where a loss was not positive.
         start: smallest of the first three, so that it is right also for a run that diverges at once.
         best: lowest ``level`` so far.
     """
@@ -74,6 +80,7 @@ class LossCurve:
     values: np.ndarray
     level: np.ndarray
     noise: np.ndarray
+    relative_noise: np.ndarray
     start: np.ndarray
     best: np.ndarray
 
@@ -108,15 +115,20 @@ def _loss_curve(record: Record) -> LossCurve:
     steps, values = np.asarray(loss.steps)[first:], values[first:]
     if not len(values):
         empty = np.zeros(0)
-        return LossCurve(steps, empty, empty, empty, empty, empty)
+        return LossCurve(steps, empty, empty, empty, empty, empty, empty)
     last_finite = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(len(values)), 0))
     values = values[last_finite]
     level = trailing_median(values, 11)
     start = np.minimum.accumulate(values)
     start[3:] = start[min(2, len(start) - 1)]
+    positive = np.minimum.accumulate(values) > 0
+    relative = _noise(np.log(np.where(positive, values, 1.0)))
+    return LossCurve(steps, values, level, _noise(values), relative * positive, start, np.minimum.accumulate(level))
+
+
+def _noise(values: np.ndarray) -> np.ndarray:
     # Of differences, because the fall of a loss is no noise; each holds the noise of two losses.
-    noise = 1.4826 / np.sqrt(2) * trailing_median(np.abs(np.diff(values, prepend=values[:1])), 25)
-    return LossCurve(steps, values, level, noise, start, np.minimum.accumulate(level))
+    return 1.4826 / np.sqrt(2) * trailing_median(np.abs(np.diff(values, prepend=values[:1])), 25)
 
 
 def find_events(record: Record) -> list[LossEvent]:
@@ -131,8 +143,47 @@ def _find_events(record: Record) -> tuple[LossEvent, ...]:
     curve = loss_curve(record)
     events = _nonfinite(record["loss"])
     if len(curve.steps):
-        events += _spikes(curve) + _divergences(curve) + _stalls(curve)
+        trivial = trivial_loss(record)
+        events += [
+            event
+            for event in _spikes(curve) + _divergences(curve) + _stalls(curve, trivial)
+            if event.detected_step < loss_is_no_measure(record)
+        ]
     return tuple(sorted(events, key=lambda event: (event.detected_step, event.step)))
+
+
+def loss_is_no_measure(record: Record) -> float:
+    """Return the step from which on it is known that the loss does not measure progress; infinity where it does.
+
+    The loss of a policy gradient is near 0 whatever the policy does, and a loss against targets that a copy of the
+    model makes rises as they become harder or larger.
+    """
+    kinds = ("policy_gradient", "bootstrapped")
+    return min((event.step for kind in kinds for event in record.events(kind)), default=np.inf)
+
+
+def trivial_loss(record: Record) -> np.ndarray:
+    """Return, for each entry of the loss curve, the loss above which nothing was learned yet."""
+    curve = loss_curve(record)
+    at_start, guess = 0.8 * curve.start, 0.97 * loss_of_a_guess(record)
+    return np.where(np.isfinite(guess), np.minimum(guess, at_start), at_start)
+
+
+def loss_of_a_guess(record: Record) -> np.ndarray:
+    """Return, for each entry of the loss curve, the entropy of the targets: the cross-entropy of a guess by frequency.
+
+    NaN where it is not known: no cross-entropy was seen, or there are more than 20 classes, whose entropy the few
+    labels of a batch tell too low.
+    """
+    steps, entropy, classes = loss_curve(record).steps, record["label_entropy"], record["classes"]
+    unknown = np.full(len(steps), np.nan)
+    if not len(entropy.steps) or not len(classes.steps):
+        return unknown
+    known = trailing_median(np.where(np.isfinite(entropy.values), entropy.values, 0.0), 25)
+    at = np.searchsorted(entropy.steps, steps, side="right") - 1
+    count = np.searchsorted(classes.steps, steps, side="right") - 1
+    few = (count >= 0) & (classes.values[np.maximum(count, 0)] <= 20)
+    return np.where((at >= 0) & few & (known[np.maximum(at, 0)] > 0), known[np.maximum(at, 0)], unknown)
 
 
 def following(events: list[LossEvent], step: int, within: int | None = None) -> LossEvent | None:
@@ -200,11 +251,14 @@ def _is_calm_since(curve: LossCurve, start: int, now: int, limit: float) -> bool
 
 
 def _divergences(curve: LossCurve) -> list[LossEvent]:
-    short = trailing_median(curve.values, 5)
-    size, drop = np.abs(curve.start), curve.start - curve.best
+    short = _level_of_five(curve)
+    start = _start_of_a_rise(curve)
+    size, drop = np.abs(start), start - curve.best
     gave_back = curve.best + np.maximum(0.5 * drop, 0.25 * size)
-    limit = np.where(drop >= 0.2 * size, gave_back, curve.start + size)
-    limit = np.maximum(limit, curve.best + 8 * np.roll(_settled(curve.noise), 1))
+    limit = np.where(drop >= 0.2 * size, gave_back, start + size)
+    limit = np.maximum(limit, curve.best + 8 * _at_best(curve, curve.noise))
+    relative = _at_best(curve, curve.relative_noise)
+    limit = np.where(relative > 0, np.maximum(limit, curve.best * np.exp(5 * np.minimum(relative, 100))), limit)
     # One or two early losses are no median: a spike there is over before the median is reliable.
     above = (short > limit) & (np.arange(len(short)) >= 3)
     events: list[LossEvent] = []
@@ -220,15 +274,48 @@ def _divergences(curve: LossCurve) -> list[LossEvent]:
     return events
 
 
-def _settled(noise: np.ndarray) -> np.ndarray:
-    # The first entries have too few losses to estimate noise; zero keeps them out of the limit.
-    lowest = noise.copy()
-    lowest[:25] = np.inf
-    lowest = np.minimum.accumulate(lowest)
-    return np.where(np.isfinite(lowest), lowest, 0.0)
+def _level_of_five(curve: LossCurve) -> np.ndarray:
+    """Return the median of the last five; among the first 25 losses their smallest, as their noise is not known yet.
+
+    A loss that rises from the very first one needs no such care.
+    """
+    values, median = curve.values, trailing_median(curve.values, 5)
+    if _rises_at_once(curve):
+        return median
+    lowest = [values[max(i - 4, 0) : i + 1].min() for i in range(min(25, len(values)))]
+    median[: len(lowest)] = lowest
+    return median
 
 
-def _stalls(curve: LossCurve) -> list[LossEvent]:
+def _start_of_a_rise(curve: LossCurve) -> np.ndarray:
+    """Return where the loss came from: the first loss if the next two are far above it, else the largest of the three.
+
+    An easy first batch is no level that later ones have risen from.
+    """
+    start = np.maximum.accumulate(curve.values)
+    start[3:] = start[min(2, len(start) - 1)]
+    if _rises_at_once(curve):
+        start[:] = curve.values[0]
+    return start
+
+
+def _rises_at_once(curve: LossCurve) -> bool:
+    """Return whether the second and third loss are far above the first: 4 times it, which small batches rarely are."""
+    first = curve.values[:1]
+    return len(curve.values) >= 3 and bool(np.all(curve.values[1:3] - first > 3 * np.abs(first)))
+
+
+def _at_best(curve: LossCurve, noise: np.ndarray) -> np.ndarray:
+    """Return, for each step, the noise when the loss was at its best so far: later it may be that of a breakdown.
+
+    The first entries know too few losses to speak of noise: there it is 0.
+    """
+    here = np.arange(len(noise))
+    best_at = np.maximum.accumulate(np.where(curve.level <= curve.best, here, 0))
+    return np.where(best_at >= 10, noise[best_at], 0.0)
+
+
+def _stalls(curve: LossCurve, trivial: np.ndarray) -> list[LossEvent]:
     level = trailing_median(curve.values, 25)
     best = np.minimum.accumulate(level)
     here = np.arange(len(level))
@@ -237,7 +324,7 @@ def _stalls(curve: LossCurve) -> list[LossEvent]:
     then = np.maximum(here - back, 0)
     gain = best[then] - best
     still = gain < np.maximum(0.01 * np.abs(curve.start), 0.3 * curve.noise)
-    stalled = long_enough & still & (curve.start > 0) & (level > 0.8 * curve.start)
+    stalled = long_enough & still & (curve.start > 0) & (level > trivial)
     events: list[LossEvent] = []
     for i in np.flatnonzero(stalled & ~np.roll(stalled, 1)):
         step = int(curve.steps[then[i]])

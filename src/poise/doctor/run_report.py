@@ -14,6 +14,7 @@ from poise.doctor.cost import Cost
 from poise.doctor.diagnose import explained
 from poise.doctor.events import find_events
 from poise.doctor.masking import MASK
+from poise.doctor.optimizer_names import optimizer_names
 from poise.report import Code, Figure, Report, Table, Text, line_chart
 from poise.report.finding import Finding
 from poise.store import Record, Series
@@ -131,8 +132,10 @@ def _wide(points: dict[str, tuple[np.ndarray, np.ndarray]]) -> bool:
 
 
 def _over_timelines(record: Record, signal: str) -> dict[str, Series]:
+    names, alone = optimizer_names(record), len(record.timelines) == 1
     curves = {
-        prefix.rstrip("/") or signal.replace("_", " "): record.timeline(prefix)[signal] for prefix in record.timelines
+        signal.replace("_", " ") if alone else names[prefix]: record.timeline(prefix)[signal]
+        for prefix in record.timelines
     }
     return {name: series for name, series in curves.items() if len(series.steps)}
 
@@ -163,8 +166,9 @@ def _evidence(findings: list[Finding]) -> list[Table]:
 def _facts(record: Record) -> Table:
     rows: list[list[Any]] = [["script", _script(record)], ["optimizer steps", record.last_step + 1]]
     rows += [["model", _describe_model(event.payload)] for event in record.events("model")[:3]]
+    names = optimizer_names(record)
     for prefix in record.timelines:
-        name = f"optimizer {prefix.rstrip('/')}".strip()
+        name = f"optimizer {names[prefix]}" if len(names) > 1 else "optimizer"
         first = record.timeline(prefix).events("optimizer")[:1]
         rows += [[name, _describe_optimizer(event.payload)] for event in first]
     seconds = record["step_seconds"].values

@@ -21,6 +21,7 @@ from poise.report.figure import Figure
 from poise.report.finding import Finding
 from poise.report.table import Table
 from poise.report.text import Text
+from poise.tools.listing import listing
 
 if TYPE_CHECKING:
     from poise.report.block import Content
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold blue"}
 _TONES = {"good": "bold green", "warning": "bold yellow", "bad": "bold red", "neutral": "bold"}
 _MOST_ROWS = 20
+_MOST_PLACES = 6  # of a finding
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -58,7 +60,7 @@ def _finding(finding: Finding) -> RenderableType:
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     if finding.where:
-        facts.add_row("where", Line(", ".join(finding.where)))
+        facts.add_row("where", Line(listing(finding.where, shown=_MOST_PLACES)))
     if when := _when(finding):
         facts.add_row("when", Line(when))
     if finding.remedies:
@@ -72,8 +74,8 @@ def _finding(finding: Finding) -> RenderableType:
 def _when(finding: Finding) -> str:
     steps = (
         ("began at step", finding.onset_step),
-        ("visible from", finding.detected_step),
         ("broke at", finding.event_step),
+        ("recognised at", finding.detected_step),
     )
     return ", ".join(f"{what} {words.cell(step)}" for what, step in steps if step is not None)
 

@@ -153,6 +153,8 @@ def eps_dominates(run: Run, onset: int, strength: float) -> None:
 def state_lost_on_resume(run: Run, onset: int, strength: float) -> None:
     run.event(0, "torch_load", has_optimizer_state=True)
     run.event(0, "load_state_dict", what="model", **{"class": "Net"})
+    run.events = [e for e in run.events if e.kind != "first_step"]
+    run.event(0, "first_step", timeline="", state_empty=True, adaptive=True, stateful=True, loaded_share=1.0)
 
 
 def schedule_jump(run: Run, onset: int, strength: float) -> None:
@@ -360,6 +362,43 @@ def _from_event(kind: str, payload: dict[str, object]) -> Callable[[Run, int, fl
     return fault
 
 
+def without_classes(run: Run) -> None:
+    """Make a regression of it: nothing is known of classes and labels."""
+    labels = ("classes", "label_entropy", "label_agreement", "label_purity", "label_ignored")
+    run.signals = {name: series for name, series in run.signals.items() if name not in labels}
+
+
+def set_optimizer(run: Run, name: str, **settings: float) -> None:
+    run.events = [event for event in run.events if event.kind != "optimizer"]
+    run.event(0, "optimizer", **{"class": name, "timeline": "", "groups": [{**settings, "parameters": WEIGHTS}]})
+
+
+def eps_underflow(run: Run, onset: int, strength: float) -> None:
+    make_low_precision(run, "float16")
+    set_optimizer(run, "Adam", eps=10.0 ** (-8 - 8 * strength))
+    for name in ("loss", "grad_norm"):
+        run.change(name, onset, np.nan)
+    run.event(onset, "nonfinite_forward", where="weights", parameters=WEIGHTS, update=True)
+
+
+def weight_decay_too_strong(run: Run, onset: int, strength: float) -> None:
+    set_optimizer(run, "SGD", weight_decay=0.3 + strength, momentum=0.9)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.01))
+    for name in WEIGHTS:
+        run.put(f"param_norm[{name}]", run.sampled, 4.0 * np.exp(-run.sampled / 20))
+
+
+def bootstrap_divergence(run: Run, onset: int, strength: float) -> None:
+    run.event(3, "bootstrapped", copy="Net")
+    run.change("loss", onset, lambda s: 0.5 * np.exp((0.1 + 0.2 * strength) * (s - onset)))
+
+
+def undetermined(run: Run, onset: int, strength: float) -> None:
+    without_classes(run)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 1.0, 0.01 + 0.04 * strength))
+    run.event(run.steps, "script_end", how="finished")
+
+
 FAULTS: dict[str, Callable[[Run, int, float], None]] = {
     fault.__name__: fault
     for fault in (
@@ -395,6 +434,10 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         deviation_of_one_value,
         unscaled_targets,
         sum_reduction,
+        eps_underflow,
+        weight_decay_too_strong,
+        bootstrap_divergence,
+        undetermined,
     )
 }
 FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}

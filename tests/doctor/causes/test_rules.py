@@ -193,8 +193,18 @@ def test_small_gradients_of_a_converged_run_or_a_bias_are_no_fault_of_eps():
     assert find("eps_dominates", run) == []
 
 
-def resumed(held: bool, rewarmed: bool = False, restored: bool = False, loss_jumps: bool = False) -> Run:
+def resumed(
+    held: bool,
+    rewarmed: bool = False,
+    restored: bool = False,
+    loss_jumps: bool = False,
+    share: float = 1.0,
+    **before: float,
+) -> Run:
     run = healthy()
+    run.events = [e for e in run.events if e.kind != "first_step"]
+    facts = {"state_empty": True, "adaptive": True, "stateful": True, "loaded_share": share, **before}
+    run.event(0, "first_step", timeline="", **facts)
     run.event(0, "torch_load", has_optimizer_state=held)
     run.event(0, "load_state_dict", what="model")
     if restored:
@@ -213,8 +223,19 @@ def test_resuming_well_and_fine_tuning_are_no_lost_state():
     assert find("state_lost_on_resume", healthy()) == []
 
 
+def test_weights_copied_between_modules_are_no_resume():
+    # A target network, a momentum encoder or a teacher is loaded: not what the optimizer trains.
+    assert find("state_lost_on_resume", resumed(held=True, share=0.0)) == []
+    # Pre-trained weights that nothing in this script has trained may make the loss rise at first.
+    assert find("state_lost_on_resume", resumed(held=False, loss_jumps=True)) == []
+    # Nor is it a resume where the first losses are not those at which the earlier optimizer stopped.
+    other_task = resumed(held=False, loss_jumps=True, earlier_steps=100, earlier_loss=0.05)
+    assert find("state_lost_on_resume", other_task) == []
+
+
 def test_a_loss_that_jumps_on_resuming_betrays_a_lost_state_without_a_checkpoint():
-    finding = only("state_lost_on_resume", resumed(held=False, loss_jumps=True))
+    resumed_here = resumed(held=False, loss_jumps=True, earlier_steps=100, earlier_loss=0.3)
+    finding = only("state_lost_on_resume", resumed_here)
     assert (finding.severity, finding.onset_step, finding.detected_step) == ("warning", 0, 20)
     assert "rose from 0.3 to 0.9" in finding.summary
 
@@ -222,7 +243,7 @@ def test_a_loss_that_jumps_on_resuming_betrays_a_lost_state_without_a_checkpoint
 def test_a_second_optimizer_knows_what_was_loaded_before_its_first_step():
     run = healthy()
     run.events = [e for e in run.events if e.kind != "first_step"]
-    run.event(0, "first_step", state_empty=True, adaptive=True, stateful=True, run_step=100)
+    run.event(0, "first_step", state_empty=True, adaptive=True, stateful=True, run_step=100, loaded_share=1.0)
     run.event(100, "torch_load", has_optimizer_state=True)
     run.event(100, "load_state_dict", what="model")
     assert only("state_lost_on_resume", run).detected_step == 100

@@ -14,6 +14,8 @@ FAMILIES = (
     "data",
     "script",
     "contract",
+    "reinforcement learning",
+    "undetermined",
 )
 """Families of causes, in the order of listings."""
 
@@ -23,9 +25,11 @@ _IDS = (
     "bad_batch",
     "benign_catapult",
     "bf16_update_lost",
+    "bootstrap_divergence",
     "dead_units",
     "double_softmax",
     "eps_dominates",
+    "eps_underflow",
     "exploding_gradients",
     "forward_nonfinite",
     "fp16_overflow",
@@ -43,9 +47,11 @@ _IDS = (
     "softmax_collapse",
     "stale_second_moment",
     "state_lost_on_resume",
+    "undetermined",
     "unscaled_inputs",
     "vanishing_gradients",
     "warmup_too_short",
+    "weight_decay_too_strong",
 )
 
 _CONTRACTS = (

@@ -41,6 +41,7 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import (
+    FAR,
     Mask,
     confidence,
     extreme_after,
@@ -48,6 +49,8 @@ from poise.doctor.causes.reading import (
     listing,
     number,
     own_baseline,
+    typical,
+    update_ratio,
     upto,
 )
 from poise.doctor.events import find_events, following
@@ -56,6 +59,7 @@ from poise.store import Record, Series
 
 LARGE, ALARMING, FATAL = 50.0, 1e3, 1e4
 COLLAPSED = 0.1
+_RATE_FIRST = ("lr_scale", "warmup", "logit_soft_cap", "weight_decay")
 
 
 def find(record: Record) -> list[Finding]:
@@ -83,6 +87,8 @@ def find(record: Record) -> list[Finding]:
             detected=hit.step,
             event=event,
             severity_with_event="error",
+            # Where each update replaces a tenth of the weights, a cap on the logits leaves the reason as it is.
+            remedies=_RATE_FIRST if typical(update_ratio(record), hit.step) >= FAR else None,
             evidence=[
                 Evidence(f"attention_logit_max[{layer}]", peak, max(LARGE, 3 * early), early, peak_step),
                 *([entropy] if np.isfinite(entropy.value) else []),

@@ -9,9 +9,10 @@ overflow on the way back.
 The next step writes NaN into the weights, and every loss after it is NaN; the forward pass shows nothing unusual.
 
 ## How it is detected
-A fact: at some step the loss was finite and a gradient was not, and no forward pass before had made a NaN. Named are
-the parameters and, where it could be found, module, operation and source line. Steps that a gradient scaler skipped do
-not count: it is made to skip infinite gradients.
+A fact: at some step the loss was finite and a gradient was not, and no forward pass before had made a NaN; or the
+weights were not finite when the first loss was not, so that the step before has written them. Named are
+the parameters and, where it could be found, module, operation and source line. Steps that a gradient scaler skipped
+do not count: it exists to meet infinite gradients and skip them.
 
 ## What cures it
 Put the guard inside the operation, not around it.
@@ -35,15 +36,18 @@ from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.forward_nonfinite import broken_at
 from poise.doctor.causes.reading import EXACT, in_forward_order, listing
 from poise.report.finding import Evidence, Finding
-from poise.store import Record
+from poise.store import Event, Record
 
 
 def find(record: Record) -> list[Finding]:
     """Find the first gradient that is not finite although the loss is."""
     step = _first_step(record)
+    written = [event for event in record.events("nonfinite_forward") if _in_weights(event)]
+    if written and (step is None or written[0].step <= step):
+        return [_written(written[0])]
     if step is None or broken_at(record["loss"], step):
         return []
-    if any(event.step <= step for event in record.events("nonfinite_forward")):
+    if any(event.step <= step and not _in_weights(event) for event in record.events("nonfinite_forward")):
         return []
     events = [event for event in record.events("nonfinite_backward") if event.step == step]
     payload = events[0].payload if events else {}
@@ -64,6 +68,28 @@ def find(record: Record) -> list[Finding]:
             evidence=[Evidence("grad_norm", float("nan"), None, None, step)],
         )
     ]
+
+
+def _in_weights(event: Event) -> bool:
+    return event.payload.get("where") == "weights"
+
+
+def _written(event: Event) -> Finding:
+    """Return the finding of weights that were not finite before the first loss that was not."""
+    where = list(event.payload.get("parameters") or ())
+    source = "its update" if event.payload.get("update") else "its gradients or its update"
+    return CAUSE.finding(
+        "error",
+        EXACT,
+        f"The loss of step {event.step} is not finite because the weights {listing(where)} were not: the optimizer "
+        f"step before has written them ({source}).",
+        where=where[:8],
+        onset=max(event.step - 1, 0),
+        detected=event.step,
+        event=event.step,
+        evidence=[Evidence("loss", float("nan"), None, None, event.step)],
+        remedies=() if event.payload.get("update") else None,
+    )
 
 
 def _first_step(record: Record) -> int | None:

@@ -10,9 +10,10 @@ reported so that nobody treats it: a smaller learning rate, or clipping, would k
 
 ## How it is detected
 A spike of the loss with the measured `edge_ratio` above 1 within the 20 steps before it or the 10 after, a `sharpness`
-that in two consecutive measurements after the spike is at least 30 % below the highest one around it, and a loss that
-is back within 50 steps (at most a fifth of what was learned above its level from before). Its severity is *info*: there
-is nothing to do, and no remedy is named.
+that in two measurements running after the spike is at least 30 % below the highest one around it, and a loss that is
+back within 50 steps (at most a fifth of what was learned above its level from before) and below its trivial value,
+with no layer most of whose units have died meanwhile. It is for information: there is
+nothing to do, and no remedy is named.
 
 ## What cures it
 Nothing needs to be cured.
@@ -28,13 +29,14 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import first_run, number, value_at
-from poise.doctor.events import LossCurve, LossEvent, find_events, loss_curve
+from poise.doctor.events import LossCurve, LossEvent, find_events, loss_curve, trivial_loss
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 EDGE, FLATTER = 1.0, 0.7
 BEFORE, AFTER, BACK = 20, 10, 50
 CONSECUTIVE = 2  # measurements
+DEAD = 0.5
 
 
 def find(record: Record) -> list[Finding]:
@@ -94,7 +96,15 @@ def _settled(record: Record, event: LossEvent) -> int | None:
     flat = first_run((sharpness.values <= FLATTER * high) & later, CONSECUTIVE)
     if not len(back) or curve.steps[back[0]] > event.step + BACK or flat is None:
         return None
-    return max(int(curve.steps[back[0]]), int(sharpness.steps[flat]))
+    landed = max(int(curve.steps[back[0]]), int(sharpness.steps[flat]))
+    return landed if _goes_on_learning(record, curve, landed) else None
+
+
+def _goes_on_learning(record: Record, curve: LossCurve, step: int) -> bool:
+    """Return whether the loss is below that of a guess at a step, and the layers live."""
+    at = int(np.searchsorted(curve.steps, step, side="right")) - 1
+    units = record.by_layer("dead_units").values()
+    return bool(curve.level[at] < trivial_loss(record)[at]) and not any(value_at(u, step) > DEAD for u in units)
 
 
 def _back_at(curve: LossCurve, event: LossEvent) -> float:

@@ -8,9 +8,9 @@ The layer has lost that part of its capacity; if all units are dead, nothing bel
 is a constant.
 
 ## How it is detected
-`dead_units[layer]`, the fraction of units that are zero over the whole batch, exceeds 0.5 in three consecutive samples.
-Units may be zero over a small batch without being dead, so up to 0.9 this is reported as *info*, unless the loss
-stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
+`dead_units[layer]`, the fraction of units that were zero for each of the last 100 inputs seen, exceeds 0.5 in three
+consecutive samples. Some units are zero for most inputs in a healthy network, so up to 0.9 this is *info*, unless
+the loss stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
 
 ## What cures it
 A lower learning rate or a warm-up (most units die in a few steps that are too large), biases that start at 0, scaled
@@ -44,9 +44,11 @@ def find(record: Record) -> list[Finding]:
     hit = first_crossing(layers, lambda series: np.asarray(series.values) > THRESHOLD, length=3)
     if hit is None:
         return []
-    layer, fraction = max(
-        ((name, extreme_after(layers[name], hit.step)[0]) for name in hit.where), key=lambda pair: pair[1]
+    layer, (fraction, at) = max(
+        ((name, extreme_after(layers[name], hit.step)) for name in hit.where), key=lambda pair: pair[1][0]
     )
+    now = value_at(layers[layer], hit.step)
+    more = f", {number(100 * fraction)} % at step {at}" if fraction > 1.01 * now else ""
     steps = layers[hit.where[0]].steps
     onset = int(steps[steps <= hit.step][-3:][0])
     # Units that are active again when the loss stalls are not its cause.
@@ -62,8 +64,8 @@ def find(record: Record) -> list[Finding]:
             severity,
             # In doublings of the active fraction: 50 % active is the threshold, 5 % active is 10 times beyond it.
             confidence(1 - THRESHOLD, max(1 - fraction, 1e-3)),
-            f"{number(100 * fraction)} % of the units of {listing(hit.where)} are zero for every input "
-            f"since step {onset}.",
+            f"{number(100 * now)} % of the units of {_layers(hit.where)} are zero for every input since step "
+            f"{onset}{more}.",
             where=hit.where,
             onset=onset,
             detected=hit.step,
@@ -72,6 +74,11 @@ def find(record: Record) -> list[Finding]:
             evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
         )
     ]
+
+
+def _layers(names: tuple[str, ...]) -> str:
+    """Return the names of layers; a mere number, as ``nn.Sequential`` gives it, is called a layer."""
+    return listing([f"layer {name}" if name.isdigit() else name for name in names])
 
 
 CAUSE = Cause(

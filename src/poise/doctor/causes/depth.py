@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.doctor.causes.reading import first_run, in_forward_order, layer_table, matrices
-from poise.store import Record
+from poise.doctor.causes.reading import embeddings, first_run, in_forward_order, layer_table, matrices
+from poise.store import Record, Series
 
 FEWEST = 4
 
@@ -35,10 +35,20 @@ class DepthProfile:
         return first_run(broken, 3)
 
 
-def depth_profile(record: Record) -> DepthProfile | None:
-    """Return the profile; ``None`` for fewer than four weight matrices, too few to vanish or explode over."""
-    layers = matrices(record.by_layer("grad_norm"), record)
-    names = in_forward_order(layers, record)
+def depth_profiles(record: Record) -> list[DepthProfile]:
+    """Return a profile of each chain of at least four weight matrices: fewer are too few to vanish or explode over.
+
+    Towers that stand side by side are chains of their own, as far as the run recorded which weights follow one another.
+    Embedding tables are left out.
+    """
+    tables = embeddings(record)
+    layers = {n: s for n, s in matrices(record.by_layer("grad_norm"), record).items() if n not in tables}
+    chains = [chain for event in record.events("chains")[:1] for chain in event.payload.get("chains", [])]
+    parts = [{n: layers[n] for n in chain if n in layers} for chain in chains] or [layers]
+    return [profile for part in parts if (profile := _profile(part, in_forward_order(part, record))) is not None]
+
+
+def _profile(layers: dict[str, Series], names: list[str]) -> DepthProfile | None:
     if len(names) < FEWEST:
         return None
     steps, norms = layer_table({name: layers[name] for name in names})

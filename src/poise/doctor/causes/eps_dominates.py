@@ -11,9 +11,10 @@ whole layers collapse. With the default `1e-8` this happens when the RMS of a gr
 
 ## How it is detected
 `adam_eps_shrink[p]`, the mean of `sqrt(v) / (sqrt(v) + eps)` over coordinates with a gradient, is 1 in a healthy
-tensor. Below 0.5 in three consecutive samples of a weight matrix, while the loss is above 5 % of its start (in a
-converged run small gradients are normal), `eps` dominates. Biases are left out: some (of keys, or before a batch norm)
-have gradients that are zero but for rounding.
+tensor. Below 0.5 in three consecutive samples of a weight matrix after the first ten steps, while the loss is above 5 %
+of its start (a converged run has small gradients), `eps` dominates. Biases are left out: some (of keys, or
+before a batch norm) have gradients that are zero but for rounding. For weights in half precision it is *info*,
+and no remedy is named: there `eps` has to be large (see `eps_underflow`).
 
 ## What cures it
 A smaller `eps` (`1e-12` to `1e-15` in float32).
@@ -42,6 +43,8 @@ from poise.doctor.causes.reading import (
     listing,
     matrices,
     number,
+    optimizer_class,
+    parameter_types,
     value_at,
 )
 from poise.doctor.events import find_events, following, loss_curve
@@ -50,6 +53,7 @@ from poise.store import Record, Series
 
 THRESHOLD = 0.5
 UNFINISHED = 0.05
+SEASONED = 10
 
 
 def find(record: Record) -> list[Finding]:
@@ -58,7 +62,8 @@ def find(record: Record) -> list[Finding]:
     curve = loss_curve(record)
 
     def dominated(series: Series) -> Mask:
-        small = np.asarray(series.values) < THRESHOLD
+        # Before, a second moment without bias correction (RMSprop) is too small by itself.
+        small = (np.asarray(series.values) < THRESHOLD) & (series.steps >= SEASONED)
         if not len(curve.steps):
             return small
         level = align(Series(curve.steps, curve.level), series.steps)
@@ -73,13 +78,16 @@ def find(record: Record) -> list[Finding]:
     series = layers[where[0]]
     small = series.steps[(series.steps <= hit.step)][-3:]
     event = following(find_events(record), int(small[0]))
+    # A smaller eps is 0 there: with gradients that are 0, too, the update is not a number.
+    in_half = any(parameter_types(record).get(name, "").removeprefix("torch.") == "float16" for name in where)
     return [
         CAUSE.finding(
-            "warning",
+            "info" if in_half else "warning",
             confidence(THRESHOLD, max(shrink, 1e-6)),
-            f"Adam's eps outweighs the gradients of {listing(where)}: its updates there are "
+            f"The eps of {optimizer_class(record)} outweighs the gradients of {listing(where)}: its updates there are "
             f"{number(shrink)} of their intended size.",
             where=where,
+            remedies=() if in_half else None,
             onset=int(small[0]),
             detected=hit.step,
             event=event,

@@ -11,7 +11,8 @@ One step along such a gradient moves the weights out of the region in which the 
 In three ways.
 1. At the first sample, before anything was learned: `||g|| ||θ|| / loss`, the relative change of the loss per
    relative change of all weights, exceeds 3,000 (healthy networks: 1 to 300; it does not depend on the units of the
-   loss).
+   loss). The loss is the first, or the median of the first five where the first is less than a tenth of that and so
+   near 0 by chance (a difference of terms); where the loss does not measure progress this does not apply.
 2. Over depth: the median gradient norm of the first third of the weight matrices is more than 1,000 times that of the
    last third, falling steadily (rank correlation below -0.7), in three consecutive samples.
 3. In the run: the norm is ten times its median over the last 25 samples and three times what it was at the start, a
@@ -44,14 +45,23 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.depth import depth_profile
+from poise.doctor.causes.depth import DepthProfile, depth_profiles
 from poise.doctor.causes.reading import confidence, number, own_baseline, typical, update_ratio
-from poise.doctor.events import LossEvent, breakdowns, find_events, following, stayed_up, trailing_median
+from poise.doctor.events import (
+    LossEvent,
+    breakdowns,
+    find_events,
+    following,
+    loss_is_no_measure,
+    stayed_up,
+    trailing_median,
+)
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 SENSITIVITY, DEPTH_RATIO, STEADY, JUMP, ABOVE_START = 3e3, 1e3, -0.7, 10.0, 3.0
 HEALTHY_UPDATE, WITHIN = 0.02, 10
+FIRST_LOSSES = 5
 
 
 def find(record: Record) -> list[Finding]:
@@ -67,27 +77,46 @@ def _at_start(record: Record) -> Finding | None:
         return None
     step = int(norms.steps[0])
     first = max(step, int(loss.steps[0]), *(int(series.steps[0]) for series in weights))
+    known = _first_losses_known(record)
+    if first > step + 2 or known is None or loss_is_no_measure(record) <= known:
+        return None
     size = math.sqrt(sum(float(series.values[0]) ** 2 for series in weights))
     sensitivity = float(norms.values[0]) * size / _scale_of_loss(record)
-    if first > step + 2 or not math.isfinite(sensitivity) or sensitivity <= SENSITIVITY:
+    if not math.isfinite(sensitivity) or sensitivity <= SENSITIVITY:
         return None
+    first = max(first, known)
     at = f"{number(float(norms.values[0]))} at a loss of {number(float(loss.values[0]))}"
     text = f"Gradients explode from the start: their norm is {at}"
     evidence = Evidence("grad_norm * param_norm / loss", sensitivity, SENSITIVITY, None, step)
     return _finding(record, text, step, first, evidence, confidence(sensitivity, SENSITIVITY))
 
 
+def _first_losses_known(record: Record) -> int | None:
+    """Return the step of the last of the first five losses, or of the first that is not finite."""
+    loss = record["loss"]
+    for i, value in enumerate(loss.values[:FIRST_LOSSES], 1):
+        if i == FIRST_LOSSES or not math.isfinite(value):
+            return int(loss.steps[i - 1])
+    return None
+
+
 def _scale_of_loss(record: Record) -> float:
-    """Return the first loss, or that of a uniform guess where it is lower: logits may have exploded as well."""
+    """Return the scale of the first losses, or that of a uniform guess where it is lower: logits may have exploded."""
     classes = record["classes"].values
-    first = abs(float(record["loss"].values[0]))
+    losses = np.abs(record["loss"].values[:FIRST_LOSSES])
+    losses = losses[np.isfinite(losses)]
+    # Losses that blow up at once do not hide the gradient that did it: the first one counts unless it is the odd one.
+    middle = float(np.median(losses)) if len(losses) else 0.0
+    first = middle if not len(losses) or losses[0] < 0.1 * middle else float(losses[0])
     return max(min(first, math.log(classes[0])) if len(classes) and classes[0] > 1 else first, 1e-12)
 
 
 def _over_depth(record: Record) -> Finding | None:
-    profile = depth_profile(record)
-    if profile is None:
-        return None
+    found = [finding for profile in depth_profiles(record) if (finding := _over_chain(record, profile)) is not None]
+    return min(found, key=lambda finding: finding.detected_step or 0, default=None)
+
+
+def _over_chain(record: Record, profile: DepthProfile) -> Finding | None:
     index = profile.first((profile.ratio > DEPTH_RATIO) & (profile.slope < STEADY))
     if index is None:
         return None

@@ -46,6 +46,8 @@ def find(record: Record) -> list[Finding]:
     events = record.events("nonfinite_forward")
     if not events or events[0].payload.get("op") == INPUT:  # then the batch is the cause
         return []
+    if events[0].payload.get("where") == "weights":  # they were so before: see backward_nonfinite
+        return []
     first = events[0]
     low, high = _range(first)
     exploded = max(abs(low), abs(high)) > HUGE
@@ -89,7 +91,9 @@ def _span(low: float, high: float) -> str:
 def _place(event: Event, module: str) -> str:
     op, source = event.payload.get("op"), event.payload.get("source")
     name = module or ("The loss" if event.payload.get("where") == "loss" else "The model")
-    details = ", ".join(filter(None, [f"operation {op}" if op else "", str(source) if source else ""]))
+    statement = event.payload.get("statement")
+    line = f"{source}: `{statement}`" if statement else str(source or "")
+    details = ", ".join(filter(None, [f"operation {op}" if op else "", line]))
     return f"{name} ({details})" if details else name
 
 

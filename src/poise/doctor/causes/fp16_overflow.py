@@ -94,7 +94,7 @@ def _activations(record: Record) -> Finding | None:
     if not _is_half(record):
         return None
     layers = record.by_layer("act_absmax")
-    hit = first_crossing(layers, lambda s: ~(np.asarray(s.values) <= LARGE))
+    hit = first_crossing(layers, lambda s: np.asarray(s.values) > LARGE)  # NaN may come from anywhere
     if hit is None:
         return None
     value = value_at(layers[hit.where[0]], hit.step)

@@ -10,7 +10,7 @@ Predictions do not change any more, the loss does. Logits grow until the softmax
 
 ## How it is detected
 `loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five
-consecutive samples, while the loss is below 1 % of where it began: then hardly a sample is classified wrongly.
+consecutive samples, while the cross-entropy is below 1 % of where it began: by then hardly a sample can be wrong.
 
 ## What cures it
 Remove that direction from the gradients (OrthoGrad), use weight decay against it, or train on StableMax, whose loss
@@ -70,9 +70,10 @@ def _scaling(record: Record, series: Series) -> Mask:
     if not len(curve.steps):
         return np.zeros(len(series.steps), dtype=bool)
     parts = (curve.level, curve.start, curve.best)
+    classifies = np.isfinite(align(record["classes"], series.steps))  # a regression's weights grow to its solution
     level, start, best = (align(Series(curve.steps, part), series.steps) for part in parts)
     # A loss that is negative somewhere has no floor at zero: small does not mean fitted.
-    return (series.values > ALIGNED) & (level < LOW * start) & (best >= 0)
+    return (series.values > ALIGNED) & (level < LOW * start) & (best >= 0) & classifies
 
 
 CAUSE = Cause(

@@ -13,9 +13,10 @@ regions.)
 ## How it is detected
 `edge_ratio` is `sharpness / edge`. It was above 1.5 in two consecutive measurements, between 20 steps before a
 divergence of the loss and 20 steps after it became known. A loss that is NaN from one step to the next, and was not
-above its start, did not oscillate, and has another cause. The sharpness is a lower bound, measured on the batch of the
-step, so that too few Hessian products make the ratio too low, never too high. A batch is sharper than all data
-together, hence 1.5 and not 1.
+above its start, did not oscillate, and has another cause. The sharpness is a lower bound, measured on the batch of
+the step, so that too few Hessian products make the ratio too low, never too high; a batch is sharper than all data
+together, hence 1.5 and not 1. The first ten steps of an adaptive optimizer do not count: its second moment rests on
+so few gradients there that the preconditioned curvature may have any size.
 
 ## What cures it
 A learning rate below the edge; half of it leaves room for batches that are sharper than others. A longer warm-up, if
@@ -40,7 +41,7 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, evidence_at, number, value_at
+from poise.doctor.causes.reading import confidence, evidence_at, number, value_at, weights_replaced_since
 from poise.doctor.events import LossEvent, find_events, loss_curve
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
@@ -48,6 +49,7 @@ from poise.store import Record
 ABOVE = 1.5
 NEAR = 20  # steps before and after a divergence
 CONSECUTIVE = 2  # measurements
+SEASONED = 10
 
 
 def find(record: Record) -> list[Finding]:
@@ -69,7 +71,7 @@ def find(record: Record) -> list[Finding]:
             confidence(ratio, ABOVE),
             f"The measured curvature was {number(ratio)} times what is stable at learning rate {number(lr)}; "
             f"{event.phrase}.{advice}",
-            onset=event.step,
+            onset=weights_replaced_since(record, event.step),
             detected=detected,
             event=event.step,
             evidence=[
@@ -93,13 +95,18 @@ def _oscillated(record: Record, event: LossEvent) -> bool:
 def above_edge(record: Record, event: LossEvent) -> list[tuple[float, int]]:
     """Return the ratio above the edge around an event and the step that made it known; nothing if it was not so."""
     ratio = record["edge_ratio"]
-    near = np.flatnonzero((ratio.steps >= event.step - NEAR) & (ratio.steps <= event.detected_step + NEAR))
+    first = max(event.step - NEAR, SEASONED if _is_adaptive(record) else 0)
+    near = np.flatnonzero((ratio.steps >= first) & (ratio.steps <= event.detected_step + NEAR))
     values = np.where(np.isfinite(ratio.values), ratio.values, 0.0)
     for i in near[CONSECUTIVE - 1 :]:
         sustained = float(values[i - CONSECUTIVE + 1 : i + 1].min())
         if sustained > ABOVE:
             return [(sustained, int(ratio.steps[i]))]
     return []
+
+
+def _is_adaptive(record: Record) -> bool:
+    return any(first.payload.get("adaptive") for first in record.events("first_step"))
 
 
 CAUSE = Cause(

@@ -9,13 +9,16 @@ The loss rises instead of falling, oscillates, or runs off to infinity; units di
 
 ## How it is detected
 From the loss, the gradients and the updates together, because each alone misleads (losses of competing networks rise in
-healthy runs, Adam's first updates are large in healthy runs). The loss diverges (see below), and around that time the
-relative update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 %
-suffice where the loss is ten times its start, or turned NaN after it had doubled. A NaN after a steady loss counts only
-with updates of half the weights: it mostly has another cause. Or the loss has stalled within 10 % of its start while
-updates are above 5 %. Where no updates were recorded, gradients ten times larger than at the start are used instead.
-More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...) explain this one
-away.
+health, Adam's first updates are large in health). The loss diverges (see below), and around that time the relative
+update `||Δθ|| / ||θ||` of the whole model, over three samples, is above 2 % (healthy: about 0.1 %); 0.5 % suffice where
+the loss is ten times its start, or turned NaN after it had doubled. A NaN out of a calm loss needs updates of half the
+weights: it mostly has another cause. Updates of weights that are not finite say nothing. Or the loss has stalled within
+10 % of its start, and above the entropy of the targets where that is known, while updates are above 5 %, or were before
+gradients fell to a hundredth, or replaced half of the weights in the first steps. Updates above 10 % in every sample
+before that mark the step at which it began. Or the loss has been a fifth above the entropy of the targets for 40 steps,
+and no update sampled meanwhile was small. Where no updates were recorded, gradients ten times larger than at the start
+stand in for them. More specific causes (attention logits, a jump of the schedule, gradients that were never reset, ...)
+explain this one away.
 
 A loss diverges when it is not finite, gives back half of what was learned, or doubles before anything was.
 
@@ -41,15 +44,28 @@ import math
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, number, own_baseline, update_ratio, value_at
-from poise.doctor.events import LossEvent, find_events, loss_curve
+from poise.doctor.causes.reading import (
+    confidence,
+    first_run,
+    number,
+    own_baseline,
+    typical,
+    update_ratio,
+    value_at,
+    weights_replaced_since,
+)
+from poise.doctor.events import LossEvent, find_events, loss_curve, loss_is_no_measure, loss_of_a_guess
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 LARGE_UPDATE = 0.02
 STUCK_UPDATE = 0.05
 GRADIENT_GROWTH = 10.0
+REPLACED = 0.5
+ABOVE_GUESS = 1.02
+WORSE, LONG = 1.2, 40
 SINCE = 20  # steps before and after an event in which updates count
+DEAD = 0.01
 
 
 def find(record: Record) -> list[Finding]:
@@ -57,12 +73,15 @@ def find(record: Record) -> list[Finding]:
     updates = update_ratio(record)
     judge = _large_updates if len(updates.steps) else _large_gradients
     known = [
-        (evidence.step or 0, event, evidence) for event in find_events(record) for evidence in judge(record, event)
+        (max(evidence.step or 0, event.detected_step), event, evidence)
+        for event in find_events(record)
+        for evidence in judge(record, event)
     ]
+    known += _worse_than_a_guess(record)
     if not known:
         return []
-    _, event, evidence = min(known, key=lambda found: found[0])
-    return [_finding(record, event, evidence)]
+    detected, event, evidence = min(known, key=lambda found: found[0])
+    return [_finding(record, event, evidence, detected)]
 
 
 def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
@@ -75,18 +94,48 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     # itself.
     first = event.step - (SINCE if event.kind == "divergence" else 10 * SINCE)
     last = event.detected_step + SINCE if math.isfinite(event.value) else event.step - 1
-    near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last))
-    values = np.where(np.isfinite(updates.values), updates.values, 1e6)
-    for i in near:
-        u = _sustained(values[max(near[0], i - 2) : i + 1])
-        if u >= threshold:
-            return [Evidence("update_ratio", u, threshold, None, max(int(updates.steps[i]), event.detected_step))]
+    finite = np.isfinite(updates.values)
+    near = np.flatnonzero((updates.steps >= first) & (updates.steps <= last) & finite)
+    fewest = 3 if event.kind == "stall" else 1
+    for count, i in enumerate(near, 1):
+        u = _sustained(np.asarray(updates.values)[near[max(count - 3, 0) : count]])
+        early = event.kind == "stall" and updates.steps[i] < event.step + SINCE
+        if early and u < REPLACED and not _gradients_died(record, event):
+            continue
+        if u >= threshold and count >= fewest:
+            return [Evidence("update_ratio", u, threshold, None, int(updates.steps[i]))]
     return []
+
+
+def _gradients_died(record: Record, event: LossEvent) -> bool:
+    """Return whether gradients at a stall are next to nothing: a net that its first steps have killed."""
+    norms = record["grad_norm"]
+    before = norms.values[norms.steps <= event.step + SINCE]
+    return typical(norms, event.detected_step) < DEAD * float(np.nanmax(before, initial=0.0))
 
 
 def _sustained(values: np.ndarray) -> float:
     # The median of three or the smaller of two, so that one large update among small ones does not count.
     return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _worse_than_a_guess(record: Record) -> list[tuple[int, LossEvent, Evidence]]:
+    """Return the loss where for 40 steps it has been far above the entropy of the targets, if no update denies it.
+
+    A classifier that has nothing to learn guesses by frequency; one that does worse in training is thrown about.
+    """
+    curve, guess = loss_curve(record), loss_of_a_guess(record)
+    end = first_run((curve.level > WORSE * guess) & (curve.start < WORSE * guess), LONG)
+    if end is None or curve.steps[end] >= loss_is_no_measure(record):
+        return []
+    began, now = int(curve.steps[end - LONG + 1]), int(curve.steps[end])
+    updates = update_ratio(record)
+    near = updates.values[(updates.steps >= began) & (updates.steps <= now)]
+    if len(near) and not np.median(near) >= LARGE_UPDATE:
+        return []
+    level, limit = float(curve.level[end]), float(WORSE * guess[end])
+    event = LossEvent("divergence", began, now, level, float(curve.start[end]))
+    return [(now, event, Evidence("loss", level, limit, limit / WORSE, now))]
 
 
 def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
@@ -99,8 +148,7 @@ def _large_gradients(record: Record, event: LossEvent) -> list[Evidence]:
     for i in np.flatnonzero((norms.steps >= event.step) & (norms.steps <= event.detected_step + SINCE)):
         now, limit = _sustained(values[max(i - 2, 0) : i + 1]), GRADIENT_GROWTH * float(early[i])
         if now >= limit:
-            step = max(int(norms.steps[i]), event.detected_step)
-            return [Evidence("grad_norm", now, limit, float(early[i]), step)]
+            return [Evidence("grad_norm", now, limit, float(early[i]), int(norms.steps[i]))]
     return []
 
 
@@ -109,14 +157,21 @@ def _threshold(record: Record, event: LossEvent) -> float | None:
     if event.kind == "spike":
         return None
     if event.kind == "stall":
-        return STUCK_UPDATE if _never_learned(record, event) else None
+        return STUCK_UPDATE if _never_learned(record, event) and not _guesses(record, event) else None
     curve = loss_curve(record)
     at = int(np.searchsorted(curve.steps, event.step, side="right")) - 1
     start = float(curve.start[at]) if at >= 0 else math.inf
     if not math.isfinite(event.value):
-        # A NaN after a steady loss has other causes, unless each update replaced half of the weights.
-        return LARGE_UPDATE / 4 if event.level > start + abs(start) else 0.5
+        # A NaN out of a calm loss has other causes, unless each update replaced half of the weights.
+        return LARGE_UPDATE / 4 if event.level > start + abs(start) else REPLACED
     return LARGE_UPDATE / 4 if event.value > start + 9 * abs(start) else LARGE_UPDATE
+
+
+def _guesses(record: Record, event: LossEvent) -> bool:
+    """Return whether the loss is that of a guess by frequency: weights that are thrown about do worse."""
+    curve = loss_curve(record)
+    at = int(np.searchsorted(curve.steps, event.detected_step, side="right")) - 1
+    return event.value < ABOVE_GUESS * float(loss_of_a_guess(record)[at])
 
 
 def _never_learned(record: Record, event: LossEvent) -> bool:
@@ -125,11 +180,16 @@ def _never_learned(record: Record, event: LossEvent) -> bool:
     return at >= 0 and bool(curve.best[at] > 0.9 * curve.start[at] > 0)
 
 
-def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
+def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int) -> Finding:
     threshold = evidence.threshold or 1.0
-    lr = value_at(record["lr"], event.step)
+    lr = value_at(record["lr"], evidence.step or event.step)
     at_rate = f" at learning rate {number(lr)}" if math.isfinite(lr) else ""
-    if evidence.signal == "update_ratio":
+    if evidence.signal == "loss":
+        how = (
+            f"For {LONG} steps the loss has been far above that of a guess ({number(evidence.baseline or 0.0)}, the "
+            f"entropy of the targets){at_rate}: the weights are thrown about"
+        )
+    elif evidence.signal == "update_ratio":
         how = f"Each update changed the weights by {number(100 * evidence.value)} %{at_rate} (healthy: about 0.1 %)"
     else:
         how = f"Gradients grew from {number(evidence.baseline or 0.0)} to {number(evidence.value)}{at_rate}"
@@ -137,13 +197,13 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence) -> Finding:
         "error",
         confidence(evidence.value, threshold),
         f"{how}.",
-        onset=event.step,
-        detected=evidence.step or event.detected_step,
+        onset=weights_replaced_since(record, event.step),
+        detected=detected,
         event=event,
         evidence=[
             evidence,
-            Evidence("loss", event.value, None, event.level, event.step),
-            *([Evidence("lr", lr, None, None, event.step)] if math.isfinite(lr) else []),
+            *([] if evidence.signal == "loss" else [Evidence("loss", event.value, None, event.level, event.step)]),
+            *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )
 

@@ -22,6 +22,9 @@ from poise.tools.number import number as written
 EXACT = 0.97
 """Probability of a finding that rests on a recorded fact."""
 
+FAR = 0.1
+"""Update over weight from which on each update replaces a good part of the weights; healthy: about 0.001."""
+
 Values = Float[np.ndarray, " samples"]
 Steps = Int[np.ndarray, " samples"]
 Mask = Bool[np.ndarray, " samples"]
@@ -158,6 +161,21 @@ def parameter_types(record: Record) -> dict[str, str]:
     return types
 
 
+def optimizer_class(record: Record) -> str:
+    """Return the class of the optimizer, for example ``"AdamW"``; "the optimizer" where it was not recorded."""
+    for event in record.events("optimizer"):
+        return str(event.payload.get("class", "the optimizer"))
+    return "the optimizer"
+
+
+def embeddings(record: Record) -> set[str]:
+    """Return the names of embedding tables: their gradient is as small as the rows in a batch are few."""
+    modules = {
+        name: kind for event in record.events("model") for name, kind in event.payload.get("modules", {}).items()
+    }
+    return {f"{name}.weight" for name, kind in modules.items() if "Embedding" in str(kind)}
+
+
 def matrices(layers: dict[str, Series], record: Record) -> dict[str, Series]:
     """Return the signals of weight matrices and kernels: known to have two dimensions, else not named a bias."""
     shapes = parameter_shapes(record)
@@ -188,6 +206,19 @@ def update_ratio(record: Record) -> Series:
     finite = np.where(np.isfinite(table), table, np.nan)
     keep = np.isfinite(finite).any(axis=1)
     return Series(steps[keep], np.nanmedian(finite[keep], axis=1))
+
+
+def weights_replaced_since(record: Record, step: int) -> int:
+    """Return the first of the samples right before ``step`` in all of which updates replaced a tenth of the weights.
+
+    It is ``step`` itself where there are fewer than two (or one that replaced all of them).
+    """
+    updates = update_ratio(record)
+    before = np.flatnonzero(updates.steps < step)
+    small = before[~(np.asarray(updates.values)[before] >= FAR)]
+    far = before[before > (small[-1] if len(small) else -1)]
+    replaced = len(far) >= 2 or (len(far) == 1 and updates.values[far[0]] >= 1)
+    return int(updates.steps[far[0]]) if replaced else step
 
 
 def layer_table(layers: dict[str, Series]) -> tuple[Steps, Float[np.ndarray, "samples layers"]]:

@@ -10,10 +10,12 @@ at a learning rate meant for moments averaged over many steps. The loss jumps, s
 silently repeats its warm-up.
 
 ## How it is detected
-A model was loaded before the first step, the optimizer's state is empty at that step, no optimizer state was loaded,
-and the learning rate is not being warmed up again (less than 1.5 times higher three steps later). If the loaded
-checkpoint held an optimizer state, that is certainly a bug. If it did not, this is ordinary fine-tuning, and nothing is
-reported unless the loss rises by half within 20 steps.
+Before an optimizer's first step its state is empty, `load_state_dict` has filled at least half of its weights, no
+optimizer state was loaded, and the learning rate is not being warmed up again (less than 1.5 times higher three steps
+later). It is a fact where a file that `torch.load` read held an optimizer's state. Without such a file, training must
+have progressed in an earlier optimizer of this script whose weights had the same shapes, the first losses must go on
+where it stopped (at most twice as high), and the loss must rise by half within 20 steps. Weights that are copied
+between modules (target networks, momentum encoders, averaged or pre-trained weights) are no resume.
 
 ## What cures it
 Load the optimizer's state too, or warm up again.
@@ -38,15 +40,17 @@ from poise.doctor.events import breakdowns, find_events, following
 from poise.report.finding import Evidence, Finding, Severity
 from poise.store import Event, Record
 
+MOST = 0.5
 REWARMED = 1.5
+CONTINUES = 2.0
 RISE = 1.5
 
 
 def find(record: Record) -> list[Finding]:
-    """Find an optimizer that starts empty below loaded weights."""
+    """Find an optimizer that starts empty below weights that were trained before."""
     for first in record.events("first_step"):
         empty = first.payload.get("state_empty") and first.payload.get("stateful", True)
-        if empty and _run_step(first) <= record.last_step and _model_loaded(record, first):
+        if empty and _run_step(first) <= record.last_step and _weights_loaded(record, first):
             return _judge(record, first)
     return []
 
@@ -56,9 +60,9 @@ def _run_step(first: Event) -> int:
     return int(first.payload.get("run_step", first.step))
 
 
-def _model_loaded(record: Record, first: Event) -> bool:
+def _weights_loaded(record: Record, first: Event) -> bool:
     loads = [e.payload.get("what") for e in _before(record, first, "load_state_dict")]
-    return "model" in loads and "optimizer" not in loads
+    return float(first.payload.get("loaded_share", 0.0)) >= MOST and "optimizer" not in loads
 
 
 def _before(record: Record, first: Event, kind: str) -> list[Event]:
@@ -66,8 +70,8 @@ def _before(record: Record, first: Event, kind: str) -> list[Event]:
 
 
 def _judge(record: Record, first: Event) -> list[Finding]:
-    step, prefix = first.step, first.payload.get("timeline", "")
-    lr, loss = record[prefix + "lr"], record[prefix + "loss"]
+    step = first.step
+    lr, loss = record["lr"], record["loss"]
     last = int(lr.steps[-1]) if len(lr.steps) else -1
     if last < step + 3 or value_at(lr, step + 3) >= REWARMED * value_at(lr, step):
         return []
@@ -80,7 +84,7 @@ def _judge(record: Record, first: Event) -> list[Finding]:
     known = len(now) == 3 and last >= step + 20 and len(soon) > 0
     ratio = float(np.median(soon) / now[0]) if known and now[0] > 0 else 0.0
     rose = ratio >= RISE or not np.isfinite(ratio)
-    if not had_state and not (adaptive and rose):
+    if not had_state and not (adaptive and rose and _continues(first, now)):
         return []
     onset = _run_step(first)
     event = following(breakdowns(find_events(record)), onset, within=50)
@@ -104,6 +108,12 @@ def _judge(record: Record, first: Event) -> list[Finding]:
             evidence=evidence,
         )
     ]
+
+
+def _continues(first: Event, losses: np.ndarray) -> bool:
+    """Return whether the first losses are those at which an earlier optimizer stopped."""
+    before = float(first.payload.get("earlier_loss", np.nan))
+    return bool(first.payload.get("earlier_steps", 0) > 0 and float(losses[0]) <= CONTINUES * before)
 
 
 CAUSE = Cause(

@@ -12,7 +12,8 @@ stalls.
 Over weight matrices in the order of the forward pass (at least four), in three consecutive samples: the median
 gradient norm of the first third is less than a thousandth of that of the last third (a hundredth where a tanh or
 sigmoid layer is saturated in more than half of its units), and the norms rise steadily with depth (rank correlation
-above 0.7). It is an error once the loss has stalled.
+above 0.7). It is an error once the loss has stalled, and only worth knowing where the relative updates of the first
+layer are at least a tenth of those of the last: adaptive optimizers do not see how small a gradient is.
 
 ## What cures it
 Residual connections, normalisation, ReLU-like activations, an initialisation that keeps variance.
@@ -32,20 +33,23 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.depth import DepthProfile, depth_profile
-from poise.doctor.causes.reading import align, confidence, number
+from poise.doctor.causes.depth import DepthProfile, depth_profiles
+from poise.doctor.causes.reading import align, confidence, number, value_at
 from poise.doctor.events import find_events, following
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 THRESHOLD, SATURATED_THRESHOLD, STEADY = 1e-3, 1e-2, 0.7
+MOVES = 0.1
 
 
 def find(record: Record) -> list[Finding]:
     """Find gradients that are lost on their way to the first layers."""
-    profile = depth_profile(record)
-    if profile is None:
-        return []
+    found = [finding for profile in depth_profiles(record) for finding in _over(record, profile)]
+    return sorted(found, key=lambda finding: finding.detected_step or 0)[:1]
+
+
+def _over(record: Record, profile: DepthProfile) -> list[Finding]:
     threshold = np.where(_saturated(record, profile), SATURATED_THRESHOLD, THRESHOLD)
     index = profile.first((profile.ratio < threshold) & (profile.slope > STEADY))
     if index is None:
@@ -56,7 +60,7 @@ def find(record: Record) -> list[Finding]:
     first, last = profile.names[0], profile.names[-1]
     return [
         CAUSE.finding(
-            "warning",
+            "info" if _moves_as_well(record, first, last, detected) else "warning",
             confidence(limit, max(ratio, 1e-30)),
             f"The gradient vanishes on its way back: the first layers ({first}) get {number(ratio)} of what the last "
             f"({last}) get.",
@@ -72,6 +76,11 @@ def find(record: Record) -> list[Finding]:
             ],
         )
     ]
+
+
+def _moves_as_well(record: Record, first: str, last: str, step: int) -> bool:
+    ours, theirs = (value_at(record[f"update_ratio[{name}]"], step) for name in (first, last))
+    return ours >= MOVES * theirs > 0
 
 
 def _saturated(record: Record, profile: DepthProfile) -> np.ndarray:

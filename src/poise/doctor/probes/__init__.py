@@ -4,6 +4,7 @@ from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.probes.batch import BatchProbe
+from poise.doctor.probes.chains import ChainProbe
 from poise.doctor.probes.contracts.accumulation import AccumulationProbe
 from poise.doctor.probes.contracts.examples import ExampleProbe
 from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
@@ -30,6 +31,7 @@ PROBES: tuple[type[Probe], ...] = (
     AttentionProbe,
     BatchProbe,
     ExampleProbe,
+    ChainProbe,
     GradientProbe,
     HyperparameterProbe,
     LogitProbe,

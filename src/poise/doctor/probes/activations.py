@@ -17,14 +17,20 @@ _ELEMENTS = (
     1 << 14
 )  # of a larger output the first samples only; of a ReLU's more, because all of them show which units are dead
 _UNIT_ELEMENTS = 1 << 18
+_INPUTS = 100  # for so many a living unit is hardly zero by chance
 
 
 class ActivationProbe(Probe):
     """``act_rms[m]`` of every module that returns a tensor, ``act_absmax[m]`` where it is in half precision.
 
-    ``dead_units[m]``: fraction of a ReLU's units that are zero over the whole batch (channels of images, else the last
-    dimension). ``saturated[m]``: fraction of a Tanh's outputs beyond 0.97, or of a Sigmoid's outside [0.03, 0.97].
+    ``dead_units[m]``: share of a ReLU's units (channels of images, else the last dimension) that were zero for each of
+    the last 100 inputs seen, of one sampled batch or several: in a small batch, or behind dropout, many are zero that
+    are not dead; 0 before so many inputs were seen. ``saturated[m]``: share of a Tanh's outputs beyond 0.97, or of a
+    Sigmoid's outside [0.03, 0.97].
     """
+
+    def __init__(self) -> None:
+        self._zero_for: dict[tuple[int, str], Tensor] = {}  # by ReLU: inputs since each unit was last above zero
 
     def forward(self, sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Measure the output of ``module``."""
@@ -48,7 +54,13 @@ class ActivationProbe(Probe):
         values = _first_samples(output.detach(), _UNIT_ELEMENTS)
         unit = 1 if values.dim() >= 4 else values.dim() - 1
         others = [d for d in range(values.dim()) if d != unit]
-        sink.observe("dead_units", (values.amax(others) <= 0).float().mean(), module, site)
+        zero = values.amax(others) <= 0
+        key, before = (id(module), site), self._zero_for.get((id(module), site))
+        if before is None or before.shape != zero.shape or before.device != zero.device:
+            before = torch.zeros_like(zero, dtype=torch.float32)
+        inputs = values.numel() // values.shape[unit]
+        self._zero_for[key] = streak = torch.where(zero, before + inputs, 0.0)
+        sink.observe("dead_units", (streak >= _INPUTS).float().mean(), module, site)
 
 
 def _first_samples(output: Tensor, elements: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,22 +20,50 @@ _SHOWN = ("lr", "betas", "eps", "weight_decay", "momentum", "alpha", "amsgrad", 
 class HyperparameterProbe(Probe):
     """Events ``model``, ``optimizer`` (again whenever more than the learning rate changes) and ``first_step``."""
 
+    def __init__(self) -> None:
+        self._ordered: set[str] = set()  # timelines whose model event tells the order of the forward pass
+        self._timelines: list[Timeline] = []
+
+    def first_step(self, sink: Sink, timeline: Timeline) -> None:
+        """Describe the model, the optimizer, and what the optimizer begins with."""
+        self._describe_model(sink, timeline)
+        facts = {
+            "state_empty": not timeline.optimizer.state,
+            "stateful": _is_stateful(timeline),
+            "adaptive": is_adaptive(timeline),
+            "loaded_share": _loaded_share(sink, timeline),
+            **self._trained_before(timeline),
+        }
+        self._timelines.append(timeline)
+        sink.event(0, "first_step", {"timeline": timeline.prefix, "run_step": sink.run_step, **facts})
+        self._describe_optimizer(sink, timeline)
+
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
-        """Describe what has not been described yet."""
-        optimizer = timeline.optimizer
-        if timeline.step == 0:
-            sink.event(0, "model", describe_model(sink))
-            facts = {
-                "state_empty": not optimizer.state,
-                "stateful": _is_stateful(timeline),
-                "adaptive": is_adaptive(timeline),
-            }
-            sink.event(0, "first_step", {"timeline": timeline.prefix, "run_step": sink.run_step, **facts})
+        """Describe what has changed, or has not been seen yet."""
+        if timeline.prefix not in self._ordered:  # the first step was not sampled
+            self._describe_model(sink, timeline)
+        self._describe_optimizer(sink, timeline)
+
+    def _trained_before(self, timeline: Timeline) -> dict[str, Any]:
+        """Return how far an earlier optimizer got with weights of the same shapes."""
+        shapes = [p.shape for p in timeline.parameters]
+        for earlier in reversed(self._timelines):
+            if earlier.recent_losses and [p.shape for p in earlier.parameters] == shapes:
+                return {"earlier_steps": earlier.step, "earlier_loss": statistics.median(earlier.recent_losses)}
+        return {}
+
+    def _describe_model(self, sink: Sink, timeline: Timeline) -> None:
+        facts = describe_model(sink)
+        if facts["order"]:
+            self._ordered.add(timeline.prefix)
+        sink.event(timeline.step, "model", facts)
+
+    def _describe_optimizer(self, sink: Sink, timeline: Timeline) -> None:
         groups = _describe_groups(timeline)
         fixed = [{k: v for k, v in group.items() if k != "lr"} for group in groups]
         if fixed != timeline.hyperparameters:
             timeline.hyperparameters = fixed
-            payload = {"timeline": timeline.prefix, "class": type(optimizer).__name__, "groups": groups}
+            payload = {"timeline": timeline.prefix, "class": type(timeline.optimizer).__name__, "groups": groups}
             sink.event(timeline.step, "optimizer", payload)
 
 
@@ -85,6 +114,12 @@ def is_adaptive(timeline: Timeline) -> bool:
     # What keeps a second moment either has betas (the Adam family) or alpha (RMSprop).
     group = timeline.optimizer.param_groups[0]
     return "betas" in group or "alpha" in group or isinstance(timeline.optimizer, torch.optim.Adagrad)
+
+
+def _loaded_share(sink: Sink, timeline: Timeline) -> float:
+    """Return which share of the optimizer's weights ``load_state_dict`` has filled."""
+    sizes = [(p.numel(), id(p) in sink.loaded) for p in timeline.parameters]
+    return sum(size for size, loaded in sizes if loaded) / max(sum(size for size, _ in sizes), 1)
 
 
 def _is_stateful(timeline: Timeline) -> bool:

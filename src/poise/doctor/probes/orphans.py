@@ -184,7 +184,7 @@ def _replaced(sink: Sink, timeline: Timeline, lost: list[int]) -> list[str]:
 def _unoptimized(sink: Sink) -> list[str]:
     """Name trainable parameters that no optimizer has, save copies of trained ones (averages, target networks)."""
     trainable = [p for root in sink.names.roots for p in root.parameters() if p.requires_grad]
-    left = [p for p in trainable if id(p) not in sink.optimized]
+    left = [p for p in trainable if id(p) not in sink.optimized | sink.copied]
     copies = _copies(sink) if left else set()
     return [sink.names.parameters[id(p)] for p in left if id(p) not in copies]
 

@@ -52,6 +52,9 @@ class Probe:
     def early_step(self, sink: Sink, timeline: Timeline) -> None:
         """Examine the first 12 steps of an optimizer, just before each, sampled or not."""
 
+    def first_step(self, sink: Sink, timeline: Timeline) -> None:
+        """Describe an optimizer that is about to take its first step, sampled or not."""
+
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Measure the gradients, just before an optimizer step."""
 

@@ -32,17 +32,24 @@ class AmpHooks:
         scaler = torch.amp.GradScaler
         return [
             FunctionHook(scaler.scale, after=self._scaled),
+            FunctionHook(scaler.unscale_, after=self._unscaled),
             FunctionHook(scaler.step, before=self._step_begins, after=self._step_done),
         ]
 
-    def _scaled(self, scaled: Any, _: Any, loss: Any) -> Any:
-        self._note_scaled(scaled, loss)
+    def _scaled(self, scaled: Any, scaler: Any, loss: Any) -> Any:
+        self._note_scaled(scaled, scaler, loss)
         return scaled
 
     @guarded
-    def _note_scaled(self, scaled: Any, loss: Any) -> None:
+    def _note_scaled(self, scaled: Any, scaler: Any, loss: Any) -> None:
         if isinstance(scaled, Tensor) and isinstance(loss, Tensor):
-            self.state.interval.scaled = (id(scaled), loss.detach())
+            interval = self.state.interval
+            interval.scaled = (id(scaled), loss.detach())
+            interval.scale = scaler._scale
+
+    def _unscaled(self, result: Any, *_: Any) -> Any:
+        self.state.interval.scale = None
+        return result
 
     @guarded
     def _step_begins(self, scaler: Any, optimizer: Optimizer, *_: Any) -> None:

@@ -101,7 +101,9 @@ class BackwardHooks:
 
     @guarded
     def _note_clipping(self, norm: Any, max_norm: Any) -> None:
-        self.state.interval.clip = (norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm))
+        scale = self.state.interval.scale  # clipped before they are unscaled: both norms are multiples of it
+        norm, limit = norm.detach() if isinstance(norm, Tensor) else norm, float(max_norm)
+        self.state.interval.clip = (norm, limit) if scale is None else (norm / scale, limit / float(scale))
 
     def _zero_grad(self, owner: Any, *_: Any) -> None:
         # Only a sampled step asks whether gradients were reset; another optimizer's step may begin one.
@@ -110,6 +112,7 @@ class BackwardHooks:
 
     @guarded
     def _note_reset(self, owner: Any) -> None:
+        covered = {id(p) for p in owner.parameters()} if isinstance(owner, nn.Module) else set()
         for timeline in self.state.timelines.values():
-            if owner is timeline.optimizer or isinstance(owner, nn.Module):
+            if owner is timeline.optimizer or (covered and all(id(p) in covered for p in timeline.parameters)):
                 timeline.gradients_reset = True

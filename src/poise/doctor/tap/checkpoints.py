@@ -45,6 +45,7 @@ class CheckpointHooks:
         self._note("load_state_dict", {"what": "scheduler", "class": type(scheduler).__name__})
 
     def _model_loaded(self, result: Any, model: Any, state_dict: Any, *_: Any) -> Any:
+        self.state.sink.loaded.update(map(id, model.parameters()))
         facts: dict[str, Any] = {"class": type(model).__name__}
         missing = list(getattr(result, "missing_keys", None) or ())
         unexpected = list(getattr(result, "unexpected_keys", None) or ())

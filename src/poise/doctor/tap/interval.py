@@ -22,6 +22,8 @@ class Interval:
     modes: list[bool] = field(default_factory=list)  # True per BatchNorm or Dropout that ran in eval mode
     scaled: tuple[int, Tensor] | None = None  # id of a scaled loss, the loss before GradScaler.scale
 
+    scale: Tensor | None = None  # of the gradients, until they are unscaled
+
     def loss(self) -> float | Tensor | None:
         """Mean over the backward roots; what a loss function returned last if there was no scalar root."""
         if not self.losses:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from poise.doctor.tap.bad_statement import first_bad_statement
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.nan_variables import first_nan_variable
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
-from poise.doctor.tap.user_line import user_frame, user_line
+from poise.doctor.tap.user_line import is_user_frame, user_frame, user_line
 
 # These write infinities on purpose, for a mask.
 _MASKING = {
@@ -38,6 +40,9 @@ NO_ORIGIN = {"module": "", "op": "", "source": ""}
 
 def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tensor) -> dict[str, Any]:
     """Return where the first non-finite value of a forward pass came from, while its graph still exists."""
+    weights = _nonfinite_weights(state)
+    if weights:  # the step before has written them: neither this batch nor this pass is to blame
+        return {**NO_ORIGIN, "where": "weights", "parameters": weights[:20], "update": _gradients_were_finite(state)}
     try:
         found = _search_model(state, forward)
     except Exception as error:  # a forward pass that cannot be repeated
@@ -45,9 +50,34 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
+    statement = next((found for frame in _user_frames() if (found := first_bad_statement(frame))), None)
+    if statement is not None:
+        op = found["op"] if found is not None and statement["differentiable"] else statement["op"]
+        return {"module": "", "where": "loss", **statement, "op": op}
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
     return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable(loss) or {})}
+
+
+def _nonfinite_weights(state: TapState) -> list[str]:
+    return [
+        name
+        for timeline in state.timelines.values()
+        for name, p in zip(timeline.names, timeline.parameters, strict=True)
+        if not bool(torch.isfinite(p).all())
+    ]
+
+
+def _gradients_were_finite(state: TapState) -> bool:
+    """Return whether the moments of all gradients so far are finite, so that the update made what is not."""
+    moments = [
+        value
+        for timeline in state.timelines.values()
+        for facts in timeline.optimizer.state.values()
+        for name, value in facts.items()
+        if name in ("exp_avg", "momentum_buffer") and isinstance(value, Tensor)
+    ]
+    return bool(moments) and all(bool(torch.isfinite(moment).all()) for moment in moments)
 
 
 def explain_nonfinite_backward(state: TapState, forward: ForwardHooks, timeline: Timeline) -> dict[str, Any]:
@@ -243,6 +273,16 @@ def _name_of(state: TapState, module: nn.Module | None) -> str:
 
 def _floats(tree: Any) -> Iterator[Tensor]:
     return (t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point())
+
+
+def _user_frames(most: int = 5) -> Iterator[FrameType]:
+    """Yield the frames of the user's code, innermost first."""
+    frame = user_frame()
+    while frame is not None and most:
+        if is_user_frame(frame):
+            most -= 1
+            yield frame
+        frame = frame.f_back
 
 
 def _line_calling(function: str) -> str:

@@ -24,6 +24,8 @@ class Sink:
         interval: what has happened since the last optimizer step.
         run_step: step of the optimizer that steps most, for events that belong to no optimizer.
         optimized: ids of all parameters that an optimizer holds.
+        loaded: ids of all parameters that ``load_state_dict`` of a module has filled.
+        copied: ids of all parameters of modules that are copies of a trained one (:mod:`poise.doctor.tap.copies`).
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
@@ -32,6 +34,8 @@ class Sink:
         self.interval = Interval()
         self.run_step = 0
         self.optimized: set[int] = set()
+        self.loaded: set[int] = set()
+        self.copied: set[int] = set()
 
     def observe(self, signal: str, value: float | Tensor, module: nn.Module | None = None, site: str = "") -> None:
         """Keep a number for the optimizer step that comes next; ``site`` distinguishes calls within one module."""

@@ -22,6 +22,7 @@ from poise.doctor.tap.nonfinite import explain_nonfinite_backward
 from poise.doctor.tap.plain import is_compiling
 from poise.doctor.tap.shadow import shadow
 from poise.doctor.tap.state import TapState
+from poise.doctor.tap.targets import TargetHooks
 from poise.doctor.tap.timeline import Timeline
 
 _FIRST_STEPS = 12  # of each optimizer, seen by some probes whatever is sampled
@@ -35,15 +36,16 @@ class StepHooks:
         state: of the tap.
         forward: observes modules while a sampled step runs.
         backward: gets the loss from which on a spike is possible.
+        targets: gets new optimizers.
 
     Attributes:
         between_steps: called after every step, if set.
     """
 
-    def __init__(self, state: TapState, forward: ForwardHooks, backward: BackwardHooks) -> None:
+    def __init__(self, state: TapState, forward: ForwardHooks, backward: BackwardHooks, targets: TargetHooks) -> None:
         self.state = state
         self.between_steps: Callable[[], None] | None = None
-        self._forward, self._backward = forward, backward
+        self._forward, self._backward, self._targets = forward, backward, targets
         self._can_shadow = True
         self._flushed = 0.0
 
@@ -184,6 +186,8 @@ class StepHooks:
         state.timelines[id(optimizer)] = timeline
         state.sink.optimized.update(map(id, parameters))
         state.sampler.expect(id(optimizer))
+        state.call_probes("first_step", timeline)
+        self._targets.find_copies()
         return timeline
 
     def _shadow_forward(self) -> None:
@@ -203,7 +207,7 @@ class StepHooks:
 
     def _measure_gradients(self, timeline: Timeline) -> None:
         timeline.grad_norm, timeline.layer_norms = None, None
-        if self.state.interval.backwards and timeline.norm_due:
+        if self.state.interval.backwards and (timeline.norm_due or not self._losses_are_finite()):
             measure_gradients(timeline, self.state.interval.clip)
             if isinstance(timeline.grad_norm, float):
                 self._examine_norm(timeline, timeline.grad_norm)
@@ -211,13 +215,16 @@ class StepHooks:
     def _examine_norm(self, timeline: Timeline, norm: float) -> None:
         state = self.state
         if not math.isfinite(norm):
-            if all(math.isfinite(loss) for loss in state.interval.losses if isinstance(loss, float)):
+            if self._losses_are_finite():
                 forward = self._forward
                 state.explain("nonfinite_backward", lambda: explain_nonfinite_backward(state, forward, timeline))
             return
         if timeline.norm_spiked(norm):
             state.trigger()
         timeline.recent_norms.append(norm)
+
+    def _losses_are_finite(self) -> bool:
+        return all(math.isfinite(loss) for loss in self.state.interval.losses if isinstance(loss, float))
 
     # ---- the end of a step -----------------------------------------------------------------------------------------
 

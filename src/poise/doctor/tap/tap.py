@@ -25,6 +25,7 @@ from poise.doctor.tap.schedule import ScheduleHooks
 from poise.doctor.tap.sink import Sink
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.step import StepHooks
+from poise.doctor.tap.targets import TargetHooks
 from poise.doctor.tap.timeline import Timeline
 from poise.doctor.tap.treatment import Treatment
 
@@ -60,11 +61,13 @@ class Tap:
         self.state = TapState(sink, hooks_of(probes), budget, self.treatment, only, roots)
         self.forward = ForwardHooks(self.state)
         self.backward = BackwardHooks(self.state, self.forward)
-        self.step_hooks = StepHooks(self.state, self.forward, self.backward)
+        self.targets = TargetHooks(self.state)
+        self.step_hooks = StepHooks(self.state, self.forward, self.backward, self.targets)
         self._groups = (
             self.forward,
             LossHooks(self.state),
             self.backward,
+            self.targets,
             AmpHooks(self.state, self.step_hooks),
             CompileHooks(self.state, self.forward, self.step_hooks),
             CheckpointHooks(self.state),
@@ -83,6 +86,7 @@ class Tap:
             hooks = [hook for group in self._groups for hook in group.functions()]
             stack.enter_context(installed(hooks, self.state.fail))
             stack.callback(self.forward.close)
+            stack.callback(self.targets.close)
             self.forward.open()
             yield self
 

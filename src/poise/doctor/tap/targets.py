@@ -1,0 +1,99 @@
+"""Hooks that tell whether the loss measures progress: targets that a copy of the model makes, policies that act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Beta, Categorical, Distribution, Normal
+
+from poise.doctor.tap.copies import copies_of_trained
+from poise.doctor.tap.discovery import live_modules
+from poise.doctor.tap.function_hook import FunctionHook
+from poise.doctor.tap.guard import guarded
+from poise.doctor.tap.state import TapState
+
+_INTERVALS = 3  # between steps, in each of which a copy must have been called
+
+
+class TargetHooks:
+    """Notes, once each, two facts by which a loss is no measure of progress.
+
+    Event ``bootstrapped``: a copy of the trained model (see :mod:`poise.doctor.tap.copies`) is called without gradients
+    between all of three successive steps, so that what it returns is part of the targets: temporal differences,
+    self-distillation, momentum contrast. Event ``policy_gradient``: the log-probability of a distribution of
+    ``torch.distributions`` is differentiated, and distributions of its class have drawn samples without a gradient.
+
+    Args:
+        state: of the tap.
+    """
+
+    def __init__(self, state: TapState) -> None:
+        self.state = state
+        self._drawn: set[type] = set()
+        self._calls: dict[int, list[int]] = {}  # by copy: the steps, of all optimizers, before which it was called
+        self._calling = FunctionHook(nn.Module._call_impl, before=self._module_called)
+        self._calling.failed = state.fail
+        state.at_fault.append(self.close)
+
+    def functions(self) -> list[FunctionHook]:
+        """Return the hooks that stay for the whole run."""
+        samples = (Bernoulli.sample, Categorical.sample, Normal.sample, Distribution.sample)
+        logarithms = (Bernoulli.log_prob, Beta.log_prob, Categorical.log_prob, Normal.log_prob)
+        return [
+            *(FunctionHook(function, after=self._sampled) for function in samples),
+            *(FunctionHook(function, after=self._log_prob) for function in logarithms),
+        ]
+
+    def close(self) -> None:
+        """The watch ends."""
+        self._calling.remove()
+
+    # ---- copies ----------------------------------------------------------------------------------------------------
+
+    def find_copies(self) -> None:
+        """Look for copies of what is trained; an optimizer is about to take its first step."""
+        state = self.state
+        candidates = state.roots if state.given_roots is not None else live_modules()
+        copies = copies_of_trained(candidates, state.sink.optimized)
+        state.sink.copied = {id(p) for copy in copies for p in copy.parameters()}
+        self._calls = {id(copy): [] for copy in copies}
+        if copies and "bootstrapped" not in state.explained:
+            self._calling.install()
+        else:
+            self._calling.remove()
+
+    def _module_called(self, module: nn.Module, *_: Any) -> None:
+        if id(module) in self._calls:
+            self._copy_called(module)
+
+    @guarded
+    def _copy_called(self, copy: nn.Module) -> None:
+        state = self.state
+        if state.shadowing or (state.grad_enabled and any(p.requires_grad for p in copy.parameters())):
+            return
+        calls, now = self._calls[id(copy)], state.counts["step"]
+        if not calls or calls[-1] != now:
+            calls.append(now)
+        if calls[-_INTERVALS:] == list(range(now - _INTERVALS + 1, now + 1)):
+            state.explained.add("bootstrapped")
+            state.sink.event(state.step, "bootstrapped", {"copy": type(copy).__name__})
+            self._calling.remove()
+
+    # ---- policies --------------------------------------------------------------------------------------------------
+
+    def _sampled(self, value: Any, distribution: Any, *_: Any) -> Any:
+        self._drawn.add(type(distribution))
+        return value
+
+    def _log_prob(self, logarithm: Any, distribution: Any, *_: Any) -> Any:
+        if type(distribution) in self._drawn and "policy_gradient" not in self.state.explained:
+            self._acted(logarithm, distribution)
+        return logarithm
+
+    @guarded
+    def _acted(self, logarithm: Any, distribution: Any) -> None:
+        if isinstance(logarithm, Tensor) and logarithm.requires_grad:
+            state = self.state
+            state.explained.add("policy_gradient")
+            state.sink.event(state.step, "policy_gradient", {"distribution": type(distribution).__name__})

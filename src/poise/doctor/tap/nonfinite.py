@@ -50,9 +50,13 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     if found is not None:
         return {**found, "where": "model"}
     found = _search_graph(loss)
-    statement = next((found for frame in _user_frames() if (found := first_bad_statement(frame))), None)
+    statement = next(filter(None, map(first_bad_statement, _user_frames())), None)
     if statement is not None:
-        op = found["op"] if found is not None and statement["differentiable"] else statement["op"]
+        op = (
+            found["op"]
+            if found is not None and (statement["differentiable"] or not statement["op"])
+            else statement["op"]
+        )
         return {"module": "", "where": "loss", **statement, "op": op}
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}

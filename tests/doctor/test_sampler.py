@@ -31,11 +31,23 @@ def test_a_trigger_brings_a_burst():
     assert len(sampled_steps(sampler, 30, first=500)) >= 29
 
 
-def test_without_budget_only_the_first_step_is_sampled_and_three_triggers_are_granted_a_credit():
+@pytest.mark.parametrize(("cost", "count"), [(0.001, 8), (0.1, 5), (1.0, 1)])
+def test_without_budget_eight_samples_are_taken_as_long_as_they_cost_half_a_second(cost, count):
+    budget = Budget(1e-9, credit=0.0)
+    sampler, taken = Sampler(budget), 0
+    for step in range(200):
+        if sampler.sampling:
+            taken += 1
+            budget.spent += cost
+        sampler.next(1, step + 1, [1])
+        budget.grant(-budget.credit)
+    assert taken == count
+
+
+def test_three_triggers_are_granted_a_credit():
     budget = Budget(1e-9, credit=0.0)
     sampler = Sampler(budget)
-    sampler.next(1, 1, [1])
-    assert sampled_steps(sampler, 200, first=1) == []
+    sampled_steps(sampler, 200)
     granted = []
     for _ in range(5):
         granted.append(sampler.trigger())

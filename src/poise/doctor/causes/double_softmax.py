@@ -73,5 +73,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("label_problem", "lr_too_high", "lr_too_small", "vanishing_gradients"),
+    leads_to=("label_problem",),
 )

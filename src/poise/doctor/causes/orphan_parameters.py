@@ -99,5 +99,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("vanishing_gradients", "label_problem", "lr_too_small", "dead_units"),
+    leads_to=("label_problem",),
 )

@@ -184,19 +184,4 @@ def _replaced(sink: Sink, timeline: Timeline, lost: list[int]) -> list[str]:
 def _unoptimized(sink: Sink) -> list[str]:
     """Name trainable parameters that no optimizer has, save copies of trained ones (averages, target networks)."""
     trainable = [p for root in sink.names.roots for p in root.parameters() if p.requires_grad]
-    left = [p for p in trainable if id(p) not in sink.optimized | sink.copied]
-    copies = _copies(sink) if left else set()
-    return [sink.names.parameters[id(p)] for p in left if id(p) not in copies]
-
-
-def _copies(sink: Sink) -> set[int]:
-    """Return the parameters of modules without any gradient that have a trained twin of the same class and shapes."""
-    modules = [m for root in sink.names.roots for m in root.modules()]
-    signature = {id(m): (type(m), tuple(tuple(p.shape) for p in m.parameters())) for m in modules}
-    trained = {signature[id(m)] for m in modules if m._modules and all(id(p) in sink.optimized for p in m.parameters())}
-    return {
-        id(p)
-        for m in modules
-        if signature[id(m)] in trained and all(p.grad is None and id(p) not in sink.optimized for p in m.parameters())
-        for p in m.parameters()
-    }
+    return [sink.names.parameters[id(p)] for p in trainable if id(p) not in sink.optimized | sink.copied]

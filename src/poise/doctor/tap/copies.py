@@ -44,6 +44,9 @@ def are_alike(first: nn.Module, second: nn.Module) -> bool:
     with torch.no_grad():
         product = sum(float((a * b.to(a.device)).sum()) for a, b in zip(ours, theirs, strict=True))
         norms = [sum(float(t.square().sum()) for t in tensors) ** 0.5 for tensors in (ours, theirs)]
+    # The cosine of few numbers is large by chance: five standard deviations of that are asked for, or equality.
+    if sum(map(Tensor.numel, ours)) * ALIKE**2 < 25:
+        return norms[0] > 0 and all(map(torch.equal, ours, theirs))
     return product > ALIKE * norms[0] * norms[1] > 0
 
 

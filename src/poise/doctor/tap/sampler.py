@@ -13,6 +13,7 @@ _MOST_CREDITS = 3  # how many triggers are granted a credit
 # busy machine a sampled step takes longer, and so do the other steps.
 _FIRST_SAMPLES, _FIRST_CREDIT = 20, 0.5
 _TRIGGER_SAMPLES, _TRIGGER_CREDIT = 8, (0.06, 0.25)
+_GUARANTEED = 8  # samples at the start that the budget cannot refuse as long as they cost less than the first credit
 _MEASURED = 3  # sampled steps whose median cost is taken: the first one does more, and one may be interrupted
 _WIDEST = 50  # steps between sampled ones, as long as the budget allows it
 
@@ -36,6 +37,7 @@ class Sampler:
         self._spent_before = 0.0
         self._seconds = 0.002  # cost of a sampled step, smoothed
         self._first: list[float] = []  # costs of the first sampled steps
+        self._count = 0  # samples that have ended
 
     @property
     def alarmed(self) -> bool:
@@ -70,9 +72,14 @@ class Sampler:
                 self._stop()
         # The first credit has to last for hundreds of steps: hence the growing distance.
         wait = 1 if self._burst else min(_WIDEST, max(1, step // 4))
-        if not self.sampling and step - self._last >= wait and self.budget.allows(self._seconds):
+        if not self.sampling and step - self._last >= wait and self._is_allowed():
             self._start(step, optimizers)
         return self.sampling
+
+    def _is_allowed(self) -> bool:
+        # Most causes need a few samples: a short run, or a busy machine, must not be left with two.
+        is_guaranteed = self._count < _GUARANTEED and self.budget.spent_sampling < _FIRST_CREDIT
+        return is_guaranteed or self.budget.allows(self._seconds)
 
     def _start(self, step: int, optimizers: Collection[int]) -> None:
         self.sampling = True
@@ -82,6 +89,7 @@ class Sampler:
 
     def _stop(self) -> None:
         self.sampling = False
+        self._count += 1
         seconds = self.budget.spent - self._spent_before
         self.budget.spent_sampling += seconds
         self._seconds = 0.7 * self._seconds + 0.3 * seconds

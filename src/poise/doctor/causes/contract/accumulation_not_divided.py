@@ -65,14 +65,8 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "lr_too_high",
-        "lr_above_curvature",
-        "exploding_gradients",
-        "dead_units",
         "warmup_too_short",
         "label_problem",
-        "stale_second_moment",
-        "output_logit_divergence",
         "benign_catapult",
     ),
 )

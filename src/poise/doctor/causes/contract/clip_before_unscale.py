@@ -64,11 +64,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "lr_too_small",
-        "eps_dominates",
-        "lr_too_high",
-        "label_problem",
-        "vanishing_gradients",
-    ),
+    leads_to=("label_problem",),
 )

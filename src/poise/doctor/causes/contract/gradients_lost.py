@@ -59,11 +59,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_small",
-        "vanishing_gradients",
-        "orphan_parameters",
-        "dead_units",
-    ),
+    leads_to=("orphan_parameters",),
 )

@@ -63,15 +63,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_small",
-        "lr_too_high",
-        "forward_nonfinite",
-        "backward_nonfinite",
-        "exploding_gradients",
-        "lr_above_curvature",
-        "vanishing_gradients",
-        "dead_units",
-    ),
+    leads_to=("label_problem",),
 )

@@ -59,13 +59,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_high",
-        "lr_above_curvature",
-        "lr_too_small",
-        "vanishing_gradients",
-        "dead_units",
-        "stale_second_moment",
-    ),
+    leads_to=("label_problem",),
 )

@@ -75,10 +75,7 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "lr_too_high",
         "schedule_jump",
-        "lr_above_curvature",
-        "lr_too_small",
         "warmup_too_short",
         "state_lost_on_resume",
     ),

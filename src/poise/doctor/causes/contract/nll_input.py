@@ -60,13 +60,6 @@ CAUSE = Cause(
     family="contract",
     leads_to=(
         "label_problem",
-        "lr_too_small",
-        "lr_too_high",
-        "output_logit_divergence",
-        "exploding_gradients",
-        "lr_above_curvature",
-        "dead_units",
         "attention_logit_growth",
-        "vanishing_gradients",
     ),
 )

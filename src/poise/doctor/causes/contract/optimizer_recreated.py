@@ -67,9 +67,6 @@ CAUSE = Cause(
     family="contract",
     leads_to=(
         "state_lost_on_resume",
-        "lr_too_high",
-        "stale_second_moment",
         "warmup_too_short",
-        "lr_above_curvature",
     ),
 )

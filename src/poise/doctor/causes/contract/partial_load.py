@@ -67,8 +67,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_high",
-    ),
+    leads_to=("label_problem",),
 )

@@ -63,10 +63,8 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "lr_too_small",
         "schedule_jump",
         "label_problem",
-        "lr_too_high",
         "warmup_too_short",
     ),
 )

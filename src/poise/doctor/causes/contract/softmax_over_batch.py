@@ -58,11 +58,7 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "label_problem",
-        "lr_too_small",
-        "vanishing_gradients",
         "double_softmax",
         "nll_input",
-        "lr_too_high",
     ),
 )

@@ -61,15 +61,7 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "lr_too_high",
-        "lr_above_curvature",
-        "exploding_gradients",
-        "dead_units",
         "warmup_too_short",
-        "stale_second_moment",
-        "output_logit_divergence",
         "benign_catapult",
-        "backward_nonfinite",
-        "forward_nonfinite",
     ),
 )

@@ -88,14 +88,6 @@ CAUSE = Cause(
     family="contract",
     leads_to=(
         "label_problem",
-        "lr_too_high",
-        "lr_above_curvature",
-        "exploding_gradients",
-        "output_logit_divergence",
-        "dead_units",
-        "stale_second_moment",
-        "vanishing_gradients",
-        "forward_nonfinite",
         "warmup_too_short",
     ),
 )

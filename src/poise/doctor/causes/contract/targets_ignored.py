@@ -55,14 +55,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "forward_nonfinite",
-        "backward_nonfinite",
-        "exploding_gradients",
-        "lr_too_high",
-        "bad_batch",
-        "dead_units",
-        "lr_above_curvature",
-    ),
+    leads_to=("label_problem",),
 )

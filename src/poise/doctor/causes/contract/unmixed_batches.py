@@ -71,11 +71,7 @@ CAUSE = Cause(
     family="contract",
     leads_to=(
         "label_problem",
-        "lr_too_high",
-        "stale_second_moment",
-        "bad_batch",
         "benign_catapult",
-        "lr_above_curvature",
         "warmup_too_short",
     ),
 )

@@ -70,12 +70,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_high",
-        "lr_too_small",
-        "dead_units",
-        "vanishing_gradients",
-        "lr_above_curvature",
-    ),
+    leads_to=("label_problem",),
 )

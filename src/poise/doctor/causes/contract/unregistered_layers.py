@@ -66,11 +66,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=(
-        "label_problem",
-        "lr_too_small",
-        "vanishing_gradients",
-        "lr_too_high",
-        "dead_units",
-    ),
+    leads_to=("label_problem",),
 )

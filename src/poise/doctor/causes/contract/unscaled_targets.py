@@ -77,14 +77,7 @@ CAUSE = Cause(
     doc=__doc__,
     family="contract",
     leads_to=(
-        "lr_too_small",
-        "lr_above_curvature",
-        "lr_too_high",
-        "exploding_gradients",
         "label_problem",
         "warmup_too_short",
-        "dead_units",
-        "eps_dominates",
-        "stale_second_moment",
     ),
 )

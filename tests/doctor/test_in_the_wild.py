@@ -154,10 +154,10 @@ def test_targets_without_scale(scale, tmp_path):
     assert [f.cause for f in found] == (["unscaled_targets"] if scale > 1 else [])
 
 
-def test_a_rate_a_thousand_times_too_high_is_named_before_the_units_it_kills(tmp_path):
+def test_a_rate_three_thousand_times_too_high_is_named_before_the_units_it_kills(tmp_path):
     truth = torch.randn(20, 4)
     model = mlp(20, 64, 64, 4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, i / 50))
 
     def train():

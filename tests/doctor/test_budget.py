@@ -108,7 +108,7 @@ def test_what_a_run_costs_once_is_paid_from_half_of_what_it_earns(clock):
     assert budget.allows(8.09)
     assert not budget.allows(8.11)
     assert free.allows(8.99)
-    assert budget.granted == pytest.approx(8.1)
+    assert budget.granted == pytest.approx(9.0)
     assert free.granted == pytest.approx(9.0)
 
 

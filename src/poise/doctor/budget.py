@@ -105,9 +105,9 @@ class Budget:
 
     @property
     def granted(self) -> float:
-        """Seconds that the watch was allowed to spend on the steps so far, the remaining credit included."""
+        """Seconds that the watch was allowed to spend so far, the remaining credit and the fixed cost included."""
         own = self._own
-        return self._earned(own) + self._credit_at(own)
+        return self._rate * own + self._credit_at(own)
 
     def _earned(self, own: float) -> float:
         earned = self._rate * own

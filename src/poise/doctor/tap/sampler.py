@@ -13,7 +13,6 @@ _MOST_CREDITS = 3  # how many triggers are granted a credit
 # busy machine a sampled step takes longer, and so do the other steps.
 _FIRST_SAMPLES, _FIRST_CREDIT = 20, 0.5
 _TRIGGER_SAMPLES, _TRIGGER_CREDIT = 8, (0.06, 0.25)
-_GUARANTEED = 8  # samples at the start that the budget cannot refuse as long as they cost less than the first credit
 _MEASURED = 3  # sampled steps whose median cost is taken: the first one does more, and one may be interrupted
 _WIDEST = 50  # steps between sampled ones, as long as the budget allows it
 
@@ -78,7 +77,7 @@ class Sampler:
 
     def _is_allowed(self) -> bool:
         # Most causes need a few samples: a short run, or a busy machine, must not be left with two.
-        is_guaranteed = self._count < _GUARANTEED and self.budget.spent_sampling < _FIRST_CREDIT
+        is_guaranteed = self._count < _FIRST_SAMPLES and self.budget.spent_sampling < _FIRST_CREDIT
         return is_guaranteed or self.budget.allows(self._seconds)
 
     def _start(self, step: int, optimizers: Collection[int]) -> None:

@@ -92,6 +92,7 @@ class Tap:
 
     def close(self) -> None:
         """Stop for good; what was recorded so far is handed over."""
+        self.state.thread = None  # the thread that ends the watch need not be the one that trained
         self.step_hooks.flush()
         self.state.off = True
         self.treatment.remedies = ()

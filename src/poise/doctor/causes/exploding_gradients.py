@@ -73,8 +73,8 @@ def find(record: Record) -> list[Finding]:
 def _at_start(record: Record) -> Finding | None:
     norms, loss = record["grad_norm"], record["loss"]
     weights = [series for series in record.by_layer("param_norm").values() if len(series.steps)]
-    if not len(norms.steps) or not len(loss.steps) or not weights:
-        return None
+    if not len(norms.steps) or not len(loss.steps) or not weights or not math.isfinite(loss.values[0]):
+        return None  # a gradient is large relative to a loss, and that of a NaN has no size
     step = int(norms.steps[0])
     first = max(step, int(loss.steps[0]), *(int(series.steps[0]) for series in weights))
     known = _first_losses_known(record)

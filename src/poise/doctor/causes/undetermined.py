@@ -147,7 +147,7 @@ def _stalled(record: Record) -> Seen | None:
         command = "`poise trial --remedy lr_scale=10` (a larger rate cures the first only)"
     else:
         causes = ("targets that do not belong to the inputs", "targets or inputs that are not scaled")
-        command = "training on one batch of 32: if its loss does not go to 0, the scale is to blame, else the data"
+        command = "training on one batch of 32: if its loss does not go to 0, the scale is the cause, else the data"
     return f"{event.phrase} on, where it started", event.step, causes, command
 
 

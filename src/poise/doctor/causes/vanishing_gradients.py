@@ -12,7 +12,7 @@ stalls.
 Over weight matrices in the order of the forward pass (at least four), in three consecutive samples: the median
 gradient norm of the first third is less than a thousandth of that of the last third (a hundredth where a tanh or
 sigmoid layer is saturated in more than half of its units), and the norms rise steadily with depth (rank correlation
-above 0.7). It is an error once the loss has stalled, and only worth knowing where the relative updates of the first
+above 0.7). It is an error once the loss has stalled, and *info* where the relative updates of the first
 layer are at least a tenth of those of the last: adaptive optimizers do not see how small a gradient is.
 
 ## What cures it

@@ -11,7 +11,7 @@ number of micro-batches is another learning rate.
 ## How it is detected
 A fact: one line of the script calls `backward()` several times before the first steps, and the loss it is called on
 is not divided. Adam, which divides by the size of gradients, and clipping to a norm do not see a factor: there it is
-only worth knowing.
+*info*.
 
 ## What cures it
 ```python

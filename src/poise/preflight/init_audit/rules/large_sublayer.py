@@ -11,7 +11,7 @@ sudden growth of the gradient norm is possible, and with it spikes of the loss.
 ## How it is detected
 For x + W2 F(W1 norm(x)) with d by e weights of standard deviations s1 and s2, the Jacobian's norm is at most about
 1 + s1 s2 (sqrt(d) + sqrt(e))^2 / s, with s the standard deviation of x (a gain of the norm and a factor on the branch
-multiply the second term). A finding where that term would be 10 or more at s = 1: only worth knowing, because it is a
+multiply the second term). A finding where that term would be 10 or more at s = 1: *info*, because it is a
 bound; the measured gains are in the table by depth. PyTorch's own initialisation has 1.5 where e = 4 d, He's 9.
 
 ## What cures it

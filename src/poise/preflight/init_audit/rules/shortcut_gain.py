@@ -11,7 +11,7 @@ make both grow exponentially.
 ## How it is detected
 The product of the factors on all shortcuts is below 1/2 or above 2. It is a warning where the product is below a tenth
 or above ten and the gradient at the first block differs from that at the last by a factor of 2 in the same direction,
-and only worth knowing else (as with a factor of 0.71 on shortcut and branch, where gradients keep their size).
+and *info* otherwise (as with a factor of 0.71 on shortcut and branch, where gradients keep their size).
 
 ## What cures it
 Leave the shortcut alone, and put the factor on the branch.

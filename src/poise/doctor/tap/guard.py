@@ -36,11 +36,13 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
     @functools.wraps(method)
     def call(self: G, *args: P.args, **kwargs: P.kwargs) -> R | None:
         state = self.state
-        if state.off or state.busy or (state.thread is not None and state.thread != threading.get_ident()):
+        if state.off or (state.thread is not None and state.thread != threading.get_ident()):
+            return None
+        if state.busy and not _wait_for_another_thread(state):
             return None
         start = time.perf_counter()
         cpu_start = cpu_seconds() if state.sampler.sampling else None  # too slow for a hook that runs on every step
-        state.busy = True
+        state.busy, state.busy_thread = True, threading.get_ident()
         # Hooks nest where the watch runs a forward pass itself: each puts back what it found.
         outer, enabled = state.grad_enabled, torch.is_grad_enabled()
         state.grad_enabled = enabled
@@ -64,6 +66,17 @@ def guarded(method: Callable[Concatenate[G, P], R]) -> Callable[Concatenate[G, P
     return call
 
 
+def _wait_for_another_thread(state: TapState) -> bool:
+    """Return whether the hook that runs was one of another thread, begun before this one was followed, and is over."""
+    end = time.perf_counter() + _LONGEST_WAIT
+    while state.busy and state.thread is not None and state.busy_thread != state.thread:
+        if time.perf_counter() > end:
+            return False
+        time.sleep(0)
+    return not state.busy
+
+
+_LONGEST_WAIT = 1.0  # seconds
 _NO_CONTEXT = nullcontext()
 
 

@@ -49,6 +49,7 @@ class TapState:
         gradients_hooked: whether the script has put a hook on a tensor's gradient.
         calls: of root modules, since the last step.
         stepping: the timeline whose optimizer step runs.
+        busy_thread: the one in which it runs.
         thread: the one that trains, once known; what others do is not followed.
         promoted: whether this step is sampled though it was not planned.
     """
@@ -68,6 +69,7 @@ class TapState:
         self.given_roots = given_roots
         self.off = sink.recorder is None
         self.busy = False
+        self.busy_thread = 0
         self.shadowing = False
         self.grad_enabled = True
         self.thread: int | None = None

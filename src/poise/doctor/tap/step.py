@@ -58,6 +58,8 @@ class StepHooks:
         """Act before any optimizer's step."""
         if is_compiling():
             return
+        if self.state.thread is None and self.state.follows(optimizer):
+            self.state.follow_this_thread()  # before anything else: another thread may be about to step, too
         self._before_step(optimizer)
         treatment = self.state.treatment
         if treatment.remedies:
@@ -180,7 +182,6 @@ class StepHooks:
         names = [state.names.parameters.get(id(p), f"parameter.{i}") for i, p in enumerate(parameters)]
         index = len(state.timelines)
         if not index:
-            state.follow_this_thread()
             state.budget.start()
         timeline = Timeline(optimizer, f"opt{index}/" if index else "", parameters, names)
         state.timelines[id(optimizer)] = timeline

@@ -125,8 +125,8 @@ def test_sentences_are_not_torn_apart():
 def test_what_was_masked_in_an_argument_is_masked_elsewhere():
     masking = Masking(["--password", "hunter-two-three"])
     assert masking.text("ConnectionError: hunter-two-three was refused") == f"ConnectionError: {MASK} was refused"
-    assert masking.masked_any
-    assert not Masking(["--lr", "3"]).masked_any
+    assert masking.args == ["--password", MASK]
+    assert Masking(["--lr", "3"]).args == ["--lr", "3"]
 
 
 def test_paths_are_relative_to_the_working_directory_and_to_home(tmp_path, monkeypatch):

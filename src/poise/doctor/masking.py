@@ -82,11 +82,6 @@ class Masking:
         self.args = list(args) if keep_args else self._mask_arguments(list(args))
         """The arguments as they are recorded."""
 
-    @property
-    def masked_any(self) -> bool:
-        """Whether an argument was masked: then nobody can run the script again from what is recorded."""
-        return any(MASK in arg for arg in self.args)
-
     def text(self, text: str) -> str:
         """Return a text without secrets and with short paths."""
         if self._keep:

@@ -335,6 +335,18 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
             "unexpected_total": 4,
         },
     ),
+    "requires_grad_in_vain": (
+        "requires_grad_in_vain",
+        {
+            "attribute": "requires_grad",
+            "value": False,
+            "owner": "module",
+            "names": ["body"],
+            "total": 1,
+            "tensors": 2,
+            "numbers": 72,
+        },
+    ),
     "schedule_per_batch": ("schedule_per_batch", {"class": "StepLR", "how": "decays", "length": None, "steps": 40}),
     "sigmoid_twice": ("sigmoid_twice", {"made_by": "sigmoid"}),
     "softmax_over_batch": ("softmax_over_batch", {"made_by": "logsoftmax", "function": "nll_loss"}),

@@ -257,6 +257,42 @@ def orphan_parameters_whole(broken):
     train(mlp(4, 8, 1), loss)
 
 
+def fine_tune(freeze, set_to_none=True, steps=14, decay=0.1, freeze_at=0):
+    """Train a model whose first layer is frozen by ``freeze(layer)``."""
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=decay)
+    for i in range(steps):
+        if i == freeze_at:
+            freeze(model[0])
+        optimizer.zero_grad(set_to_none)
+        model(table()).square().mean().backward()
+        optimizer.step()
+
+
+def requires_grad_in_vain(broken):
+    fine_tune(lambda layer: setattr(layer, "requires_grad", False) if broken else layer.requires_grad_(False))
+
+
+def requires_grad_in_vain_misspelt(broken):
+    def freeze(layer):
+        for p in layer.parameters():
+            setattr(p, "require_grad" if broken else "requires_grad", False)
+
+    fine_tune(freeze)
+
+
+def requires_grad_in_vain_released(broken):
+    def release(layer):
+        layer.requires_grad_(not broken)
+        layer.requires_grad = True
+
+    fine_tune(release)
+
+
+def requires_grad_in_vain_decayed(broken):
+    fine_tune(lambda layer: layer.requires_grad_(False), set_to_none=not broken, steps=30, freeze_at=5)
+
+
 def optimizer_recreated(broken):
     model = mlp(4, 8, 1)
     optimizer = torch.optim.Adam(model.parameters())

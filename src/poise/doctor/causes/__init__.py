@@ -68,6 +68,7 @@ _CONTRACTS = (
     "nll_input",
     "optimizer_recreated",
     "partial_load",
+    "requires_grad_in_vain",
     "schedule_per_batch",
     "sigmoid_twice",
     "softmax_over_batch",

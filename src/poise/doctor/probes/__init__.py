@@ -7,6 +7,7 @@ from poise.doctor.probes.batch import BatchProbe
 from poise.doctor.probes.chains import ChainProbe
 from poise.doctor.probes.contracts.accumulation import AccumulationProbe
 from poise.doctor.probes.contracts.examples import ExampleProbe
+from poise.doctor.probes.contracts.freezing import FreezingProbe
 from poise.doctor.probes.contracts.loss_inputs import LossInputProbe
 from poise.doctor.probes.contracts.loss_shapes import LossShapeProbe
 from poise.doctor.probes.contracts.lost_gradients import LostGradientProbe
@@ -32,6 +33,7 @@ PROBES: tuple[type[Probe], ...] = (
     BatchProbe,
     ExampleProbe,
     ChainProbe,
+    FreezingProbe,
     GradientProbe,
     HyperparameterProbe,
     LogitProbe,

@@ -348,6 +348,10 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
     "schedule_per_batch": ("schedule_per_batch", {"class": "StepLR", "how": "decays", "length": None, "steps": 40}),
+    "schedule_steps_missing": (
+        "schedule_steps_missing",
+        {"class": "OneCycleLR", "how": "epochs", "length": 200, "steps": 200, "taken": 10},
+    ),
     "sigmoid_twice": ("sigmoid_twice", {"made_by": "sigmoid"}),
     "softmax_over_batch": ("softmax_over_batch", {"made_by": "logsoftmax", "function": "nll_loss"}),
     "target_out_of_range": (

@@ -373,6 +373,27 @@ def mode_error(broken):
     train(model, lambda m: m(table()).square().mean())
 
 
+def mode_error_accuracy(broken):
+    """No loss is computed in the evaluation."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    train(model, lambda m: m(table()).square().mean())
+    model.train(broken)
+    with torch.no_grad():
+        for _ in range(2):
+            model(table()).argmax(1)
+
+
+def mode_error_accuracy_once_in_an_epoch(broken):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        model.train()
+        train(model, lambda m: m(table()).square().mean(), 12, optimizer)
+        model.train(broken)
+        with torch.no_grad():
+            model(table(64)).argmax(1)
+
+
 def accumulation_not_divided(broken):
     model = mlp(4, 8, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
@@ -474,6 +495,78 @@ def schedule_per_batch(broken, make=lambda optimizer: torch.optim.lr_scheduler.S
 
 def schedule_per_batch_cosine(broken):
     schedule_per_batch(broken, lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5))
+
+
+def schedule_per_batch_polynomial(broken):
+    schedule_per_batch(broken, lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, 5))
+
+
+def on_schedule(make, per_epoch, epochs=4, batches=8, micro=1):
+    """Train for some epochs; the schedule steps with each step of the optimizer, or once an epoch."""
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = make(optimizer, epochs * batches * micro)
+    for _ in range(epochs):
+        for _ in range(batches):
+            optimizer.zero_grad()
+            for _ in range(micro):
+                (model(table()).square().mean() / micro).backward()
+            optimizer.step()
+            if not per_epoch:
+                schedule.step()
+        if per_epoch:
+            schedule.step()
+
+
+def one_cycle(optimizer, steps):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
+
+
+def cosine(optimizer, steps):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def warmed_up_cosine(optimizer, steps):
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=6)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine(optimizer, steps - 6)], [6])
+
+
+def schedule_steps_missing(broken):
+    on_schedule(one_cycle, broken)
+
+
+def schedule_steps_missing_cosine(broken):
+    on_schedule(cosine, broken)
+
+
+def schedule_steps_missing_warmup(broken):
+    on_schedule(warmed_up_cosine, broken)
+
+
+def schedule_steps_missing_told_of_epochs(broken):
+    def make(optimizer, steps):  # made for more epochs than are trained
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, epochs=10, steps_per_epoch=8)
+
+    on_schedule(make, broken)
+
+
+def schedule_steps_missing_altogether(broken):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = cosine(optimizer, 30)
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(table()).square().mean().backward()
+        optimizer.step()
+        if not broken:
+            schedule.step()
+
+
+def schedule_steps_missing_accumulation(broken):
+    def make(optimizer, batches):
+        return cosine(optimizer, batches if broken else batches // 4)
+
+    on_schedule(make, False, micro=4)
 
 
 def sum_reduction(broken, function=F.mse_loss):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from poise.doctor.diagnose import diagnose
 
-from .cases import fine_tune, mlp, table, train
+from .cases import cosine, fine_tune, mlp, on_schedule, one_cycle, table, train, warmed_up_cosine
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +16,12 @@ def seeded():
     torch.manual_seed(0)
 
 
-def found(watching, run, cause):
-    """Return the findings of one cause that are more than *info*."""
+def found(watching, run, *causes):
+    """Return the findings of these causes that are more than *info*."""
     with watching(1.0) as watched:
         run()
     assert watched.tap.fault is None
-    return [f for f in diagnose(watched.record) if f.cause == cause and f.severity != "info"]
+    return [f for f in diagnose(watched.record) if f.cause in causes and f.severity != "info"]
 
 
 # ---- requires_grad
@@ -86,3 +85,140 @@ def alternating_competitors():
 )
 def test_parameters_that_follow_requires_grad(run, watching):
     assert found(watching, run, "requires_grad_in_vain") == []
+
+
+# ---- schedules
+
+
+def resumed():
+    """A second part of a run, with the schedule of the first."""
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = cosine(optimizer, 20)
+    schedule.load_state_dict({**schedule.state_dict(), "last_epoch": 10})
+    for step in range(20):
+        optimizer.zero_grad()
+        model(table()).square().mean().backward()
+        optimizer.step()
+        if step % 10 == 9:
+            schedule.step()
+
+
+def two_losses():
+    """Two backward passes a step, and a schedule for as many steps as there are."""
+    on_schedule(lambda optimizer, backwards: cosine(optimizer, backwards // 2), False, micro=2)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: on_schedule(lambda optimizer, steps: cosine(optimizer, 4), True),  # for epochs, with epochs
+        lambda: on_schedule(lambda optimizer, steps: cosine(optimizer, 100), True),  # stopped early
+        lambda: on_schedule(lambda optimizer, steps: one_cycle(optimizer, 2 * steps), False),  # stopped half-way
+        lambda: on_schedule(lambda optimizer, steps: torch.optim.lr_scheduler.StepLR(optimizer, 2), True),
+        lambda: on_schedule(warmed_up_cosine, False),
+        two_losses,
+        resumed,
+    ],
+)
+def test_schedules_that_keep_their_pace(run, watching):
+    assert found(watching, run, "schedule_steps_missing", "schedule_per_batch") == []
+
+
+# ---- modes
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+
+def trained(between, steps=24, every=12, model=None):
+    """Train, and call ``between(model)`` every so many steps."""
+    model = model or dropping()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        model(table()).square().mean().backward()
+        optimizer.step()
+        if step % every == 0:
+            with torch.no_grad():
+                between(model)
+
+
+def evaluated(model):
+    model.eval()
+    model(table())
+    model.train()
+
+
+def sampled_models(model):
+    """Dropout as a sample of models: many passes of one batch."""
+    x = table()
+    torch.stack([model(x) for _ in range(8)])
+
+
+def only_dropout_on(model):
+    model.eval()
+    model[2].train()
+    model(table())
+    model.train()
+
+
+def batch_statistics(model):
+    model[1].reset_running_stats()
+    model[1].momentum = None
+    for _ in range(4):
+        model(table())
+    model[1].momentum = 0.1
+
+
+def pseudo_labels():
+    """A pass without gradients belongs to every step."""
+    trained(lambda model: model(table()), every=1)
+
+
+def self_conditioning():
+    model = dropping()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(24):
+        x = table()
+        if step % 2:
+            with torch.no_grad():
+                x = x + model(x)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+def fixed_noise_of_a_gan():
+    generator = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    critic, noise = mlp(2, 8, 1), torch.randn(16, 4)
+    ours = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    theirs = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for step in range(24):
+        theirs.zero_grad()
+        (critic(generator(table()).detach()).mean() - critic(torch.randn(16, 2)).mean()).backward()
+        theirs.step()
+        ours.zero_grad()
+        (-critic(generator(table())).mean()).backward()
+        ours.step()
+        if step % 12 == 11:
+            with torch.no_grad():
+                generator(noise)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: trained(evaluated),
+        lambda: trained(sampled_models),
+        lambda: trained(only_dropout_on),
+        lambda: trained(batch_statistics),
+        lambda: trained(lambda model: model(table()), model=mlp(4, 8, 1)),
+        pseudo_labels,
+        self_conditioning,
+        fixed_noise_of_a_gan,
+    ],
+)
+def test_passes_without_gradients_that_are_no_evaluation_in_training_mode(run, watching):
+    assert found(watching, run, "mode_error") == []

@@ -70,6 +70,7 @@ _CONTRACTS = (
     "partial_load",
     "requires_grad_in_vain",
     "schedule_per_batch",
+    "schedule_steps_missing",
     "sigmoid_twice",
     "softmax_over_batch",
     "sum_reduction",

@@ -13,7 +13,8 @@ leaks into batch norm's statistics.
 Facts: `eval_mode`, the fraction of batch norm and dropout modules in evaluation mode during a forward pass that is
 trained on, is 1 in two consecutive samples (error); a smaller fraction is *info*, as batch norm is often
 frozen on purpose. Dropout that is off in three steps in a row, called by a module in evaluation mode, is an error,
-too. A forward pass without gradients in training mode, followed by one with them, is a warning.
+too. A warning: a loss is computed without gradients while such modules are in training mode; or the model is called so
+without a loss, at most after every fifth step, with batches that are neither repeated nor those of training.
 
 ## What cures it
 ```python

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poise.doctor.tap.evaluation import Evaluations
 from poise.doctor.tap.forward_observer import ForwardObservation, Logits
 from poise.doctor.tap.function_hook import FunctionHook
 from poise.doctor.tap.guard import guarded
@@ -29,6 +30,7 @@ class ForwardHooks:
     def __init__(self, state: TapState) -> None:
         self.state = state
         self._stack: list[tuple[nn.Module, list[str]]] = []
+        self._evaluations = Evaluations(state)
         treatment = state.treatment
         attention, softmax = treatment.wrapping("attention"), treatment.wrapping("attention_softmax")
         self._is_treated = attention is not None or softmax is not None
@@ -57,6 +59,7 @@ class ForwardHooks:
 
     def close(self) -> None:
         """The watch ends."""
+        self._evaluations.over()
         self._stack.clear()
         self._observation.stop()
 
@@ -99,7 +102,10 @@ class ForwardHooks:
         """Keep the batch until the step is over, in case its step must be explained."""
         state = self.state
         state.counts["forward"] += 1
-        if state.grad_enabled:
+        if not state.grad_enabled:
+            self._evaluations.called(root, args)
+        else:
+            self._evaluations.trained(args)
             state.calls.append(RootCall.capture(root, args, kwargs))
             if state.counts["forward"] <= _FIRST_CALLS:
                 state.call_probes("early_inputs", args, kwargs)

@@ -63,6 +63,7 @@ class Tap:
         self.backward = BackwardHooks(self.state, self.forward)
         self.targets = TargetHooks(self.state)
         self.step_hooks = StepHooks(self.state, self.forward, self.backward, self.targets)
+        self._schedules = ScheduleHooks(self.state)
         self._groups = (
             self.forward,
             LossHooks(self.state),
@@ -73,7 +74,7 @@ class Tap:
             CheckpointHooks(self.state),
             DropoutHooks(self.state),
             OrderHooks(self.state),
-            ScheduleHooks(self.state),
+            self._schedules,
         )
 
     @contextmanager
@@ -93,6 +94,7 @@ class Tap:
     def close(self) -> None:
         """Stop for good; what was recorded so far is handed over."""
         self.state.thread = None  # the thread that ends the watch need not be the one that trained
+        self._schedules.close()
         self.step_hooks.flush()
         self.state.off = True
         self.treatment.remedies = ()

@@ -67,9 +67,9 @@ def _moves(event: Event) -> Finding:
     return CAUSE.finding(
         "warning" if decay else "info",
         EXACT,
-        f"{event.payload['total']} parameter tensor(s) ({listing(names)}) were frozen and change with every step: their "
-        f"gradients are zero, not None, and the optimizer goes on with {why}. Call zero_grad() with set_to_none=True "
-        "after freezing, or take them out of the optimizer.",
+        f"{event.payload['total']} parameter tensor(s) ({listing(names)}) were frozen and change with every step: "
+        f"their gradients are zero, not None, and the optimizer goes on with {why}. Call zero_grad() with "
+        "set_to_none=True after freezing, or take them out of the optimizer.",
         where=names,
         onset=event.step,
         detected=event.step,

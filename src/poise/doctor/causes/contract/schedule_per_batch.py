@@ -9,8 +9,8 @@ cosine goes down and up again many times.
 
 ## How it is detected
 A fact: the schedule has taken a step for nearly every step of the optimizer, and its rate has fallen below a
-ten-thousandth of the first (`StepLR`, `MultiStepLR`, `ExponentialLR`) or is in the second cycle of a
-`CosineAnnealingLR`.
+ten-thousandth of the first (`StepLR`, `MultiStepLR`, `ExponentialLR`; `PolynomialLR` and the schedules of transformers
+only after twice the steps that they were made for) or is in the second cycle of a `CosineAnnealingLR`.
 
 ## What cures it
 ```python

@@ -301,6 +301,11 @@ def deviation_of_one_value(run: Run, onset: int, strength: float) -> None:
     )
 
 
+def fully_masked_softmax(run: Run, onset: int, strength: float) -> None:
+    run.change("loss", onset, np.nan)
+    run.event(onset, "nonfinite_forward", module="attn", op="softmax", source="train.py:12", masked_rows=2, rows=64)
+
+
 def unscaled_targets(run: Run, onset: int, strength: float) -> None:
     spread = 1e3 * 10 ** (2 * strength)
     run.event(0, "first_residuals", mean=-3 * spread, std=spread)
@@ -323,6 +328,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
     "kl_div_input": ("kl_div_input", {"wrong": ["input"], "given": "probabilities"}),
     "loss_broadcast": ("loss_broadcast", {"prediction": [64, 1], "target": [64]}),
     "nll_input": ("nll_input", {"given": "logits"}),
+    "norm_over_batch": ("norm_over_batch", {"function": "layer_norm", "module": "norm", "shape": [16, 8]}),
     "optimizer_recreated": ("optimizer_recreated", {"class": "Adam", "steps": 10, "memory": 1000.0}),
     "partial_load": (
         "load_state_dict",
@@ -448,6 +454,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         loss_scaling,
         lr_lost_on_resume,
         deviation_of_one_value,
+        fully_masked_softmax,
         unscaled_targets,
         sum_reduction,
         eps_underflow,

@@ -347,6 +347,109 @@ def clip_before_unscale(broken):
         scaler.update()
 
 
+class Computed(nn.Module):
+    """A linear layer, a function of its output, and a head."""
+
+    def __init__(self, function, hidden=8, out=3):
+        super().__init__()
+        self.body, self.function, self.head = nn.Linear(4, hidden), function, nn.Linear(hidden, out)
+
+    def forward(self, x):
+        return self.head(self.function(self.body(x)))
+
+
+def classify(function, x=(16, 4), out=3, classes=(16,)):
+    y = torch.randint(out, classes)
+    train(Computed(function, out=out), lambda m: F.cross_entropy(m(torch.randn(x)).flatten(0, -2), y.flatten()))
+
+
+def pooled(dim):
+    """Attention over the time steps of ``(batch, time, feature)``, written by hand."""
+    return lambda h: (F.softmax(h[..., 0], dim=dim)[..., None] * h).sum(1)
+
+
+def attended(dim):
+    return lambda h: F.softmax(h @ h.transpose(-2, -1), dim=dim) @ h
+
+
+def softmax_over_batch_in_pooling(broken):
+    classify(pooled(0 if broken else 1), (16, 7, 4))
+
+
+def softmax_over_batch_in_attention(broken):
+    classify(attended(0 if broken else -1), (16, 7, 4), classes=(16, 7))
+
+
+def softmax_over_batch_as_module(broken):
+    classify(nn.Softmax(dim=0 if broken else 1))
+
+
+def norm_over_batch(broken):
+    classify(nn.LayerNorm([16, 8] if broken else 8))
+
+
+def norm_over_batch_by_function(broken):
+    classify(lambda h: F.normalize(h, dim=0 if broken else 1))
+
+
+class Masked(nn.Module):
+    """Attention over what is not padding; an empty set has nothing else."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask, self.body, self.head = mask, nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, seen):
+        h = self.body(x)
+        return self.head((self.mask(h[..., 0], seen)[..., None] * h).sum(1))
+
+
+def with_empty_sets(model, empty):
+    """Train on sets of three to seven; at step 8 one of them may be empty."""
+    y, steps = torch.randint(3, (16,)), iter(range(100))
+
+    def loss(m):
+        seen = torch.arange(7) < torch.randint(3, 8, (16, 1))
+        seen[5] &= not (empty and next(steps) == 8)
+        return F.cross_entropy(m(torch.randn(16, 7, 4), seen), y)
+
+    train(model, loss)
+
+
+def hide(scores, seen):
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+def hide_by_sum(scores, seen):
+    return F.softmax(scores + torch.zeros(scores.shape).masked_fill(~seen, -torch.inf), dim=-1)
+
+
+def fully_masked_softmax(broken, mask=hide):
+    with_empty_sets(Masked(mask), broken)
+
+
+def fully_masked_softmax_by_sum(broken):
+    fully_masked_softmax(broken, hide_by_sum)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.attention, self.head = (
+            nn.Linear(4, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x, seen):
+        h = self.body(x)
+        return self.head(self.attention(h, h, h, key_padding_mask=~seen)[0].mean(1))
+
+
+def fully_masked_softmax_padding(broken):
+    with_empty_sets(Attending(), broken)
+
+
 class Dropping(nn.Module):
     def __init__(self, broken):
         super().__init__()

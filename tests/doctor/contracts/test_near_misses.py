@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from poise.doctor.diagnose import diagnose
 
-from .cases import cosine, fine_tune, mlp, on_schedule, one_cycle, table, train, warmed_up_cosine
+from .cases import (
+    Computed,
+    Masked,
+    attended,
+    cosine,
+    fine_tune,
+    hide,
+    mlp,
+    on_schedule,
+    one_cycle,
+    table,
+    train,
+    warmed_up_cosine,
+    with_empty_sets,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +237,72 @@ def fixed_noise_of_a_gan():
 )
 def test_passes_without_gradients_that_are_no_evaluation_in_training_mode(run, watching):
     assert found(watching, run, "mode_error") == []
+
+
+# ---- the dimension of the batch
+
+
+class Mixture(nn.Module):
+    """Weights of as many parts as there are examples, and columns of weights of length one."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.mix = nn.Parameter(torch.randn(16, 4, 8)), nn.Parameter(torch.zeros(16, 3))
+        self.head = nn.Parameter(torch.randn(16, 3))
+        self.body = nn.Linear(8, 16)
+
+    def forward(self, x):
+        mix = F.softmax(self.mix * 2, dim=0)[:, 0]
+        h = self.body(torch.einsum("k,kio,bi->bo", mix, self.parts, x))
+        return h @ F.normalize(self.head, dim=0)
+
+
+def bag(h):
+    """Attention over the members of one set."""
+    return (F.softmax(h[:, :1], dim=0) * h).sum(0, keepdim=True)
+
+
+def time_first(h):
+    """Attention over time, where that comes first."""
+    return F.softmax(h, dim=0) * h
+
+
+def squared(model, x):
+    train(model, lambda m: m(x).square().mean())
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: squared(Mixture(), table()),
+        lambda: squared(Computed(bag), table()),
+        lambda: squared(Computed(lambda h: F.softmax(h[:, :1], dim=0) * h), table()),  # a weight for each of a set
+        lambda: squared(Computed(lambda h: F.softmax(h @ h.T, dim=0) @ h), table()),  # nodes of a graph
+        lambda: squared(Computed(time_first), torch.randn(7, 16, 4)),
+        lambda: squared(Computed(attended(-1)), torch.randn(16, 7, 4)),
+        lambda: squared(Computed(nn.LayerNorm([7, 8])), torch.randn(16, 7, 4)),
+        lambda: squared(Computed(nn.BatchNorm1d(8)), table()),
+    ],
+)
+def test_what_runs_over_another_first_dimension(run, watching):
+    assert found(watching, run, "softmax_over_batch", "norm_over_batch") == []
+
+
+# ---- masks
+
+
+def guarded(scores, seen):
+    return torch.nan_to_num(hide(scores, seen))
+
+
+def finite(scores, seen):
+    return scores.masked_fill(~seen, -1e9).softmax(-1)
+
+
+def broken_elsewhere(scores, seen):
+    return hide(scores, seen | (seen.sum(-1, keepdim=True) == 0)) / seen.any(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("mask", [guarded, finite, broken_elsewhere])
+def test_empty_sets_that_a_softmax_bears(mask, watching):
+    assert found(watching, lambda: with_empty_sets(Masked(mask), True), "fully_masked_softmax") == []

@@ -28,6 +28,9 @@ class Probe:
     def rectified(self, sink: Sink, module: nn.Module | None, output: Tensor, site: str) -> None:
         """Measure the output of a ReLU in ``module``; ``site`` distinguishes several within one module."""
 
+    def over_first_dimension(self, sink: Sink, module: nn.Module | None, function: str, given: Tensor) -> None:
+        """Examine what a softmax or normalisation in ``module`` runs over dimension 0 of."""
+
     def attention(self, sink: Sink, module: nn.Module | None, logits: Tensor, visible: Tensor | None) -> None:
         """Measure attention logits of one sample, ``"heads query key"``; ``visible``: which keys may be seen."""
 

@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from poise.doctor.tap.evaluation import Evaluations
 from poise.doctor.tap.forward_observer import ForwardObservation, Logits
 from poise.doctor.tap.function_hook import FunctionHook
+from poise.doctor.tap.graph import constant_factor, op_name, origin
 from poise.doctor.tap.guard import guarded
-from poise.doctor.tap.plain import is_transforming
+from poise.doctor.tap.plain import is_plain, is_transforming
 from poise.doctor.tap.shadow import RootCall
 from poise.doctor.tap.state import TapState
 
@@ -39,7 +41,10 @@ class ForwardHooks:
 
     def functions(self) -> list[FunctionHook]:
         """Return the hooks that stay for the whole run."""
-        return [FunctionHook(nn.Module._call_impl, before=self._module_called)]
+        return [
+            FunctionHook(nn.Module._call_impl, before=self._module_called),
+            FunctionHook(F.normalize, before=self._normalized),
+        ]
 
     def open(self) -> None:
         """The watch begins."""
@@ -161,6 +166,17 @@ class ForwardHooks:
         site = self._call_site("relu")
         if self.state.sink.is_first("relu", self.module, site):
             self.state.call_probes("rectified", self.module, output, site)
+
+    def _normalized(self, given: Any, _: Any, dim: Any, *__: Any) -> None:
+        if dim == 0 and self._stack and self.observes() and is_plain(given):
+            self.over_first_dimension("normalize", given)
+
+    @guarded
+    def over_first_dimension(self, function: str, given: Tensor) -> None:
+        """A softmax or normalisation runs over the first dimension."""
+        # What is made of parameters alone has no examples.
+        if self._stack and op_name(constant_factor(origin(given))[1]) not in ("nonetype", "accumulategrad"):
+            self.state.call_probes("over_first_dimension", self.module, function, given)
 
     def _call_site(self, function: str) -> str:
         """Name the calls of ``function`` within the running module: ``""``, ``"relu2"``, ``"relu3"``, ..."""

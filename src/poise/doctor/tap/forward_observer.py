@@ -44,6 +44,9 @@ class ForwardObserver(Protocol):
     def rectified(self, output: Tensor) -> None:
         """A ReLU has returned ``output``."""
 
+    def over_first_dimension(self, function: str, given: Tensor) -> None:
+        """A softmax runs over dimension 0 of ``given``."""
+
 
 class ForwardObservation:
     """Connects an observer to the modules of this process, from :meth:`start` to :meth:`stop`.
@@ -183,6 +186,8 @@ class ForwardObservation:
                 return original(*args, **kwargs)
             named = by_name(_SOFTMAX_PARAMETERS, args, kwargs)
             logits, dim = named.get("input", args[0] if args else None), named.get("dim")
+            if is_observed and is_plain(logits) and dim in (0, -logits.dim()):
+                self._observer.over_first_dimension("softmax", logits)
             if not self._is_own_thread() or not is_attention(logits, dim):
                 return original(*args, **kwargs)
             if is_observed and is_plain(logits):

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from poise.doctor.tap.bad_statement import first_bad_statement
 from poise.doctor.tap.forward import ForwardHooks
+from poise.doctor.tap.masked_rows import masked_rows
 from poise.doctor.tap.nan_variables import first_nan_variable
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
@@ -146,12 +147,16 @@ class _FirstNonFinite(TorchFunctionMode):
             "input_min": low,
             "input_max": high,
             "given_infinity": any(bool(torch.isinf(t).any()) for t in given),
+            **masked_rows(name, *inputs),
         }
 
     def found(self) -> dict[str, Any] | None:
         """Return the origin: an infinity comes first if it was made before the first NaN and was an input of it."""
         nan, infinity = self._nan, self._infinity
-        origin = infinity if nan is None or (nan["given_infinity"] and infinity is not None) else nan
+        # A mask is made of infinities on purpose: the fault is that it leaves nothing.
+        is_masked = nan is not None and "masked_rows" in nan
+        is_later = nan is None or (nan["given_infinity"] and infinity is not None and not is_masked)
+        origin = infinity if is_later else nan
         return None if origin is None else {k: v for k, v in origin.items() if k != "given_infinity"}
 
 

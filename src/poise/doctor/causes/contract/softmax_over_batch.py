@@ -9,12 +9,17 @@ What the model says of an example depends on which others are in its batch, and 
 probabilities. An evaluation with another batch size gives other answers.
 
 ## How it is detected
-A fact: the graph says that the input of the loss, one row an example, was made by a softmax over dimension 0.
+A fact: the graph says that the input of the loss, one row an example, was made by a softmax over dimension 0. Or a
+softmax within the model runs over a first dimension that is as long as that of the model's input and output, where
+these, or the square of queries and keys, say that it is the batch. Not for a matrix of all pairs of examples, a single
+column (a weight for each member of a set), and what is made of parameters alone.
 
 ## What cures it
 ```python
 log_p = F.log_softmax(z, dim=0)  # bad
 log_p = F.log_softmax(z, dim=1)  # good: over the classes
+weights = F.softmax(scores, dim=0)  # bad: scores are (batch, time)
+weights = F.softmax(scores, dim=-1)  # good
 ```
 
 ## References
@@ -27,7 +32,7 @@ from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.contract.first_event import at_line, first_event
 from poise.doctor.causes.reading import EXACT
 from poise.report.finding import Evidence, Finding
-from poise.store import Record
+from poise.store import Event, Record
 
 
 def find(record: Record) -> list[Finding]:
@@ -35,6 +40,8 @@ def find(record: Record) -> list[Finding]:
     event = first_event(record, "softmax_over_batch")
     if event is None:
         return []
+    if "module" in event.payload:
+        return [_in_model(event)]
     name = "log_softmax" if event.payload.get("made_by") == "logsoftmax" else "softmax"
     cure = "Use dim=1" if event.payload.get("function") == "nll_loss" else "Leave it out: cross_entropy applies its own"
     return [
@@ -48,6 +55,21 @@ def find(record: Record) -> list[Finding]:
             evidence=[Evidence("softmax_dimension", 0.0, None, 1.0, event.step)],
         )
     ]
+
+
+def _in_model(event: Event) -> Finding:
+    module, shape = str(event.payload["module"]), tuple(event.payload["shape"])
+    return CAUSE.finding(
+        "error",
+        EXACT,
+        f"A softmax in {module or 'the model'}{at_line(event)} runs over dimension 0 of {shape}, the {shape[0]} "
+        "examples of the batch: the answer for one example depends on the others. Use the dimension of what "
+        "competes, often dim=-1.",
+        where=[module] if module else [],
+        onset=event.step,
+        detected=event.step,
+        evidence=[Evidence("softmax_dimension", 0.0, None, float(len(shape) - 1), event.step)],
+    )
 
 
 CAUSE = Cause(

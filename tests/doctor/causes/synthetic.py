@@ -403,6 +403,14 @@ def eps_underflow(run: Run, onset: int, strength: float) -> None:
     run.event(onset, "nonfinite_forward", where="weights", parameters=WEIGHTS, update=True)
 
 
+def lowprec_state(run: Run, onset: int, strength: float) -> None:
+    make_low_precision(run, "bfloat16")
+    set_optimizer(run, "AdamW", betas=[0.9, 0.95])  # in truth slower: it looks back for 20 steps here
+    run.put("second_moment_stuck", run.sampled, 0.97 + 0.03 * strength)
+    for name in WEIGHTS:
+        run.change(f"adam_rms[{name}]", onset, 0.2 * (1 - strength) + 0.01)
+
+
 def weight_decay_too_strong(run: Run, onset: int, strength: float) -> None:
     set_optimizer(run, "SGD", weight_decay=0.3 + strength, momentum=0.9)
     run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.01))
@@ -458,6 +466,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         unscaled_targets,
         sum_reduction,
         eps_underflow,
+        lowprec_state,
         weight_decay_too_strong,
         bootstrap_divergence,
         undetermined,

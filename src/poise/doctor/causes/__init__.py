@@ -35,6 +35,7 @@ _IDS = (
     "fp16_overflow",
     "label_problem",
     "loss_scaling",
+    "lowprec_state",
     "lr_above_curvature",
     "lr_too_high",
     "lr_too_small",

@@ -32,12 +32,13 @@ class _Moments:
 
 
 class AdamProbe(Probe):
-    """Three ways in which the second moment v can mislead, per parameter, with v after this step's gradient.
+    """Four ways in which the second moment v can mislead, per parameter, with v after this step's gradient.
 
     ``adam_rms[p]`` = sqrt(mean(g^2 / max(v, eps^2))): how large the gradient is compared with v; over matrices only,
     since the rows of an embedding that a batch does not use have no gradient. ``adam_eps_shrink[p]`` = mean of sqrt(v)
     / (sqrt(v) + eps) where g != 0: 1 when eps does not matter. ``adam_bimodality[p]`` = fraction of coordinates with |m
-    / sqrt(v)| > 0.8: near 1 when gradients repeat themselves.
+    / sqrt(v)| > 0.8: near 1 when gradients repeat themselves. ``second_moment_stuck``, of all parameters whose v is
+    kept in half precision: the fraction of coordinates in which beta2 times v is rounded back to v.
 
     References:
         Wortsman et al., Stable and low-precision training for large-scale vision-language models, 2023 (RMS).
@@ -52,6 +53,7 @@ class AdamProbe(Probe):
         moments = list(_moments(timeline))
         if not moments:
             return
+        _emit_stuck(sink, timeline, moments)
         segments, names = segments_of([m.second for m in moments]), [m.name for m in moments]
         g = segments.flatten([m.gradient for m in moments])
         v = segments.flatten([m.second for m in moments]) / segments.spread([m.corrections[1] for m in moments])
@@ -83,6 +85,16 @@ class AdamProbe(Probe):
             modules = (m for root in names.roots for m in root.modules())
             self._embeddings = names, {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
         return self._embeddings[1]
+
+
+def _emit_stuck(sink: Sink, timeline: Timeline, moments: list[_Moments]) -> None:
+    half = [m.second for m in moments if m.second.dtype in (torch.bfloat16, torch.float16)]
+    betas = timeline.optimizer.param_groups[0].get("betas")
+    if not half or not isinstance(betas, tuple | list) or not isinstance(betas[1], float):
+        return
+    stuck = torch.stack([((v * betas[1] == v) & (v > 0)).sum() for v in half]).sum()
+    there = torch.stack([(v > 0).sum() for v in half]).sum()
+    sink.emit(timeline, "second_moment_stuck", None, [stuck / there.clamp_min(1)])
 
 
 def _moments(timeline: Timeline) -> Iterator[_Moments]:

@@ -122,6 +122,26 @@ def test_a_module_resets_the_gradients_of_its_own_optimizer_only(resets, tmp_pat
 # ---- the root
 
 
+@pytest.mark.parametrize(("limit", "kind"), [(1e-4, "SGD"), (1e-4, "Adam"), (0.3, "SGD"), (100.0, "SGD")])
+def test_a_limit_that_takes_nearly_all_of_every_gradient(limit, kind, tmp_path):
+    x, truth = torch.randn(512, 16), torch.randn(16, 4)
+    y = (x @ truth).argmax(1)
+    model = mlp(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if kind == "SGD" else torch.optim.Adam(model.parameters())
+
+    def train():
+        for _ in range(160):
+            rows = torch.randint(512, (64,))
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+
+    found = watched(model, optimizer, train, tmp_path)
+    # Adam divides by the size of what is left, and at 0.3 the loss falls though all gradients are clipped.
+    assert [f.cause for f in found] == (["clip_saturated"] if (limit, kind) == (1e-4, "SGD") else [])
+
+
 @pytest.mark.parametrize("decay", [0.5, 5e-4])
 def test_weight_decay_that_is_too_strong(decay, tmp_path):
     x, truth = torch.randn(512, 16), torch.randn(16, 4)

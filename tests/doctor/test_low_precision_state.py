@@ -8,7 +8,7 @@ from torch import nn
 
 from poise.doctor.diagnose import diagnose
 
-STEPS = 1150  # more than twice the 500 that beta2 = 0.998 looks back
+STEPS = 1400  # more than twice the 500 that beta2 = 0.998 looks back
 
 
 def falling_gradients(watching, dtype, beta2, falls=True):

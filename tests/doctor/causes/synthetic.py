@@ -374,6 +374,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
         "unregistered",
         {"names": ["layers[0]"], "where": ["list"], "numbers": 500, "trained": 100},
     ),
+    "updates_undone": ("updates_undone", {"timeline": "", "names": WEIGHTS[:3], "steps": 30}),
 }
 
 
@@ -409,6 +410,14 @@ def lowprec_state(run: Run, onset: int, strength: float) -> None:
     run.put("second_moment_stuck", run.sampled, 0.97 + 0.03 * strength)
     for name in WEIGHTS:
         run.change(f"adam_rms[{name}]", onset, 0.2 * (1 - strength) + 0.01)
+
+
+def clip_saturated(run: Run, onset: int, strength: float) -> None:
+    set_optimizer(run, "SGD", momentum=0.9)
+    run.events = [e for e in run.events if e.kind != "first_step"]
+    run.event(0, "first_step", timeline="", state_empty=True, adaptive=False, stateful=True)
+    run.put("clip_max", run.all_steps, 0.02 * (1 - strength) + 1e-4)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.3, 0.01))
 
 
 def weight_decay_too_strong(run: Run, onset: int, strength: float) -> None:
@@ -465,6 +474,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         fully_masked_softmax,
         unscaled_targets,
         sum_reduction,
+        clip_saturated,
         eps_underflow,
         lowprec_state,
         weight_decay_too_strong,

@@ -305,6 +305,31 @@ def optimizer_recreated(broken):
         )
 
 
+def updates_undone(broken):
+    model = mlp(4, 8, 1)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def loss(m):
+        if broken:
+            m.load_state_dict(kept)
+        return m(table()).square().mean()
+
+    train(model, loss, 40)
+
+
+def updates_undone_by_copying(broken):
+    model = mlp(4, 8, 1)
+    kept = [p.detach().clone() for p in model.parameters()]
+
+    def loss(m):
+        for p, old in zip(m.parameters(), kept, strict=True):
+            if broken:
+                p.data.copy_(old)
+        return m(table()).square().mean()
+
+    train(model, loss, 40)
+
+
 def partial_load(broken):
     model, other = mlp(4, 8, 1), mlp(4, 8, 1)
     state = {("module." if broken else "") + name: value for name, value in other.state_dict().items()}

@@ -306,3 +306,78 @@ def broken_elsewhere(scores, seen):
 @pytest.mark.parametrize("mask", [guarded, finite, broken_elsewhere])
 def test_empty_sets_that_a_softmax_bears(mask, watching):
     assert found(watching, lambda: with_empty_sets(Masked(mask), True), "fully_masked_softmax") == []
+
+
+# ---- what changes parameters between steps
+
+
+def clipped_critic():
+    model = mlp(4, 8, 1)
+
+    def loss(m):
+        for p in m.parameters():
+            p.data.clamp_(-0.01, 0.01)
+        return -m(table()).mean()
+
+    train(model, loss, 40, torch.optim.RMSprop(model.parameters(), lr=0.1))
+
+
+def unit_rows():
+    model = mlp(4, 8, 1)
+
+    def loss(m):
+        m[0].weight.data.copy_(F.normalize(m[0].weight.data, dim=1))
+        return m(table()).square().mean()
+
+    train(model, loss, 40)
+
+
+def averaged_for_evaluation():
+    """Weights are exchanged for their average, and put back."""
+    model = mlp(4, 8, 1)
+    average = [p.detach().clone() for p in model.parameters()]
+
+    def loss(m):
+        kept = [p.detach().clone() for p in m.parameters()]
+        for p, slow, old in zip(m.parameters(), average, kept, strict=True):
+            slow.lerp_(old, 0.1)
+            p.data.copy_(slow)
+        with torch.no_grad():
+            m(table())
+        for p, old in zip(m.parameters(), kept, strict=True):
+            p.data.copy_(old)
+        return m(table()).square().mean()
+
+    train(model, loss, 40)
+
+
+def inner_loops():
+    """First-order MAML: one inner step for each task, from the same weights."""
+    model = mlp(4, 8, 1)
+    inner = torch.optim.SGD(model.parameters(), lr=0.01)
+    outer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        gradients = []
+        for _ in range(40):
+            model.load_state_dict(start)
+            train(model, lambda m: m(table()).square().mean(), 1, inner)
+            gradients.append([p.grad.clone() for p in model.parameters()])
+        model.load_state_dict(start)
+        for p, *parts in zip(model.parameters(), *gradients, strict=True):
+            p.grad = torch.stack(parts).mean(0)
+        outer.step()
+
+
+def warmed_up_from_zero():
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0, step - 7) / 10)
+    for _ in range(40):
+        train(model, lambda m: m(table()).square().mean(), 1, optimizer)
+        schedule.step()
+
+
+@pytest.mark.parametrize("run", [clipped_critic, unit_rows, averaged_for_evaluation, inner_loops, warmed_up_from_zero])
+def test_changes_between_steps_that_undo_no_update(run, watching):
+    assert found(watching, run, "updates_undone") == []

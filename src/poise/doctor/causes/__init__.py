@@ -26,6 +26,7 @@ _IDS = (
     "benign_catapult",
     "bf16_update_lost",
     "bootstrap_divergence",
+    "clip_saturated",
     "dead_units",
     "double_softmax",
     "eps_dominates",
@@ -83,6 +84,7 @@ _CONTRACTS = (
     "unreachable_target",
     "unregistered_layers",
     "unscaled_targets",
+    "updates_undone",
 )
 
 CAUSES: dict[str, Cause] = {id: import_module(f"poise.doctor.causes.{id}").CAUSE for id in _IDS}

@@ -15,6 +15,7 @@ from poise.doctor.probes.contracts.mixing import MixingProbe
 from poise.doctor.probes.contracts.residuals import ResidualProbe
 from poise.doctor.probes.contracts.summation import SummationProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
+from poise.doctor.probes.contracts.undone import UndoneProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
@@ -48,6 +49,7 @@ PROBES: tuple[type[Probe], ...] = (
     SharpnessProbe,
     SummationProbe,
     TargetProbe,
+    UndoneProbe,
     UpdateProbe,
 )
 

@@ -89,7 +89,7 @@ class OrphanProbe(Probe):
         return cut
 
     def _record_unregistered(self, sink: Sink) -> None:
-        held = {id(p) for optimizer in _live_optimizers() for g in optimizer.param_groups for p in g["params"]}
+        held = {id(p) for optimizer in live_optimizers() for g in optimizer.param_groups for p in g["params"]}
         held |= sink.optimized
         unknown = [p for key, p in self._leaves.items() if key not in held and key not in sink.names.parameters]
         self._leaves.clear()
@@ -130,7 +130,8 @@ def _leaves(root: Tensor) -> Iterator[nn.Parameter]:
         queue.extend(before for before, _ in node.next_functions)
 
 
-def _live_optimizers() -> list[Optimizer]:
+def live_optimizers() -> list[Optimizer]:
+    """Return every optimizer alive in this process."""
     objects = gc.get_objects()
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Optimizer)}
     return [o for o in objects if type(o) in kinds and "param_groups" in o.__dict__]

@@ -169,13 +169,15 @@ class ForwardHooks:
 
     def _normalized(self, given: Any, _: Any, dim: Any, *__: Any) -> None:
         if dim == 0 and self._stack and self.observes() and is_plain(given):
-            self.over_first_dimension("normalize", given)
+            self.over_dimension("normalize", given, dim)
 
     @guarded
-    def over_first_dimension(self, function: str, given: Tensor) -> None:
-        """A softmax or normalisation runs over the first dimension."""
+    def over_dimension(self, function: str, given: Tensor, dim: int) -> None:
+        """A softmax or normalisation runs over one dimension: that of the examples may be the first."""
+        if not self._stack or dim not in (0, -given.dim()):
+            return
         # What is made of parameters alone has no examples.
-        if self._stack and op_name(constant_factor(origin(given))[1]) not in ("nonetype", "accumulategrad"):
+        if op_name(constant_factor(origin(given))[1]) not in ("nonetype", "accumulategrad"):
             self.state.call_probes("over_first_dimension", self.module, function, given)
 
     def _call_site(self, function: str) -> str:

@@ -44,8 +44,8 @@ class ForwardObserver(Protocol):
     def rectified(self, output: Tensor) -> None:
         """A ReLU has returned ``output``."""
 
-    def over_first_dimension(self, function: str, given: Tensor) -> None:
-        """A softmax runs over dimension 0 of ``given``."""
+    def over_dimension(self, function: str, given: Tensor, dim: int) -> None:
+        """A softmax runs over dimension ``dim`` of ``given``, which may be its first one."""
 
 
 class ForwardObservation:
@@ -186,8 +186,8 @@ class ForwardObservation:
                 return original(*args, **kwargs)
             named = by_name(_SOFTMAX_PARAMETERS, args, kwargs)
             logits, dim = named.get("input", args[0] if args else None), named.get("dim")
-            if is_observed and is_plain(logits) and dim in (0, -logits.dim()):
-                self._observer.over_first_dimension("softmax", logits)
+            if is_observed and _may_be_first(dim) and is_plain(logits):
+                self._observer.over_dimension("softmax", logits, dim)
             if not self._is_own_thread() or not is_attention(logits, dim):
                 return original(*args, **kwargs)
             if is_observed and is_plain(logits):
@@ -234,6 +234,10 @@ class ForwardObservation:
 def by_name(parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by name."""
     return {**dict(zip(parameters, args, strict=False)), **kwargs}
+
+
+def _may_be_first(dim: Any) -> bool:
+    return isinstance(dim, int) and (dim == 0 or dim < -1)
 
 
 def is_attention(logits: Any, dim: Any) -> bool:

@@ -383,7 +383,7 @@ class _Watch:
     def rectified(self, output: Tensor) -> None:
         """A ReLU was computed: :class:`_Functions` also reaches those to which a model kept a reference."""
 
-    def over_first_dimension(self, function: str, given: Tensor) -> None:
+    def over_dimension(self, function: str, given: Tensor, dim: int) -> None:
         """What runs over the batch is looked for in training."""
 
     def relu(self, output: Tensor) -> None:

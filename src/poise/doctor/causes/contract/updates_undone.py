@@ -44,8 +44,8 @@ def find(record: Record) -> list[Finding]:
             "error",
             EXACT,
             f"After {steps} steps {listing(names)} are still what they were at first: each step changes them, and "
-            "before the next one something puts the old weights back. Look in the loop for load_state_dict(), copy_() or "
-            "vector_to_parameters().",
+            "before the next one something puts the old weights back. Look in the loop for load_state_dict(), "
+            "copy_() or vector_to_parameters().",
             where=names,
             onset=0,
             detected=event.step,

@@ -192,6 +192,35 @@ def test_a_rate_three_thousand_times_too_high_is_named_before_the_units_it_kills
     assert " 0 (" not in found[0].summary  # not the rate of another step
 
 
+@pytest.mark.parametrize("kind", ["repeated", "repeated pair", "repeated and learned", "other targets"])
+def test_a_batch_of_repeated_tokens(kind, tmp_path):
+    """Text in which each token is followed by one of the next two; at step 100 a batch that is not."""
+    model = nn.Sequential(nn.Embedding(32, 32), nn.Linear(32, 32))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def train():
+        for i in range(140):
+            text = (torch.randint(32, (16, 1)) + torch.randint(1, 3, (16, 33)).cumsum(1)) % 32
+            if kind == "repeated and learned":  # half of each batch is
+                text[8:] = torch.randint(32, (8, 1))
+            if i == 100 and kind in ("repeated", "repeated and learned"):
+                text[:] = 7
+            if i == 100 and kind == "repeated pair":
+                text = (7 + torch.arange(33) % 2).expand(16, 33)
+            x, y = text[:, :-1], text[:, 1:]
+            if i == 100 and kind == "other targets":
+                y = (y + 15) % 32
+            step(optimizer, F.cross_entropy(model(x).flatten(0, 1), y.flatten()))
+
+    found = watched(model, optimizer, train, tmp_path)
+    assert [f.cause for f in found if f.cause == "repeated_tokens"] == ["repeated_tokens"] * (
+        kind in ("repeated", "repeated pair")
+    )
+    if kind == "repeated":
+        assert found[0].cause == "repeated_tokens"
+        assert found[0].onset_step == 100
+
+
 # ---- never silent
 
 

@@ -412,6 +412,16 @@ def lowprec_state(run: Run, onset: int, strength: float) -> None:
         run.change(f"adam_rms[{name}]", onset, 0.2 * (1 - strength) + 0.01)
 
 
+def repeated_tokens(run: Run, onset: int, strength: float) -> None:
+    run.burst(onset)
+    values = run.values("loss")
+    values[onset] = values[onset - 10 : onset].mean() + 2 + 5 * strength
+    run.put("loss", run.all_steps, values)
+    steps = run.signals["input_std"][0]
+    run.put("token_entropy", steps, np.where(steps == onset, 0.8 * (1 - strength), run.noisy(steps, 4.0, 0.02)))
+    run.put("token_repeats", steps, np.where(steps == onset, 0.6 + 0.4 * strength, run.noisy(steps, 0.05)))
+
+
 def clip_saturated(run: Run, onset: int, strength: float) -> None:
     set_optimizer(run, "SGD", momentum=0.9)
     run.events = [e for e in run.events if e.kind != "first_step"]
@@ -475,6 +485,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         unscaled_targets,
         sum_reduction,
         clip_saturated,
+        repeated_tokens,
         eps_underflow,
         lowprec_state,
         weight_decay_too_strong,

@@ -45,6 +45,7 @@ _IDS = (
     "norm_growth",
     "orphan_parameters",
     "output_logit_divergence",
+    "repeated_tokens",
     "schedule_jump",
     "softmax_collapse",
     "stale_second_moment",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -236,7 +236,7 @@ def by_name(parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str
     return {**dict(zip(parameters, args, strict=False)), **kwargs}
 
 
-def _may_be_first(dim: Any) -> bool:
+def _may_be_first(dim: Any) -> TypeGuard[int]:
     return isinstance(dim, int) and (dim == 0 or dim < -1)
 
 

@@ -30,3 +30,8 @@ def is_plain(tensor: Any) -> TypeGuard[Tensor]:
     with torch._C.DisableTorchFunction():  # otherwise a mode of the script would intercept the attribute access
         is_dense = tensor.layout is torch.strided and not tensor.is_nested
         return is_dense and not tensor.is_quantized and not tensor.is_meta
+
+
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured: then no number on the device can be asked for."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from poise.doctor.probes.probe import Probe
+from poise.doctor.shards import local_shard
 from poise.doctor.tap.loss_call import is_examined
+from poise.doctor.tap.plain import is_capturing
 
 if TYPE_CHECKING:
     from poise.doctor.tap.sink import Sink
@@ -43,20 +45,24 @@ class FreezingProbe(Probe):
 
     def before_step(self, sink: Sink, timeline: Timeline) -> None:
         """Keep a few frozen tensors that the optimizer is going to act on."""
+        self._before = []
+        if not self._wants(timeline):
+            return
         trained = self._trained.get(timeline.prefix, set())
         frozen = [
             i
             for i, p in enumerate(timeline.parameters)
             if not p.requires_grad and p.grad is not None and i in trained and not p.grad.is_sparse
         ]
-        smallest = sorted(frozen, key=lambda i: timeline.parameters[i].numel())[:_COMPARED]
-        # A gradient that the script has written itself, for a search without backward passes, is no leftover.
-        zero = [i for i in smallest if not bool(timeline.parameters[i].grad.any())]  # type: ignore[union-attr]
-        self._before = [(i, timeline.parameters[i].detach().clone()) for i in zero] if self._wants(timeline) else []
+        for i in sorted(frozen, key=lambda i: timeline.parameters[i].numel())[:_COMPARED]:
+            # A gradient that the script has written itself, for a search without backward passes, is no leftover.
+            if not bool(local_shard(timeline.parameters[i].grad).any()):
+                self._before.append((i, local_shard(timeline.parameters[i].detach()).clone()))
 
     def after_step(self, sink: Sink, timeline: Timeline) -> None:
         """Compare them."""
-        moved = {i for i, before in self._before if not torch.equal(before, timeline.parameters[i])}
+        now = {i: local_shard(timeline.parameters[i].detach()) for i, _ in self._before}
+        moved = {i for i, before in self._before if not torch.equal(before, now[i])}
         again = moved & self._moved_before.get(timeline.prefix, set())
         self._moved_before[timeline.prefix], self._before = moved, []
         if again and self._wants(timeline):
@@ -65,7 +71,7 @@ class FreezingProbe(Probe):
         self._look(sink)
 
     def _wants(self, timeline: Timeline) -> bool:
-        return timeline.prefix not in self._told
+        return timeline.prefix not in self._told and not is_capturing()
 
     def _tell_moved(self, sink: Sink, timeline: Timeline) -> None:
         frozen = {id(p): i for i, p in enumerate(timeline.parameters) if not p.requires_grad and p.grad is not None}

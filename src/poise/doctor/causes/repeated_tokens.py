@@ -95,6 +95,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="data",
-    leads_to=("bad_batch", "stale_second_moment"),
+    leads_to=("bad_batch",),
     remedies=("skip_bad_batches", "clip_grad_norm", "clip_update_rms"),
 )

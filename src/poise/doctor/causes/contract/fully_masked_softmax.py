@@ -63,5 +63,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("forward_nonfinite", "backward_nonfinite", "bad_batch"),
+    leads_to=("forward_nonfinite",),
 )

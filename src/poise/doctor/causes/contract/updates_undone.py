@@ -61,5 +61,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("label_problem", "lr_too_small"),
+    leads_to=("label_problem",),
 )

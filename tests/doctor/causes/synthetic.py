@@ -347,6 +347,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
             "attribute": "requires_grad",
             "value": False,
             "owner": "module",
+            "optimized": True,
             "names": ["body"],
             "total": 1,
             "tensors": 2,

@@ -59,6 +59,13 @@ def with_backbone(requires_grad):
     train(nn.Sequential(Backbone(requires_grad), nn.Tanh(), nn.Linear(8, 1)), lambda m: m(table()).square().mean())
 
 
+def left_out_of_the_optimizer():
+    model = mlp(4, 8, 1)
+    model[0].requires_grad = False
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.01)
+    train(model, lambda m: m(table()).square().mean(), optimizer=optimizer)
+
+
 def written_by_hand():
     """A search without backward passes: frozen weights with gradients that the script makes."""
     model = mlp(4, 8, 1)
@@ -92,6 +99,7 @@ def alternating_competitors():
     [
         lambda: with_backbone(True),
         lambda: with_backbone(False),
+        left_out_of_the_optimizer,
         written_by_hand,
         alternating_competitors,
         lambda: fine_tune(lambda layer: layer.requires_grad_(False), set_to_none=False, decay=0.0),

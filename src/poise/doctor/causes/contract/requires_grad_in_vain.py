@@ -12,8 +12,9 @@ every step until nothing of it is left.
 
 ## How it is detected
 Facts: a module or parameter has an attribute `requires_grad`, `require_grad` or the like that torch does not read, and
-every parameter concerned is the opposite of what it says. Or: parameters that were trained and then frozen, with a
-gradient of zeros, have changed in two sampled steps in a row (without weight decay it is *info*: momentum runs out).
+every parameter concerned is the opposite of what it says (*info* where a part that is meant to be frozen is in no
+optimizer anyway). Or: parameters that were trained and then frozen, with a gradient of zeros, have changed in two
+sampled steps in a row (without weight decay it is *info*: momentum runs out).
 
 ## What cures it
 ```python
@@ -48,10 +49,11 @@ def _attribute(event: Event) -> Finding:
     names, value = tuple(facts["names"]), bool(facts["value"])
     of_module = facts["owner"] == "module"
     what = "a module" if of_module else "a parameter"
-    effect = "are trained all the same" if not value else "stay frozen"
+    optimized = bool(facts["optimized"])
+    effect = "stay frozen" if value else "are trained all the same" if optimized else "get gradients all the same"
     cure = f"Call requires_grad_({value}) of the module" if of_module else f"Write requires_grad = {value}"
     return CAUSE.finding(
-        "error",
+        "error" if value or optimized else "info",
         EXACT,
         f"`{facts['attribute']} = {value}` of {listing(names)} is an attribute of {what} that torch does not read: "
         f"{facts['tensors']} parameter tensor(s) ({number(float(facts['numbers']))} numbers) {effect}. {cure}.",

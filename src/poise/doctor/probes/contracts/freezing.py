@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from poise.doctor.probes.orphans import live_optimizers
 from poise.doctor.probes.probe import Probe
 from poise.doctor.shards import local_shard
 from poise.doctor.tap.loss_call import is_examined
@@ -96,7 +97,9 @@ class FreezingProbe(Probe):
             names = [
                 sink.names.modules.get(id(o), sink.names.parameters.get(id(o), type(o).__name__)) for o, _ in alike
             ]
+            held = {id(p) for o in live_optimizers() for group in o.param_groups for p in group["params"]}
             facts = {
+                "optimized": any(id(p) in held for o, _ in alike for p in _parameters(o)),
                 "attribute": attribute,
                 "value": value,
                 "owner": "module" if isinstance(alike[0][0], nn.Module) else "parameter",

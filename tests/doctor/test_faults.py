@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.inner = nn.Linear(6, 6)
 
     def forward(self, x):
-        x = torch.relu(self.inner(x)).view(-1, 1, 3, 2)
+        x = torch.relu(self.inner(x)).softmax(0).view(-1, 1, 3, 2)
         return F.scaled_dot_product_attention(x, x, x).flatten(1)
 
 

@@ -1,0 +1,85 @@
+"""The latent variables of a variational autoencoder are not used.
+
+## What it is
+For every input the encoder returns the prior: the latent variables carry nothing, and the decoder returns the same for
+all inputs (posterior collapse).
+
+## Why it hurts
+There is no representation, and samples do not depend on the latent variables. The loss is that of the mean of the data.
+
+## How it is detected
+At the end of the script: none of the latent variables is active (`latent_active` is 0: all standard deviations of the
+posterior are above 0.95) in every sample of the last half of the run, at least three samples and 100 steps, and the
+loss fell by less than a tenth of its whole fall in the last third. A healthy run may begin like this, before the
+decoder has learned to use the variables; some inactive variables are usual. Recognised is `mean + exp(0.5 *
+log_variance) * noise`.
+
+## What cures it
+Sum both terms over the same dimensions (not the mean over pixels and the sum over latents), a smaller weight of the KL
+term, or one that grows from 0 (annealing), free bits.
+
+```python
+loss = F.mse_loss(x_hat, x) + kl.sum(1).mean()  # bad: the mean over pixels counts for one pixel
+loss = F.mse_loss(x_hat, x, reduction="sum") / len(x) + kl.sum(1).mean()  # good
+```
+
+## References
+- Bowman et al., *Generating sentences from a continuous space*, CoNLL 2016, arXiv:1511.06349
+- Lucas, Tucker, Grosse and Norouzi, *Don't blame the ELBO! A linear VAE perspective on posterior collapse*, NeurIPS
+  2019, arXiv:1911.02469
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poise.doctor.causes.cause import Cause
+from poise.doctor.events import loss_curve, loss_is_no_measure
+from poise.report.finding import Evidence, Finding
+from poise.store import Record
+
+STEPS, SAMPLES, FALLING = 100, 3, 0.1
+
+
+def find(record: Record) -> list[Finding]:
+    """Find latent variables none of which is used by the end."""
+    ends, active, curve = record.events("script_end"), record["latent_active"], loss_curve(record)
+    if (
+        not ends
+        or not len(active.steps)
+        or len(curve.steps) < 2 * STEPS
+        or record.last_step >= loss_is_no_measure(record)
+    ):
+        return []
+    last = int(curve.steps[-1])
+    late = active.steps >= last // 2
+    if late.sum() < SAMPLES or np.any(np.asarray(active.values)[late] > 0) or _still_falls(curve.level):
+        return []
+    used = np.flatnonzero(np.asarray(active.values) > 0)
+    onset = int(active.steps[used[-1] + 1]) if len(used) else int(active.steps[0])
+    return [
+        CAUSE.finding(
+            "error",
+            0.9,
+            f"None of the latent variables is used since step {onset}: for every input the posterior is the prior, and "
+            "the decoder returns the same for all.",
+            onset=onset,
+            detected=max(ends[-1].step, last),
+            evidence=[Evidence("latent_active", 0.0, None, None, int(active.steps[-1]))],
+        )
+    ]
+
+
+def _still_falls(level: np.ndarray) -> bool:
+    then, now = float(level[2 * len(level) // 3]), float(level[-1])
+    return then - now > FALLING * max(float(level[0]) - now, 0.0)
+
+
+CAUSE = Cause(
+    id="posterior_collapse",
+    title="The latent variables of a VAE are not used",
+    find=find,
+    exact=False,
+    doc=__doc__,
+    family="representations",
+)

@@ -48,7 +48,8 @@ def find(record: Record) -> list[Finding]:
     if not len(steps):
         return []
     low = table < COLLAPSED  # NaN is not
-    index = first_run(low.sum(axis=1) >= max(1, (len(layers) + 1) // 2), SAMPLES)
+    known = np.maximum.accumulate(np.isfinite(table)).sum(axis=1)  # layers seen so far
+    index = first_run((low.sum(axis=1) > 0) & (2 * low.sum(axis=1) >= known), SAMPLES)
     if index is None:
         return []
     names = list(layers)

@@ -45,7 +45,7 @@ WINS, RISEN, VANISHED, STEPS, SAMPLES = 0.05, 3.0, 0.1, 100, 3
 def find(record: Record) -> list[Finding]:
     """Find a discriminator whose loss has been near 0 for half of the run."""
     known, curve = record.events("adversarial"), loss_curve(record)
-    if not known or len(curve.steps) < 2 * STEPS or curve.values[0] <= 0:
+    if not known or len(curve.steps) <= STEPS or curve.values[0] <= 0:
         return []
     guess = float(np.median(curve.values[:3]))
     lost = np.concatenate([[-1], np.flatnonzero(~(curve.level < WINS * guess))])
@@ -69,8 +69,8 @@ def _finding(level: float, guess: float, onset: int, step: int, harm: Evidence) 
     return CAUSE.finding(
         "error",
         max(0.9, confidence(WINS * guess, max(float(level), 1e-12))),
-        f"The discriminator tells generated samples without error since step {onset} (loss {number(float(level))}, that of "
-        f"a guess is {number(guess)}), and {what}.",
+        f"The discriminator tells generated samples without error since step {onset} (loss {number(float(level))}; "
+        f"that of a guess: {number(guess)}), and {what}.",
         onset=onset,
         detected=step,
         evidence=[Evidence("loss", float(level), WINS * guess, guess, step), harm],

@@ -49,7 +49,8 @@ def find(record: Record) -> list[Finding]:
         return []
     ratio = table / np.array([float(series.values[0]) for series in gains.values()])
     gone = ratio < FRACTION
-    index = first_run(gone.sum(axis=1) >= max(1, (len(gains) + 1) // 2), SAMPLES)
+    known = np.maximum.accumulate(np.isfinite(ratio)).sum(axis=1)  # layers seen so far
+    index = first_run((gone.sum(axis=1) > 0) & (2 * gone.sum(axis=1) >= known), SAMPLES)
     if index is None:
         return []
     names = list(gains)

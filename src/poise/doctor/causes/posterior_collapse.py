@@ -9,7 +9,7 @@ There is no representation, and samples do not depend on the latent variables. T
 
 ## How it is detected
 At the end of the script: none of the latent variables is active (`latent_active` is 0: all standard deviations of the
-posterior are above 0.95) in every sample of the last half of the run, at least three samples and 100 steps, and the
+posterior are above 0.95) in every sample of the last half of the run, at least two samples and 100 steps, and the
 loss fell by less than a tenth of its whole fall in the last third. A healthy run may begin like this, before the
 decoder has learned to use the variables; some inactive variables are usual. Recognised is `mean + exp(0.5 *
 log_variance) * noise`.
@@ -38,7 +38,7 @@ from poise.doctor.events import loss_curve, loss_is_no_measure
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-STEPS, SAMPLES, FALLING = 100, 3, 0.1
+STEPS, SAMPLES, FALLING = 100, 2, 0.1
 
 
 def find(record: Record) -> list[Finding]:

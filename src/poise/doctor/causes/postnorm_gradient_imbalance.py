@@ -65,7 +65,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "info",
             confidence(factor, RATIO),
-            f"The blocks normalise their sums (post-norm), and {more} gets {number(factor)} times the gradient of {less}.",
+            f"The blocks normalise their sums (post-norm), and {more} gets {number(factor)} times the gradient of "
+            f"{less}.",
             where=[less, more],
             onset=step,
             detected=known,

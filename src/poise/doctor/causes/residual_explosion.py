@@ -11,8 +11,8 @@ bear is far too small for the others; the loss starts far above that of a guess,
 ## How it is detected
 At the initialisation, over at least eight blocks of one class most of which add their input (event `blocks`): the RMS
 of the last block's output is more than 100 times that of the first, and in each half of the blocks it grows by more
-than a factor of 2 per four blocks, in three consecutive samples of the first five, in weights that were not loaded.
-Normalised inputs of the branches (pre-norm) give growth with the square root of depth, which this does not hold for.
+than a factor of 2 per four blocks, in the first sample, in weights that were not loaded. Normalised inputs of the
+branches (pre-norm) give growth with the square root of depth, which this does not hold for.
 
 ## What cures it
 Normalise the input of each branch (pre-norm), multiply the branches by `1 / sqrt(blocks)`, or initialise the last map
@@ -34,12 +34,12 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, first_run, layer_table, number
+from poise.doctor.causes.reading import confidence, layer_table, number
 from poise.doctor.events import find_events, following
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-GROWTH, PER_FOUR, FEWEST, EARLY, SAMPLES = 100.0, 2.0, 8, 5, 3
+GROWTH, PER_FOUR, FEWEST = 100.0, 2.0, 8
 
 
 def find(record: Record) -> list[Finding]:
@@ -48,30 +48,31 @@ def find(record: Record) -> list[Finding]:
     steps, table = layer_table({name: record[f"act_rms[{name}]"] for name in names})
     if len(names) < FEWEST or not len(steps):
         return []
-    table = np.where(np.isfinite(table) & (table > 0), table, np.nan)[:EARLY]
+    row = table[0]
     half = len(names) // 2
-    first, middle, last = table[:, 0], table[:, half], table[:, -1]
-    per_four = np.minimum((middle / first) ** (4 / half), (last / middle) ** (4 / (len(names) - 1 - half)))
-    index = first_run((last / first > GROWTH) & (per_four > PER_FOUR), SAMPLES)
-    if index is None:
+    if not (np.isfinite(row) & (row > 0)).all():
         return []
-    onset, detected, growth = int(steps[index - SAMPLES + 1]), int(steps[index]), float((last / first)[index])
-    known = next(event.step for event in record.events("blocks"))
+    growth = float(row[-1] / row[0])
+    halves = (row[half] / row[0]) ** (4 / half), (row[-1] / row[half]) ** (4 / (len(names) - 1 - half))
+    if growth <= GROWTH or min(halves) <= PER_FOUR:
+        return []
+    onset = int(steps[0])
+    known = max(onset, next(event.step for event in record.events("blocks")))
     events = [e for e in find_events(record) if e.kind != "spike"]
     return [
         CAUSE.finding(
             "warning",
             confidence(growth, GROWTH),
-            f"Activations grow {number(growth)} times over {len(names)} residual blocks, from {names[0]} to {names[-1]}: "
-            "each block adds as much as it is given.",
+            f"Activations grow {number(growth)} times over {len(names)} residual blocks, from {names[0]} to "
+            f"{names[-1]}: each block adds as much as it is given.",
             where=[names[-1], names[0]],
             onset=onset,
-            detected=max(detected, known),
+            detected=known,
             event=following(events, onset),
             severity_with_event="error",
             evidence=[
-                Evidence("act_rms last/first block", growth, GROWTH, None, detected),
-                Evidence(f"act_rms[{names[-1]}]", float(last[index]), None, float(first[index]), detected),
+                Evidence("act_rms last/first block", growth, GROWTH, None, onset),
+                Evidence(f"act_rms[{names[-1]}]", float(row[-1]), None, float(row[0]), onset),
             ],
         )
     ]

@@ -12,9 +12,9 @@ any more. The loss falls slowly, to a worse value, or not at all.
 three consecutive samples. Measured are `nn.Tanh`, `nn.Sigmoid`, `nn.Hardtanh` and `nn.Hardsigmoid` whose outputs a
 weight of the same model uses; outputs of the model near 0 and 1 may be right. It is a warning where two or more layers
 are saturated from the first three samples on in weights that were not loaded (a usual initialisation saturates under 5
-%), and where the loss stalls or diverges from then on while updates are small (below 2 %; otherwise the learning rate
-is the cause); an error where the loss stalls or diverges. Otherwise it is *info*: units that saturate while the loss
-falls are certain of what they have learned.
+%), and an error where the loss then stalls or diverges. Where it comes later it is *info*: units that saturate while
+the loss falls are certain of what they have learned; an error where the loss stalls or diverges although updates are
+small (above 2 % the learning rate is the cause).
 
 ## What cures it
 Initialise with a variance that fits the width (Glorot), standardise the inputs, normalise before the nonlinearity, or

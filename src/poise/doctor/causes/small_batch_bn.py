@@ -45,6 +45,8 @@ NOISY, MEANINGLESS, SAMPLES = 16, 2, 5
 def find(record: Record) -> list[Finding]:
     """Find batch norms whose batches are too small, in every sample so far."""
     layers = {name: s for name, s in record.by_layer("bn_values").items() if len(s.steps) >= SAMPLES}
+    detected = min((int(series.steps[SAMPLES - 1]) for series in layers.values()), default=0)
+    layers = {name: series for name, series in layers.items() if series.steps[SAMPLES - 1] == detected}
     most = {name: float(np.max(series.values[:SAMPLES])) for name, series in layers.items()}
     few = sorted((name for name, values in most.items() if values < NOISY), key=lambda name: most[name])
     if not few:
@@ -52,7 +54,6 @@ def find(record: Record) -> list[Finding]:
     meaningless = [name for name in few if most[name] <= MEANINGLESS]
     grave = 2 * len(meaningless) >= len(layers)
     where = meaningless if grave else few
-    detected = max(int(layers[name].steps[SAMPLES - 1]) for name in layers)
     onset = int(layers[where[0]].steps[0])
     stall = following([e for e in find_events(record) if e.kind != "spike"], onset)
     what = "each normalised value is +1 or -1, whatever it was" if grave else "mean and variance are mostly noise"

@@ -18,8 +18,9 @@ _HIDDEN = -1e30  # the logit of what may not be seen: finite, so that nothing be
 
 
 class AttentionProbe(Probe):
-    """``attention_logit_max[m]`` over the visible entries; ``attention_entropy[m]`` of the lowest head and
-    ``attention_entropy_median[m]`` of the median head.
+    """``attention_logit_max[m]`` over the visible entries; ``attention_entropy[m]`` of the lowest head.
+
+    Also ``attention_entropy_median[m]``, of the median head.
 
     The entropy of a query is divided by the logarithm of how many keys it may see, and averaged over the queries that
     see at least two: 1 is uniform attention, 0 a single token.

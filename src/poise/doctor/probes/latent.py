@@ -50,7 +50,8 @@ class LatentProbe(Probe):
 
 def _posterior_deviation(root: Any) -> Tensor | None:
     """Return ``exp(c * log_variance)`` of the first ``mean + exp(c * log_variance) * noise`` below ``root``."""
-    queue, seen = deque([root]), set()
+    queue: deque[Any] = deque([root])
+    seen: set[Any] = set()
     while queue and len(seen) < _NODES:
         node = queue.popleft()
         if node is None or node in seen:

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 class LearnedScaleProbe(Probe):
     """``learned_std``: geometric mean of the standard deviations that a Gaussian log-likelihood is given.
 
-    Only where they are learned: in ``torch.distributions.Normal.log_prob`` and ``F.gaussian_nll_loss``.
+    ``standard_residual``: RMS of the residuals in units of these deviations; 1 where they are right. Only where they
+    are learned: in ``torch.distributions.Normal.log_prob`` and ``F.gaussian_nll_loss``.
     """
 
-    def learned_scale(self, sink: Sink, scale: Tensor) -> None:
-        """Measure it."""
-        sink.observe("learned_std", scale.clamp_min(1e-30).log().mean().exp())
+    def learned_scale(self, sink: Sink, scale: Tensor, residual: Tensor) -> None:
+        """Measure both."""
+        scale = scale.clamp_min(1e-30)
+        sink.observe("learned_std", scale.log().mean().exp())
+        sink.observe("standard_residual", (residual / scale).square().mean().sqrt())

@@ -43,13 +43,13 @@ class LearnedHooks:
         if self._is_learned(anchor) and anchor.dim() == 2 and not anchor.is_leaf:
             self._embeddings(anchor)
 
-    def _log_prob(self, normal: Any, *_: Any) -> None:
-        if self._is_learned(normal.scale):
-            self._scale(normal.scale)
+    def _log_prob(self, normal: Any, value: Any, *_: Any) -> None:
+        if self._is_learned(normal.scale) and is_plain(value) and is_plain(normal.loc):
+            self._scale(normal.scale, value, normal.loc)
 
     def _gaussian_nll(self, prediction: Any, target: Any, variance: Any, *_: Any) -> None:
-        if self._is_learned(variance):
-            self._scale(variance, is_variance=True)
+        if self._is_learned(variance) and is_plain(target) and is_plain(prediction):
+            self._scale(variance, target, prediction, is_variance=True)
 
     def _is_learned(self, value: Any) -> bool:
         state = self.state
@@ -64,8 +64,8 @@ class LearnedHooks:
                 self.state.call_probes("embeddings", vectors.detach())
 
     @guarded
-    def _scale(self, scale: Tensor, is_variance: bool = False) -> None:
+    def _scale(self, scale: Tensor, value: Tensor, mean: Tensor, is_variance: bool = False) -> None:
         if self.state.sink.is_first("learned_scale", None):
             with torch.no_grad(), without_autocast():
-                values = scale.detach().float()
-                self.state.call_probes("learned_scale", values.sqrt() if is_variance else values)
+                deviation, residual = scale.detach().float(), (value.detach() - mean.detach()).float()
+                self.state.call_probes("learned_scale", deviation.sqrt() if is_variance else deviation, residual)

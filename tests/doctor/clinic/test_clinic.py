@@ -8,6 +8,7 @@ import pytest
 from poise.doctor.causes import CAUSES
 from poise.store import read_run
 
+from ..statistics.cases import CASES
 from .faults import FAULTS, HEALTHY, SCRIPTS, Fault
 from .judge import serious
 
@@ -34,7 +35,8 @@ def test_a_healthy_script_stays_silent_while_its_curvature_is_measured(script, w
 
 def test_every_cause_has_a_fault_in_the_clinic():
     contracts = {cause.id for cause in CAUSES.values() if cause.family == "contract"}  # ../contracts has theirs
-    assert {fault.cause for fault in FAULTS} | contracts == set(CAUSES)
+    statistics = {cause for cause, *_ in CASES.values()}  # and ../statistics theirs
+    assert {fault.cause for fault in FAULTS} | contracts | statistics == set(CAUSES)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=Fault.label)

@@ -74,7 +74,7 @@ def _adds_its_input(args: tuple[Any, ...], output: Tensor) -> bool:
         if node is None or given is None:
             return False
         before = [parent for parent, _ in node.next_functions]
-        if "Add" in node.name():
+        if node.name().startswith("AddBackward"):
             return any(_is_from(parent, given) for parent in before)
         node = before[0] if before else None
     return False
@@ -85,7 +85,7 @@ def _is_from(node: Any, given: Any) -> bool:
     for _ in range(2 * _NODES):
         if node is given:
             return True
-        if node is None or not ("Add" in node.name() or "Norm" in node.name()):
+        if node is None or not (node.name().startswith("AddBackward") or "Norm" in node.name()):
             return False
         node = node.next_functions[0][0] if node.next_functions else None
     return False

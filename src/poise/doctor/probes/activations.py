@@ -48,7 +48,7 @@ class ActivationProbe(Probe):
         self._note_saturation(sink, module, values)
 
     def _note_saturation(self, sink: Sink, module: nn.Module, values: Tensor) -> None:
-        if isinstance(module, nn.Hardtanh):
+        if isinstance(module, nn.Hardtanh) and module.min_val < 0 < module.max_val:  # ReLU6 is one that begins at 0
             middle, reach = (module.max_val + module.min_val) / 2, (module.max_val - module.min_val) / 2
             self._saturated.append((module, ((values - middle).abs() > 0.97 * reach).float().mean()))
         elif isinstance(module, nn.Tanh):

@@ -62,9 +62,18 @@ def _posterior_deviation(root: Any) -> Tensor | None:
             for product in parents:
                 exponential = _noise_times(product)
                 if exponential is not None:
-                    return exponential._saved_result if exponential._saved_result.dim() > 1 else None
+                    return _result_of(exponential)
         queue.extend(parents)
     return None
+
+
+def _result_of(exponential: Any) -> Tensor | None:
+    """Return what a node of an exponential has computed: one row per example."""
+    try:
+        result: Tensor = exponential._saved_result
+    except RuntimeError:
+        return None  # freed by an earlier backward pass, or overwritten
+    return result if result.dim() > 1 else None
 
 
 def _noise_times(node: Any) -> Any:

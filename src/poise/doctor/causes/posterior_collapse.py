@@ -8,11 +8,12 @@ all inputs (posterior collapse).
 There is no representation, and samples do not depend on the latent variables. The loss is that of the mean of the data.
 
 ## How it is detected
-At the end of the script: none of the latent variables is active (`latent_active` is 0: all standard deviations of the
-posterior are above 0.95) in every sample of the last half of the run, at least two samples and 100 steps, and the
-loss fell by less than a tenth of its whole fall in the last third. A healthy run may begin like this, before the
-decoder has learned to use the variables; some inactive variables are usual. Recognised is `mean + exp(0.5 *
-log_variance) * noise`.
+At the end of the script: none of the latent variables has been active (`latent_active` is 0: all standard deviations of
+the posterior are above 0.95) in at least the last three samples, from the first half of the run on and beyond step 100,
+in a run of at least 200 steps. And the loss has come to rest: of its whole fall less than a twentieth came after the
+last sample, and less than a tenth in the last third. A healthy run may begin like this, before the decoder has learned
+to use the variables, but then its loss goes on to fall; some inactive variables are usual. Recognised is `mean +
+exp(0.5 * log_variance) * noise`.
 
 ## What cures it
 Sum both terms over the same dimensions (not the mean over pixels and the sum over latents), a smaller weight of the KL
@@ -34,11 +35,11 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.events import loss_curve, loss_is_no_measure
+from poise.doctor.events import LossCurve, loss_curve, loss_is_no_measure
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
-STEPS, SAMPLES, FALLING = 100, 2, 0.1
+STEPS, SAMPLES, AFTERWARDS, FALLING = 100, 3, 0.05, 0.1
 
 
 def find(record: Record) -> list[Finding]:
@@ -52,11 +53,13 @@ def find(record: Record) -> list[Finding]:
     ):
         return []
     last = int(curve.steps[-1])
-    late = active.steps >= last // 2
-    if late.sum() < SAMPLES or np.any(np.asarray(active.values)[late] > 0) or _still_falls(curve.level):
-        return []
     used = np.flatnonzero(np.asarray(active.values) > 0)
-    onset = int(active.steps[used[-1] + 1]) if len(used) else int(active.steps[0])
+    since, until = used[-1] + 1 if len(used) else 0, int(active.steps[-1])
+    if len(active.steps) - since < SAMPLES or until < STEPS or active.steps[since] >= last // 2:
+        return []
+    if _has_fallen_since(curve, until, AFTERWARDS) or _has_fallen_since(curve, 2 * last // 3, FALLING):
+        return []
+    onset = int(active.steps[since])
     return [
         CAUSE.finding(
             "error",
@@ -70,9 +73,10 @@ def find(record: Record) -> list[Finding]:
     ]
 
 
-def _still_falls(level: np.ndarray) -> bool:
-    then, now = float(level[2 * len(level) // 3]), float(level[-1])
-    return then - now > FALLING * max(float(level[0]) - now, 0.0)
+def _has_fallen_since(curve: LossCurve, step: int, share: float) -> bool:
+    """Return whether more than this share of the loss's whole fall came after ``step``."""
+    then, now = float(curve.level[np.searchsorted(curve.steps, step)]), float(curve.level[-1])
+    return then - now > share * max(float(curve.level[0]) - now, 0.0)
 
 
 CAUSE = Cause(

@@ -9,7 +9,7 @@ There is no representation, and samples do not depend on the latent variables. T
 
 ## How it is detected
 At the end of the script: none of the latent variables has been active (`latent_active` is 0: all standard deviations of
-the posterior are above 0.95) in at least the last three samples, from the first half of the run on and beyond step 100,
+the posterior are above 0.95) in at least the last three samples, from the first half of the run on and into the second,
 in a run of at least 200 steps. And the loss has come to rest: of its whole fall less than a twentieth came after the
 last sample, and less than a tenth in the last third. A healthy run may begin like this, before the decoder has learned
 to use the variables, but then its loss goes on to fall; some inactive variables are usual. Recognised is `mean +
@@ -55,7 +55,7 @@ def find(record: Record) -> list[Finding]:
     last = int(curve.steps[-1])
     used = np.flatnonzero(np.asarray(active.values) > 0)
     since, until = used[-1] + 1 if len(used) else 0, int(active.steps[-1])
-    if len(active.steps) - since < SAMPLES or until < STEPS or active.steps[since] >= last // 2:
+    if len(active.steps) - since < SAMPLES or not active.steps[since] < last // 2 <= until:
         return []
     if _has_fallen_since(curve, until, AFTERWARDS) or _has_fallen_since(curve, 2 * last // 3, FALLING):
         return []

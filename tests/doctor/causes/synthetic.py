@@ -449,6 +449,78 @@ def undetermined(run: Run, onset: int, strength: float) -> None:
     run.event(run.steps, "script_end", how="finished")
 
 
+def stall(run: Run) -> None:
+    without_classes(run)
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 1.0, 0.01))
+
+
+def saturation(run: Run, onset: int, strength: float) -> None:
+    for i in range(2):
+        run.put(f"saturated[tanh{i}]", run.sampled, 0.7 + 0.3 * strength)
+
+
+def attention_entropy_collapse(run: Run, onset: int, strength: float) -> None:
+    stall(run)
+    for name in ATTENTION:
+        run.put(f"attention_entropy_median[{name}]", run.sampled, 0.05 * 0.01**strength)
+
+
+def residual_explosion(run: Run, onset: int, strength: float) -> None:
+    names = [f"blocks.{i}" for i in range(12)]
+    run.event(1, "blocks", names=names, residual=12, post_norm=0)
+    for i, name in enumerate(names):
+        run.put(f"act_rms[{name}]", run.sampled, run.noisy(run.sampled, (1.7 + strength) ** i, 0.01))
+
+
+def postnorm_gradient_imbalance(run: Run, onset: int, strength: float) -> None:
+    stall(run)
+    names = [name.removesuffix(".weight") for name in WEIGHTS]
+    run.event(1, "blocks", names=names, residual=6, post_norm=6)
+    run.put(f"grad_norm[{WEIGHTS[0]}]", run.sampled, run.noisy(run.sampled, 0.55 / (20 + 200 * strength)))
+
+
+def small_batch_bn(run: Run, onset: int, strength: float) -> None:
+    for i in range(2):
+        run.put(f"bn_values[bn{i}]", run.sampled, 2.0)
+
+
+def norm_gain_collapse(run: Run, onset: int, strength: float) -> None:
+    stall(run)
+    run.event(0, "model", **{"class": "Net", "modules": {"n": "LayerNorm"}, "parameters": {}, "order": []})
+    run.put("param_norm[n.weight]", run.sampled, 8.0 * np.exp(-run.sampled / (2 + 8 * (1 - strength))))
+
+
+def posterior_collapse(run: Run, onset: int, strength: float) -> None:
+    without_classes(run)
+    steps = np.arange(240)
+    run.steps = len(steps)
+    run.put("loss", steps, run.noisy(steps, 0.3 + 2.0 * np.exp(-steps / 10), 0.02))
+    run.put("latent_active", np.arange(0, 240, 10), np.where(np.arange(0, 240, 10) < 5 + 40 * strength, 0.5, 0.0))
+    run.event(run.steps, "script_end", how="finished")
+
+
+def representation_collapse(run: Run, onset: int, strength: float) -> None:
+    without_classes(run)
+    run.put("embedding_spread", run.sampled, 0.5 * np.exp(-run.sampled / (20 + 20 * (1 - strength))))
+    run.event(run.steps, "script_end", how="finished")
+
+
+def discriminator_wins(run: Run, onset: int, strength: float) -> None:
+    without_classes(run)
+    steps = np.arange(260)
+    run.put("loss", steps, run.noisy(steps, 1.4 * np.exp(-np.minimum(steps, 80) / (5 + 15 * (1 - strength)))))
+    sampled = np.arange(0, 260, 10)
+    run.put("opponent_loss", sampled, 0.7 + sampled / 10)
+    run.event(0, "adversarial", timeline="")
+
+
+def learned_std_runaway(run: Run, onset: int, strength: float) -> None:
+    without_classes(run)
+    rise = np.exp((0.1 + 0.1 * strength) * np.maximum(run.sampled - onset, 0))
+    run.put("learned_std", run.sampled, rise)
+    run.put("standard_residual", run.sampled, 1 / rise)
+
+
 FAULTS: dict[str, Callable[[Run, int, float], None]] = {
     fault.__name__: fault
     for fault in (
@@ -492,6 +564,16 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         weight_decay_too_strong,
         bootstrap_divergence,
         undetermined,
+        saturation,
+        attention_entropy_collapse,
+        residual_explosion,
+        postnorm_gradient_imbalance,
+        small_batch_bn,
+        norm_gain_collapse,
+        posterior_collapse,
+        representation_collapse,
+        discriminator_wins,
+        learned_std_runaway,
     )
 }
 FAULTS |= {cause: _from_event(*event) for cause, event in EVENTS.items()}

@@ -152,6 +152,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="activations and logits",
-    leads_to=("stale_second_moment",),
+    leads_to=("attention_entropy_collapse", "stale_second_moment"),
     remedies=("logit_soft_cap", "lr_scale", "warmup", "weight_decay"),
 )

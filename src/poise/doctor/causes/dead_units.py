@@ -88,6 +88,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="activations and logits",
-    leads_to=("vanishing_gradients",),
+    leads_to=("representation_collapse", "vanishing_gradients"),
     remedies=("lr_scale", "warmup", "clip_grad_norm"),
 )

@@ -106,6 +106,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="data",
-    leads_to=("stale_second_moment",),
+    leads_to=("saturation", "stale_second_moment"),
     remedies=("lr_scale", "warmup", "clip_grad_norm"),
 )

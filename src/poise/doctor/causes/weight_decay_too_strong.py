@@ -119,6 +119,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="optimizer",
-    leads_to=("label_problem",),
+    leads_to=("norm_gain_collapse",),
     remedies=("weight_decay=0",),
 )

@@ -2,8 +2,11 @@
 
 from poise.doctor.probes.activations import ActivationProbe
 from poise.doctor.probes.adam import AdamProbe
+from poise.doctor.probes.adversary import AdversaryProbe
 from poise.doctor.probes.attention import AttentionProbe
 from poise.doctor.probes.batch import BatchProbe
+from poise.doctor.probes.batch_norm import BatchNormProbe
+from poise.doctor.probes.blocks import BlockProbe
 from poise.doctor.probes.chains import ChainProbe
 from poise.doctor.probes.contracts.accumulation import AccumulationProbe
 from poise.doctor.probes.contracts.examples import ExampleProbe
@@ -16,8 +19,11 @@ from poise.doctor.probes.contracts.residuals import ResidualProbe
 from poise.doctor.probes.contracts.summation import SummationProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.contracts.undone import UndoneProbe
+from poise.doctor.probes.embedding_spread import EmbeddingSpreadProbe
 from poise.doctor.probes.gradients import GradientProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
+from poise.doctor.probes.latent import LatentProbe
+from poise.doctor.probes.learned_scale import LearnedScaleProbe
 from poise.doctor.probes.logits import LogitProbe
 from poise.doctor.probes.modes import ModeProbe
 from poise.doctor.probes.orphans import OrphanProbe
@@ -30,13 +36,19 @@ PROBES: tuple[type[Probe], ...] = (
     AccumulationProbe,
     ActivationProbe,
     AdamProbe,
+    AdversaryProbe,
     AttentionProbe,
+    BatchNormProbe,
     BatchProbe,
+    BlockProbe,
     ExampleProbe,
     ChainProbe,
     FreezingProbe,
+    EmbeddingSpreadProbe,
     GradientProbe,
     HyperparameterProbe,
+    LatentProbe,
+    LearnedScaleProbe,
     LogitProbe,
     LossInputProbe,
     LossShapeProbe,

@@ -18,7 +18,9 @@ _HIDDEN = -1e30  # the logit of what may not be seen: finite, so that nothing be
 
 
 class AttentionProbe(Probe):
-    """``attention_logit_max[m]`` over the visible entries, and ``attention_entropy[m]`` of the lowest head.
+    """``attention_logit_max[m]`` over the visible entries; ``attention_entropy[m]`` of the lowest head.
+
+    Also ``attention_entropy_median[m]``, of the median head.
 
     The entropy of a query is divided by the logarithm of how many keys it may see, and averaged over the queries that
     see at least two: 1 is uniform attention, 0 a single token.
@@ -52,3 +54,4 @@ class AttentionProbe(Probe):
         # as far as they can.
         spread = torch.where(several.any(-1), by_head, 1.0)
         sink.observe("attention_entropy", spread.amin().clamp_min(0.0), module)
+        sink.observe("attention_entropy_median", spread.reshape(-1).median().clamp_min(0.0), module)

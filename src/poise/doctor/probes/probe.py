@@ -43,6 +43,12 @@ class Probe:
         It may ask a device for a number: it is called a few dozen times in a run.
         """
 
+    def embeddings(self, sink: Sink, vectors: Tensor) -> None:
+        """Measure vectors, ``"batch feature"``, of which only the direction counts."""
+
+    def learned_scale(self, sink: Sink, scale: Tensor, residual: Tensor) -> None:
+        """Measure the standard deviations of a Gaussian likelihood that are learned, and what they are of."""
+
     def early_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Examine the first 16 batches that a root module is called with, sampled or not."""
 

@@ -19,6 +19,7 @@ from poise.doctor.tap.compile import CompileHooks
 from poise.doctor.tap.dropout import DropoutHooks
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import installed
+from poise.doctor.tap.learned import LearnedHooks
 from poise.doctor.tap.loss import LossHooks
 from poise.doctor.tap.order import OrderHooks
 from poise.doctor.tap.schedule import ScheduleHooks
@@ -73,6 +74,7 @@ class Tap:
             CompileHooks(self.state, self.forward, self.step_hooks),
             CheckpointHooks(self.state),
             DropoutHooks(self.state),
+            LearnedHooks(self.state),
             OrderHooks(self.state),
             self._schedules,
         )

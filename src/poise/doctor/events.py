@@ -155,10 +155,10 @@ def _find_events(record: Record) -> tuple[LossEvent, ...]:
 def loss_is_no_measure(record: Record) -> float:
     """Return the step from which on it is known that the loss does not measure progress; infinity where it does.
 
-    The loss of a policy gradient is near 0 whatever the policy does, and a loss against targets that a copy of the
-    model makes rises as they become harder or larger.
+    The loss of a policy gradient is near 0 whatever the policy does, a loss against targets that a copy of the
+    model makes rises as they become harder or larger, and so does one on data that the model makes by acting.
     """
-    kinds = ("policy_gradient", "bootstrapped")
+    kinds = ("policy_gradient", "bootstrapped", "environment")
     return min((event.step for kind in kinds for event in record.events(kind)), default=np.inf)
 
 

@@ -19,6 +19,7 @@ from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
 from poise.doctor.probes.modes import ModeProbe
 from poise.doctor.probes.orphans import OrphanProbe
+from poise.doctor.probes.policy import PolicyProbe
 from poise.doctor.probes.probe import Probe
 from poise.doctor.probes.scale_invariance import ScaleInvarianceProbe
 from poise.doctor.probes.sharpness import SharpnessProbe
@@ -41,6 +42,7 @@ PROBES: tuple[type[Probe], ...] = (
     MixingProbe,
     ModeProbe,
     OrphanProbe,
+    PolicyProbe,
     ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,

@@ -14,6 +14,7 @@ from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import FunctionHook
 from poise.doctor.tap.guard import guarded
 from poise.doctor.tap.leftover_gradients import note_leftover_gradients
+from poise.doctor.tap.loss_call import is_examined
 from poise.doctor.tap.nonfinite import explain_nonfinite_forward
 from poise.doctor.tap.plain import is_compiling, is_transforming
 from poise.doctor.tap.state import TapState
@@ -68,6 +69,8 @@ class BackwardHooks:
         # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
         if sampling or (isinstance(loss, float) and not loss < self.loss_alarm):
             self._examine_loss(root, loss)
+        if sampling or is_examined(state.counts["backward"]):
+            state.call_probes("loss_root", BackwardPass(root, state))
         if sampling and state.stepping is None:  # a closure's losses are differentiated at points of a line search
             state.call_probes("before_backward", BackwardPass(root, state))
 

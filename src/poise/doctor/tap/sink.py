@@ -25,6 +25,7 @@ class Sink:
         run_step: step of the optimizer that steps most, for events that belong to no optimizer.
         optimized: ids of all parameters that an optimizer holds.
         loaded: ids of all parameters that ``load_state_dict`` of a module has filled.
+        acting: whether an environment moves between updates (:mod:`poise.doctor.tap.environments`).
         copied: ids of all parameters of modules that are copies of a trained one (:mod:`poise.doctor.tap.copies`).
     """
 
@@ -36,6 +37,7 @@ class Sink:
         self.optimized: set[int] = set()
         self.loaded: set[int] = set()
         self.copied: set[int] = set()
+        self.acting = False
 
     def observe(self, signal: str, value: float | Tensor, module: nn.Module | None = None, site: str = "") -> None:
         """Keep a number for the optimizer step that comes next; ``site`` distinguishes calls within one module."""

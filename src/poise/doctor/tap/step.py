@@ -14,6 +14,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from poise.doctor.tap.backward import BackwardHooks
 from poise.doctor.tap.discovery import find_roots, is_compiled, name_model
+from poise.doctor.tap.environments import Environments
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.gradient_norms import measure_gradients
 from poise.doctor.tap.guard import guarded
@@ -46,6 +47,7 @@ class StepHooks:
         self.state = state
         self.between_steps: Callable[[], None] | None = None
         self._forward, self._backward, self._targets = forward, backward, targets
+        self._environments = Environments(state)
         self._can_shadow = True
         self._flushed = 0.0
 
@@ -92,6 +94,7 @@ class StepHooks:
         timeline.sampled = state.sampler.sampling or state.promoted
         timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
+        self._environments.before_step()
         if timeline.step < _FIRST_STEPS:
             state.call_probes("early_step", timeline)
         timeline.sampled = timeline.sampled or state.promoted
@@ -150,6 +153,7 @@ class StepHooks:
     @guarded
     def flush(self) -> None:
         """Hand over what waits; the watch ends."""
+        self._environments.close()
         if self.state.timelines:
             self._flush(time.perf_counter())
 

@@ -42,6 +42,7 @@ class LossEvent:
         detected_step: first step at which the record sufficed to find it.
         value: the loss then.
         level: what the loss was before.
+        happened: what happened, in words, where it is not the loss that shows it.
     """
 
     kind: EventKind
@@ -49,10 +50,13 @@ class LossEvent:
     detected_step: int
     value: float
     level: float
+    happened: str = ""
 
     @property
     def phrase(self) -> str:
         """What happened, as the end of a sentence."""
+        if self.happened:
+            return self.happened
         if self.kind == "spike":
             return f"the loss spiked from {self.level:.3g} to {self.value:.3g} at step {self.step}"
         if self.kind == "stall":

@@ -57,7 +57,7 @@ class PolicyProbe(Probe):
         acts = sink.acting or backward.calls_per_backward >= _ACTING
         if (terms.signed and (terms.picked or acts)) or (terms.varied and acts):
             self._tell(sink, "policy_gradient", {"distribution": "log-probabilities in the loss"})
-        if "policy_gradient" not in self._told or not sink.is_first("policy", None):
+        if not (terms.varied and sink.is_first("policy", None)):
             return
         if terms.entropy is not None:
             sink.observe("policy_entropy", terms.entropy)

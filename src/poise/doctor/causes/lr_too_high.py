@@ -92,10 +92,10 @@ def find(record: Record) -> list[Finding]:
 
 def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     """Return the updates around an event if they are too large, at the first step at which that is known."""
+    replaced = _replaced_at_first(record, event) if event.kind == "stall" else []
     threshold = _threshold(record, event)
     if threshold is None:
-        stuck = event.kind == "stall" and _never_learned(record, event)
-        return _replaced_at_first(record, event) if stuck else []
+        return replaced
     updates = update_ratio(record)
     # The first steps may have killed the units of a network that stalls; the update of a step whose loss is NaN is NaN
     # itself.
@@ -111,7 +111,7 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
             continue
         if u >= threshold and count >= fewest:
             return [Evidence("update_ratio", u, threshold, None, int(updates.steps[i]))]
-    return []
+    return replaced
 
 
 def _broke_an_agent(record: Record) -> list[tuple[int, LossEvent, Evidence]]:
@@ -243,7 +243,11 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
         event=event,
         evidence=[
             evidence,
-            *([] if evidence.signal == "loss" or event.happened else [Evidence("loss", event.value, None, event.level, event.step)]),
+            *(
+                []
+                if evidence.signal == "loss" or event.happened
+                else [Evidence("loss", event.value, None, event.level, event.step)]
+            ),
             *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )

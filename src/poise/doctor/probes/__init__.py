@@ -15,12 +15,14 @@ from poise.doctor.probes.contracts.residuals import ResidualProbe
 from poise.doctor.probes.contracts.summation import SummationProbe
 from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.gradients import GradientProbe
+from poise.doctor.probes.guess import GuessProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.logits import LogitProbe
 from poise.doctor.probes.modes import ModeProbe
 from poise.doctor.probes.orphans import OrphanProbe
 from poise.doctor.probes.policy import PolicyProbe
 from poise.doctor.probes.probe import Probe
+from poise.doctor.probes.relation import RelationProbe
 from poise.doctor.probes.scale_invariance import ScaleInvarianceProbe
 from poise.doctor.probes.sharpness import SharpnessProbe
 from poise.doctor.probes.updates import UpdateProbe
@@ -34,6 +36,7 @@ PROBES: tuple[type[Probe], ...] = (
     ExampleProbe,
     ChainProbe,
     GradientProbe,
+    GuessProbe,
     HyperparameterProbe,
     LogitProbe,
     LossInputProbe,
@@ -43,6 +46,7 @@ PROBES: tuple[type[Probe], ...] = (
     ModeProbe,
     OrphanProbe,
     PolicyProbe,
+    RelationProbe,
     ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,

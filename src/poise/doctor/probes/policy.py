@@ -59,7 +59,7 @@ class PolicyProbe(Probe):
             self._tell(sink, "policy_gradient", {"distribution": "log-probabilities in the loss"})
         if not (terms.varied and sink.is_first("policy", None)):
             return
-        if terms.entropy is not None:
+        if terms.entropy is not None:  # of many states
             sink.observe("policy_entropy", terms.entropy)
         if terms.ratios is not None and terms.ratios.numel() > 1:
             ratio = terms.ratios.detach().float()
@@ -78,5 +78,3 @@ class PolicyProbe(Probe):
         if kind not in self._told:
             self._told.add(kind)
             sink.event(sink.run_step, kind, facts)
-
-

@@ -19,6 +19,7 @@ _LINEAR = {
 }  # fmt: skip
 _PICKS = {"gather", "index", "select", "nllloss", "nllloss2d"}
 _LOGARITHMS = {"log", "logsoftmax", "logsigmoidforward"}
+_STATES = 8
 _FEWEST = 4  # log-probabilities, one by one, whose factors are compared
 
 
@@ -107,13 +108,18 @@ class _Walk:
         self._picked = self._picked and (picked or op_name(node) == "log")
         source = node if op_name(node) == "logsoftmax" else next(iter(parents(node)), None)
         logarithms = saved(source, "result") if op_name(source) in ("logsoftmax", "softmax") else None
-        if self._entropy is None and isinstance(logarithms, Tensor) and logarithms.shape[-1] > 1:
+        if self._entropy is None and isinstance(logarithms, Tensor) and is_telling(logarithms):
             self._entropy = normalised_entropy(logarithms, is_logarithm=op_name(source) == "logsoftmax")
 
     def _add(self, factor: Tensor) -> None:
         low, high = (float(t) for t in torch.aminmax(factor.detach()))
         several = low != high and not bool(((factor == 0) | (factor.abs() == 1)).all())
         self._factors.append((low, high, several))
+
+
+def is_telling(rows: Tensor) -> bool:
+    """Return whether there are enough distributions for their mean entropy to be that of the policy."""
+    return rows.shape[-1] > 1 and rows.numel() >= _STATES * rows.shape[-1]
 
 
 def normalised_entropy(p: Tensor, is_logarithm: bool) -> Tensor:

@@ -11,7 +11,7 @@ from poise.doctor.tap.copies import copies_of_trained
 from poise.doctor.tap.discovery import live_modules
 from poise.doctor.tap.function_hook import FunctionHook
 from poise.doctor.tap.guard import guarded
-from poise.doctor.tap.policy_terms import normalised_entropy
+from poise.doctor.tap.policy_terms import is_telling, normalised_entropy
 from poise.doctor.tap.state import TapState
 
 _INTERVALS = 3  # between steps, in each of which a copy must have been called
@@ -105,8 +105,9 @@ class TargetHooks:
     @guarded
     def _observe_entropy(self, logarithm: Any, distribution: Categorical) -> None:
         sink = self.state.sink
-        if "policy_gradient" in self.state.explained and logarithm.requires_grad and sink.is_first("entropy", None):
-            sink.observe("policy_entropy", normalised_entropy(distribution.logits.detach(), is_logarithm=True))
+        logits = distribution.logits.detach()
+        if logarithm.requires_grad and is_telling(logits) and sink.is_first("entropy", None):
+            sink.observe("policy_entropy", normalised_entropy(logits, is_logarithm=True))
 
     @guarded
     def _acted(self, logarithm: Any, distribution: Any) -> None:

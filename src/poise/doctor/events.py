@@ -12,11 +12,11 @@ Definitions, with ``start`` the loss at the start, ``best`` the lowest running m
   (``best + drop / 2``), or, where nothing was learned yet, that doubled; and that lies above ``best`` by more than the
   noise at the time of ``best`` explains: 8 robust standard deviations, and 5 of the logarithm of a positive loss;
 - *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still at its trivial value,
-  that of a guess: 97 % of the entropy of the targets, or of their variance, where that is known, else four fifths of where it started. (A
-  loss that has fallen further and no longer changes may have reached the noise of its data: the loss alone cannot show
-  it.)
+  that of a guess: 97 % of the entropy of the targets, or of their variance, where that is known, else four fifths of
+  where it started. (A loss that has fallen further and no longer changes may have reached the noise of its data: the
+  loss alone cannot show it.)
 
-Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, see
+Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, a model that acts, see
 :func:`loss_is_no_measure`), a loss that is not finite is the only event.
 """
 

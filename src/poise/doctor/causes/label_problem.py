@@ -122,9 +122,9 @@ def _nothing_to_learn(record: Record) -> Finding | None:
     return CAUSE.finding(
         "error",
         confidence(RELATED, max(float(relation.values[-1]), 0.6 * RELATED)),
-        f"For {int(run[i])} steps the loss has been {number(float(level[i]))}, and a guess that ignores the inputs would "
-        f"lose {number(float(guess[i]))}; from 400 examples no other method could predict the targets either. The "
-        "targets do not belong to their inputs.",
+        f"For {int(run[i])} steps the loss has been {number(float(level[i]))}, and a guess that ignores the inputs "
+        f"would lose {number(float(guess[i]))}; from 400 examples another method could not predict the targets "
+        "either. The targets do not belong to their inputs.",
         onset=onset,
         detected=step,
         event=onset,

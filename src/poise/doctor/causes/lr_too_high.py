@@ -68,6 +68,7 @@ ABOVE_GUESS = 1.02
 WORSE, LONG = 1.2, 40
 SINCE = 20  # steps before and after an event in which updates count
 DEAD = 0.01
+HEALTHY_UPDATE = 3e-3
 MANY = 5  # samples in a row that replaced a good part of the weights
 ZERO = 1e3  # an update this much larger than the weights says that they began at zero
 MEASURED = 3  # measurements of the curvature that can acquit a rate
@@ -241,6 +242,7 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
         onset=weights_replaced_since(record, event.step),
         detected=detected,
         event=event,
+        remedies=(_rate(evidence), *CAUSE.remedies[1:]),
         evidence=[
             evidence,
             *(
@@ -251,6 +253,12 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
             *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )
+
+
+def _rate(evidence: Evidence) -> str:
+    """Return the change of the rate that would bring updates back to a healthy size, if that is less than usual."""
+    factor = HEALTHY_UPDATE / evidence.value if evidence.signal == "update_ratio" and evidence.value > 0 else 1.0
+    return f"lr_scale={max(factor, 1e-4):.1g}" if factor < 0.3 else "lr_scale"
 
 
 CAUSE = Cause(

@@ -48,7 +48,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "warning",
             EXACT,
-            f"The {what} of the loss at {source} has a gradient: the network is also trained to move its {what}; {cut}.",
+            f"The {what} of the loss at {source} has a gradient, so that the network is also trained to move its {what}; "
+            f"{cut}.",
             onset=first.step,
             detected=first.step,
         )

@@ -109,9 +109,9 @@ def _returns_a_transition(step: FunctionType) -> bool:
     """Return whether a function returns a tuple of three or more: observation, reward, end."""
     before = None
     for instruction in dis.get_instructions(step):
-        if instruction.opname == "RETURN_VALUE" and before is not None:
-            if before.opname == "BUILD_TUPLE" and (before.arg or 0) >= 3:
-                return True
+        is_built = before is not None and before.opname == "BUILD_TUPLE" and (before.arg or 0) >= 3
+        if is_built and instruction.opname == "RETURN_VALUE":
+            return True
         before = instruction
     return False
 

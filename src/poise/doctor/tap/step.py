@@ -22,11 +22,10 @@ from poise.doctor.tap.interval import Interval
 from poise.doctor.tap.nonfinite import explain_nonfinite_backward
 from poise.doctor.tap.plain import is_compiling
 from poise.doctor.tap.shadow import shadow
-from poise.doctor.tap.state import TapState
+from poise.doctor.tap.state import FIRST_STEPS, TapState
 from poise.doctor.tap.targets import TargetHooks
 from poise.doctor.tap.timeline import Timeline
 
-_FIRST_STEPS = 12  # of each optimizer, seen by some probes whatever is sampled
 _ROWS, _FLUSH_SECONDS = 64, 0.4  # rows of scalars that wait at most, and for how long
 
 
@@ -95,7 +94,7 @@ class StepHooks:
         timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
         self._environments.before_step()
-        if timeline.step < _FIRST_STEPS:
+        if timeline.step < FIRST_STEPS:
             state.call_probes("early_step", timeline)
         timeline.sampled = timeline.sampled or state.promoted
         if timeline.sampled:
@@ -120,13 +119,13 @@ class StepHooks:
         state.stepping = None
         if timeline.grad_norm is None and timeline.norm_due:  # a closure made the gradients, inside the step
             self._measure_gradients(timeline)
+        if timeline.stale is not None:
+            # A backward pass of another network may have run through these parameters: what counts is whether
+            # gradients were reset at any time between two steps.
+            stale = timeline.stale & (not timeline.gradients_reset)
+            state.sink.emit(timeline, "stale_gradient", None, [stale])
         if timeline.sampled:
             state.call_probes("after_step", timeline)
-            if timeline.stale is not None:
-                # A backward pass of another network may have run through these parameters: what counts is whether
-                # gradients were reset at any time between two steps.
-                stale = timeline.stale & (not timeline.gradients_reset)
-                state.sink.emit(timeline, "stale_gradient", None, [stale])
             state.sink.flush_observations(timeline)
         self._end_step(timeline)
 
@@ -154,6 +153,9 @@ class StepHooks:
     def flush(self) -> None:
         """Hand over what waits; the watch ends."""
         self._environments.close()
+        sampler = self.state.sampler
+        if sampler.left_out and not self.state.off:
+            self.state.sink.event(self.state.step, "samples", {"taken": sampler.taken, "left_out": sampler.left_out})
         if self.state.timelines:
             self._flush(time.perf_counter())
 

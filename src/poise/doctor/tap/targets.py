@@ -21,8 +21,8 @@ class TargetHooks:
     """Notes, once each, two facts by which a loss is no measure of progress.
 
     Event ``bootstrapped``: a copy of the trained model (see :mod:`poise.doctor.tap.copies`) is called without gradients
-    between three successive steps of an optimizer, so that what it returns is part of the targets: temporal differences,
-    self-distillation, momentum contrast. Event ``policy_gradient``: the log-probability of a distribution of
+    between three successive steps of an optimizer, so that what it returns is part of the targets: temporal
+    differences, self-distillation, momentum contrast. Event ``policy_gradient``: the log-probability of a distribution of
     ``torch.distributions`` is differentiated, and distributions of its class have drawn samples without a gradient.
 
     Args:

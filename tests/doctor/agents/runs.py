@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 
@@ -14,7 +15,7 @@ from torch.distributions import Categorical, Normal
 
 
 class Cart:
-    """A pole on a cart, without any library: `step` returns an observation, a reward and whether the episode is over."""
+    """A pole on a cart: `step` returns an observation, a reward and whether the episode is over."""
 
     def __init__(self, seed=0):
         self.random = random.Random(seed)
@@ -70,7 +71,7 @@ class Gym:
 
 
 def mlp(*sizes, activation=nn.ReLU):
-    layers = [layer for a, b in zip(sizes, sizes[1:]) for layer in (nn.Linear(a, b), activation())]
+    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -112,13 +113,15 @@ def baseline(lr=5e-3, episodes=25):
         obs, done, logs, values, rewards = env.reset(), False, [], [], []
         while not done:
             p = torch.softmax(policy(obs), -1)
-            action = int(np.random.random() < p[1].item())
+            action = int(random.random() < p[1].item())
             logs.append(torch.log(p[action]))
             values.append(value(obs)[0])
             obs, reward, done = env.step(action)
             rewards.append(reward)
         returns, values = discounted(rewards), torch.stack(values)
-        loss = sum(-log * (g - v.item()) for log, g, v in zip(logs, returns, values)) + F.mse_loss(values, returns)
+        loss = sum(-log * (g - v.item()) for log, g, v in zip(logs, returns, values, strict=True)) + F.mse_loss(
+            values, returns
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,14 +143,14 @@ def a2c(lr=7e-4, updates=120, zero=True, detach=True):
             logs.append(log_p.gather(1, action)[:, 0])
             entropies.append(-(log_p.exp() * log_p).sum(1))
             values.append(value(h)[:, 0])
-            out = [env.step(int(a)) for env, a in zip(envs, action)]
-            obs = torch.stack([env.reset() if d else o for env, (o, _, d) in zip(envs, out)])
+            out = [env.step(int(a)) for env, a in zip(envs, action, strict=True)]
+            obs = torch.stack([env.reset() if d else o for env, (o, _, d) in zip(envs, out, strict=True)])
             rewards.append(torch.tensor([r for _, r, _ in out]))
             alive.append(torch.tensor([1.0 - d for _, _, d in out]))
         with torch.no_grad():
             R = value(torch.tanh(trunk(obs)))[:, 0]
         targets = []
-        for r, a in zip(reversed(rewards), reversed(alive)):
+        for r, a in zip(reversed(rewards), reversed(alive), strict=True):
             R = r + 0.99 * R * a
             targets.insert(0, R)
         values, targets, logs = torch.cat(values), torch.cat(targets), torch.cat(logs)
@@ -178,15 +181,17 @@ def ppo(lr=3e-4, iterations=8, continuous=False):
 
     obs = torch.stack([torch.as_tensor(env.reset()) for env in envs])
     for _ in range(iterations):
-        O, A, L, V, R, D = [], [], [], [], [], []
+        S, A, L, V, R, D = [], [], [], [], [], []
         for _ in range(64):
             with torch.no_grad():
                 a, log, _, v = act(obs)
-            out = [env.step(float(x)) for env, x in zip(envs, a)]
-            O.append(obs), A.append(a), L.append(log), V.append(v)
+            out = [env.step(float(x)) for env, x in zip(envs, a, strict=True)]
+            S.append(obs), A.append(a), L.append(log), V.append(v)
             R.append(torch.tensor([float(o[1]) for o in out]))
             D.append(torch.tensor([float(o[2]) for o in out]))
-            obs = torch.stack([torch.as_tensor(env.reset() if o[2] else o[0]) for env, o in zip(envs, out)])
+            obs = torch.stack(
+                [torch.as_tensor(env.reset() if o[2] else o[0]) for env, o in zip(envs, out, strict=True)]
+            )
         with torch.no_grad():
             last = critic(obs)[:, 0]
         gains, gain = [], 0.0
@@ -195,11 +200,11 @@ def ppo(lr=3e-4, iterations=8, continuous=False):
             delta = R[t] + 0.99 * following * (1 - D[t]) - V[t]
             gain = delta + 0.95 * 0.99 * (1 - D[t]) * gain
             gains.insert(0, gain)
-        O, A, L, V, G = map(torch.cat, (O, A, L, V, gains))
+        S, A, L, V, G = map(torch.cat, (S, A, L, V, gains))
         returns = G + V
         for _ in range(4):
-            for rows in torch.randperm(len(O)).split(64):
-                _, log, entropy, v = act(O[rows], A[rows])
+            for rows in torch.randperm(len(S)).split(64):
+                _, log, entropy, v = act(S[rows], A[rows])
                 ratio = (log - L[rows]).exp()
                 g = (G[rows] - G[rows].mean()) / (G[rows].std() + 1e-8)
                 pg = torch.max(-g * ratio, -g * ratio.clamp(0.8, 1.2)).mean()
@@ -237,7 +242,7 @@ def dqn(
         obs = env.reset() if done else following
         if step < 100 or step % 4:
             continue
-        S, A, R, N, D = zip(*random.sample(memory, 32))
+        S, A, R, N, D = zip(*random.sample(memory, 32), strict=True)
         S, A, R, N, D = torch.stack(S), torch.tensor(A), torch.tensor(R), torch.stack(N), torch.tensor(D)
         with torch.set_grad_enabled(not detach):
             goal = R + gamma * target(N).max(1).values * (1 - D)
@@ -266,7 +271,9 @@ def ddpg(lr=1e-3, steps=300, detach=True, sign=1.0):
         obs = env.reset() if done else following
         if step < 64:
             continue
-        S, A, R, N, D = (torch.tensor(np.array(c), dtype=torch.float32) for c in zip(*random.sample(memory, 32)))
+        S, A, R, N, D = (
+            torch.tensor(np.array(c), dtype=torch.float32) for c in zip(*random.sample(memory, 32), strict=True)
+        )
         with torch.set_grad_enabled(not detach):
             goal = R + 0.97 * (1 - D) * slow_critic(torch.cat([N, torch.tanh(slow_actor(N))], 1))[:, 0]
         loss = (critic(torch.cat([S, A[:, None]], 1))[:, 0] - goal).pow(2).mean()
@@ -279,7 +286,7 @@ def ddpg(lr=1e-3, steps=300, detach=True, sign=1.0):
         ours.step()
         with torch.no_grad():
             for net, slow in ((actor, slow_actor), (critic, slow_critic)):
-                for p, s in zip(net.parameters(), slow.parameters()):
+                for p, s in zip(net.parameters(), slow.parameters(), strict=True):
                     s.mul_(0.99).add_(0.01 * p)
 
 
@@ -310,7 +317,9 @@ def sac(lr=1e-3, steps=260):
         obs = env.reset() if done else following
         if step < 64:
             continue
-        S, A, R, N, D = (torch.tensor(np.array(c), dtype=torch.float32) for c in zip(*random.sample(memory, 32)))
+        S, A, R, N, D = (
+            torch.tensor(np.array(c), dtype=torch.float32) for c in zip(*random.sample(memory, 32), strict=True)
+        )
         alpha = log_alpha.exp().detach()
         with torch.no_grad():
             a, log = act(N)
@@ -333,7 +342,7 @@ def sac(lr=1e-3, steps=260):
         heat.step()
         with torch.no_grad():
             for net, slow in ((one, slow_one), (two, slow_two)):
-                for p, s in zip(net.parameters(), slow.parameters()):
+                for p, s in zip(net.parameters(), slow.parameters(), strict=True):
                     s.lerp_(p, 0.01)
 
 

@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,6 @@ from .runs import FAULTY, HEALTHY, Cart, Point
 @pytest.fixture(autouse=True)
 def seeded():
     random.seed(0)
-    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -16,8 +16,8 @@ Definitions, with ``start`` the loss at the start, ``best`` the lowest running m
   where it started. (A loss that has fallen further and no longer changes may have reached the noise of its data: the
   loss alone cannot show it.)
 
-Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, a model that acts, see
-:func:`loss_is_no_measure`), a loss that is not finite is the only event.
+Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, a model that
+acts, see :func:`loss_is_no_measure`), a loss that is not finite is the only event.
 """
 
 from __future__ import annotations

@@ -37,21 +37,23 @@ class Harm:
 
 
 def harm_of_an_update(record: Record) -> Harm | None:
-    """Return the first update that replaced half of the weights and broke what can be compared, if there is one.
+    """Return the update that replaced half of the weights and is the first known to have done harm, if there is one.
 
     The policy became deterministic, the loss grew a hundredfold, or the gradient died, within ten steps.
     """
-    if not math.isfinite(loss_is_no_measure(record)):
+    acts = loss_is_no_measure(record)
+    if not math.isfinite(acts):
         return None
     updates = update_ratio(record)
     values = np.asarray(updates.values, dtype=float)
-    for i in np.flatnonzero((values >= REPLACED) & (values < ZERO)):
-        step = int(updates.steps[i])
-        found = [seen for seen in (_decided(record, step), _exploded(record, step), _died(record, step)) if seen]
-        if found:
-            known, what = min(found)
-            return Harm(step, known, float(values[i]), what)
-    return None
+    found = [
+        Harm(step, max(seen[0], int(acts)), float(values[i]), seen[1])
+        for i in np.flatnonzero((values >= REPLACED) & (values < ZERO))
+        for step in (int(updates.steps[i]),)
+        for seen in (_decided(record, step), _exploded(record, step), _died(record, step))
+        if seen is not None
+    ]
+    return min(found, key=lambda harm: (harm.known, harm.step, harm.what), default=None)
 
 
 def _decided(record: Record, step: int) -> tuple[int, str] | None:

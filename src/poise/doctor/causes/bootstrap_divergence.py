@@ -49,7 +49,7 @@ FIRST = 5
 def find(record: Record) -> list[Finding]:
     """Find a loss that runs away while a copy of the model makes its targets."""
     made = record.events("bootstrapped")
-    if not made and not record.events("policy_gradient"):
+    if not made:
         made = record.events("environment")
     curve = loss_curve(record)
     if not made or len(curve.steps) <= 2 * FIRST:
@@ -63,6 +63,9 @@ def find(record: Record) -> list[Finding]:
     if not len(far) or first == 0:
         return []
     i = int(far[0])
+    policies = record.events("policy_gradient")
+    if not record.events("bootstrapped") and policies and policies[0].step <= curve.steps[i]:
+        return []  # its loss has any size
     doubled = int(np.argmax(size > 2 * first))
     now, peak = float(size[i]), float(size.max())
     return [

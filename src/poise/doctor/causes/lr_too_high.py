@@ -128,7 +128,7 @@ def _curvature_denies(record: Record, event: LossEvent, evidence: Evidence) -> b
     """Return whether the curvature was below the edge in all measurements until an event was known.
 
     One of them at least must be from before it began: weights that are broken lie in flat regions. An update that
-    replaced half of the weights needs no curvature to be too large.
+    replaced half of the weights, or gradients that grew, need no curvature to be too large.
     """
     ratio = record["edge_ratio"]
     values = np.asarray(ratio.values, dtype=float)[ratio.steps <= event.detected_step]

@@ -48,8 +48,8 @@ def find(record: Record) -> list[Finding]:
         CAUSE.finding(
             "warning",
             EXACT,
-            f"The {what} of the loss at {source} has a gradient, so that the network is also trained to move its {what}; "
-            f"{cut}.",
+            f"The {what} of the loss at {source} has a gradient, so that the network is also trained to move its "
+            f"{what}; {cut}.",
             onset=first.step,
             detected=first.step,
         )

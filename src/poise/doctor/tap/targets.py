@@ -22,8 +22,9 @@ class TargetHooks:
 
     Event ``bootstrapped``: a copy of the trained model (see :mod:`poise.doctor.tap.copies`) is called without gradients
     between three successive steps of an optimizer, so that what it returns is part of the targets: temporal
-    differences, self-distillation, momentum contrast. Event ``policy_gradient``: the log-probability of a distribution of
-    ``torch.distributions`` is differentiated, and distributions of its class have drawn samples without a gradient.
+    differences, self-distillation, momentum contrast. Event ``policy_gradient``: the log-probability of a distribution
+    of ``torch.distributions`` is differentiated, and distributions of its class have drawn samples without a
+    gradient.
 
     Args:
         state: of the tap.

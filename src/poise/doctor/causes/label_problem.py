@@ -14,7 +14,7 @@ There is nothing to learn, or what was learned is unlearned. No setting of the o
 - Nothing to learn: the inputs do not tell the targets, and the model has not learned them. Of 400 distinct examples, a
   kernel regression on one half predicts the other no better than chance (`target_relation` below 3 standard
   deviations), so that it is the data and not the model; and for 100 steps and at least half of the run the loss has
-  stayed within 10 % of that of a guess that ignores the inputs (the entropy of labels, the variance of
+  stayed within 10 % (or its own noise) of that of a guess that ignores the inputs (the entropy of labels, the variance of
   numbers), although updates are above 3e-4.
 
 ## What cures it
@@ -110,7 +110,8 @@ def _nothing_to_learn(record: Record) -> Finding | None:
         return None
     guess = loss_of_a_guess(record)
     level = trailing_median(curve.values, 25)
-    near = (level >= (1 - NEAR) * guess) & (level <= (1 + NEAR) * guess)
+    # A median of 25 losses is uncertain by a quarter of their noise.
+    near = np.abs(level - guess) <= np.maximum(NEAR, 0.75 * curve.relative_noise) * guess
     run = _run_lengths(near)
     u = align(Series(updates.steps, trailing_median(np.nan_to_num(updates.values), 5)), curve.steps)
     long_enough = run >= np.maximum(STEPS, np.arange(len(run)) // 2)

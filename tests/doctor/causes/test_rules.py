@@ -557,6 +557,7 @@ def test_a_warmed_up_rate_that_replaced_the_weights_is_named_even_if_the_loss_en
     run = healthy()
     run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.22, 0.01))
     run.change("update_ratio", 0, lambda s: np.where(s < 20, 0.2, 0.01))
+    del run.signals["edge_ratio"]
     finding = only("lr_too_high", run)
     assert finding.remedies[0] == "lr_scale=0.05"  # 1 % of the weights, as in the first steps of a healthy run
     run.change("update_ratio", 0, lambda s: np.where(s < 3, 0.2, 0.01))

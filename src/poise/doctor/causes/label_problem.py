@@ -14,8 +14,8 @@ There is nothing to learn, or what was learned is unlearned. No setting of the o
 - Nothing to learn: the inputs do not tell the targets, and the model has not learned them. Of 400 distinct examples, a
   kernel regression on one half predicts the other no better than chance (`target_relation` below 3 standard
   deviations), so that it is the data and not the model; and for 100 steps and at least half of the run the loss has
-  stayed within 10 % (or its own noise) of that of a guess that ignores the inputs (the entropy of labels, the variance of
-  numbers), although updates are above 3e-4.
+  stayed within 10 % (or its own noise) of that of a guess that ignores the inputs (the entropy of labels, the variance
+  of numbers), although updates are above 3e-4.
 
 ## What cures it
 Check that inputs and targets are shuffled together, that classes count from 0, and what `ignore_index` catches.

@@ -84,7 +84,8 @@ def find(record: Record) -> list[Finding]:
         for evidence in judge(record, event)
         if not _curvature_denies(record, event, evidence)
     ]
-    known += _worse_than_a_guess(record) + _broke_an_agent(record)
+    known += [found for found in _worse_than_a_guess(record) if not _curvature_denies(record, *found[1:])]
+    known += _broke_an_agent(record)
     if not known:
         return []
     detected, event, evidence = min(known, key=lambda found: found[0])
@@ -134,7 +135,8 @@ def _curvature_denies(record: Record, event: LossEvent, evidence: Evidence) -> b
     values = np.asarray(ratio.values, dtype=float)[ratio.steps <= event.detected_step]
     if len(values) < MEASURED or ratio.steps[0] > event.step:
         return False
-    return evidence.value < REPLACED and bool(np.all(values < 1))
+    is_plain = evidence.signal == "grad_norm" or (evidence.signal == "update_ratio" and evidence.value >= REPLACED)
+    return not is_plain and bool(np.all(values < 1))
 
 
 def _replaced_at_first(record: Record, event: LossEvent) -> list[Evidence]:

@@ -56,7 +56,7 @@ class PolicyProbe(Probe):
             return
         acts = sink.acting or backward.calls_per_backward >= _ACTING
         if (terms.signed and (terms.picked or acts)) or (terms.varied and acts):
-            self._tell(sink, "policy_gradient", {"distribution": "log-probabilities in the loss"})
+            self._tell_policy(sink)
         if not (terms.varied and sink.is_first("policy", None)):
             return
         if terms.entropy is not None:  # of many states
@@ -73,6 +73,11 @@ class PolicyProbe(Probe):
             self._tell(sink, "target_with_gradient", {"what": "target", "source": user_line()})
         elif advantage_with_gradient(loss):
             self._tell(sink, "target_with_gradient", {"what": "advantage", "source": user_line()})
+
+    def _tell_policy(self, sink: Sink) -> None:
+        if not sink.policy:
+            sink.policy = True
+            self._tell(sink, "policy_gradient", {"distribution": "log-probabilities in the loss"})
 
     def _tell(self, sink: Sink, kind: str, facts: dict[str, Any]) -> None:
         if kind not in self._told:

@@ -115,4 +115,7 @@ class TargetHooks:
         if isinstance(logarithm, Tensor) and logarithm.requires_grad:
             state = self.state
             state.explained.add("policy_gradient")
+            if state.sink.policy:
+                return
+            state.sink.policy = True
             state.sink.event(state.step, "policy_gradient", {"distribution": type(distribution).__name__})

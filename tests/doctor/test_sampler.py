@@ -31,8 +31,8 @@ def test_a_trigger_brings_a_burst():
     assert len(sampled_steps(sampler, 30, first=500)) >= 29
 
 
-@pytest.mark.parametrize(("cost", "count"), [(0.001, 20), (0.1, 5), (1.0, 1)])
-def test_without_budget_twenty_samples_are_taken_as_long_as_they_cost_half_a_second(cost, count):
+@pytest.mark.parametrize(("cost", "count"), [(0.001, 20), (0.09, 20), (1.0, 2)])
+def test_without_budget_twenty_samples_are_taken_as_long_as_they_cost_two_seconds(cost, count):
     budget = Budget(1e-9, credit=0.0)
     sampler, taken = Sampler(budget), 0
     for step in range(200):
@@ -76,3 +76,43 @@ def test_a_sample_lasts_until_every_optimizer_has_stepped():
     sampler._start(10, [1, 2])
     assert sampler.next(1, 11, [1, 2])
     assert sampler.sampling
+
+
+class SlowBudget(Budget):
+    """A budget whose sampled steps cost as much as is said, by a clock of its own."""
+
+    def __init__(self, cost):
+        super().__init__(0.03, credit=0.0)
+        self.cost = cost
+        self.steps = 0
+
+    @property
+    def elapsed(self):
+        return 0.001 * self.steps + self.spent
+
+
+@pytest.mark.parametrize("cost", [1e-5, 1e-3, 0.02, 0.09])
+def test_slow_hooks_leave_samples_out_and_move_none(cost):
+    every = sampled_steps(Sampler(Budget(1.0, credit=1e9)), 2000)
+    budget = SlowBudget(cost)
+    sampler, steps = Sampler(budget), []
+    for step in range(2000):
+        budget.steps = step
+        if sampler.sampling:
+            steps.append(step)
+            budget.spent += cost
+        sampler.next(1, step + 1, [1])
+    assert set(steps) <= set(every)
+    assert steps[:20] == every[:20]
+    assert len(steps) + sampler.left_out == len(every)
+
+
+def test_a_trigger_guarantees_eight_samples_however_slow_the_hooks_are():
+    budget = SlowBudget(0.01)
+    sampler = Sampler(budget)
+    for step in range(300):
+        budget.spent += 0.01 * sampler.sampling
+        sampler.next(1, step + 1, [1])
+    budget.spent += 100.0
+    assert sampler.trigger()
+    assert len(sampled_steps(sampler, 30, first=300)) >= 8

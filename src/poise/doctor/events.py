@@ -12,12 +12,12 @@ Definitions, with ``start`` the loss at the start, ``best`` the lowest running m
   (``best + drop / 2``), or, where nothing was learned yet, that doubled; and that lies above ``best`` by more than the
   noise at the time of ``best`` explains: 8 robust standard deviations, and 5 of the logarithm of a positive loss;
 - *stall*: no new best for a third of the run so far (at least 40 steps) while the loss is still at its trivial value,
-  that of a guess: 97 % of the entropy of the targets where that is known, else four fifths of where it started. (A
-  loss that has fallen further and no longer changes may have reached the noise of its data: the loss alone cannot show
-  it.)
+  that of a guess: 97 % of the entropy of the targets, or of their variance, where that is known, else four fifths of
+  where it started. (A loss that has fallen further and no longer changes may have reached the noise of its data: the
+  loss alone cannot show it.)
 
-Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, see
-:func:`loss_is_no_measure`), a loss that is not finite is the only event.
+Where the loss is known not to measure progress (policy gradients, targets that a copy of the model makes, a model that
+acts, see :func:`loss_is_no_measure`), a loss that is not finite is the only event.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class LossEvent:
         detected_step: first step at which the record sufficed to find it.
         value: the loss then.
         level: what the loss was before.
+        happened: what happened, in words, where it is not the loss that shows it.
     """
 
     kind: EventKind
@@ -49,10 +50,13 @@ class LossEvent:
     detected_step: int
     value: float
     level: float
+    happened: str = ""
 
     @property
     def phrase(self) -> str:
         """What happened, as the end of a sentence."""
+        if self.happened:
+            return self.happened
         if self.kind == "spike":
             return f"the loss spiked from {self.level:.3g} to {self.value:.3g} at step {self.step}"
         if self.kind == "stall":
@@ -155,10 +159,10 @@ def _find_events(record: Record) -> tuple[LossEvent, ...]:
 def loss_is_no_measure(record: Record) -> float:
     """Return the step from which on it is known that the loss does not measure progress; infinity where it does.
 
-    The loss of a policy gradient is near 0 whatever the policy does, and a loss against targets that a copy of the
-    model makes rises as they become harder or larger.
+    The loss of a policy gradient is near 0 whatever the policy does, a loss against targets that a copy of the
+    model makes rises as they become harder or larger, and so does one on data that the model makes by acting.
     """
-    kinds = ("policy_gradient", "bootstrapped")
+    kinds = ("policy_gradient", "bootstrapped", "environment")
     return min((event.step for kind in kinds for event in record.events(kind)), default=np.inf)
 
 
@@ -170,11 +174,15 @@ def trivial_loss(record: Record) -> np.ndarray:
 
 
 def loss_of_a_guess(record: Record) -> np.ndarray:
-    """Return, for each entry of the loss curve, the entropy of the targets: the cross-entropy of a guess by frequency.
+    """Return, for each entry of the loss curve, the loss of the best prediction that does not look at the inputs.
 
-    NaN where it is not known: no cross-entropy was seen, or there are more than 20 classes, whose entropy the few
-    labels of a batch tell too low.
+    It is the entropy of the targets for cross-entropy, their variance for the squared error. NaN where it is not known:
+    the loss is made in another way, or there are more than 20 classes, whose entropy the few labels of a batch tell too
+    low.
     """
+    guess = record["guess_loss"]
+    if len(guess.steps):
+        return _mean_so_far(guess, loss_curve(record).steps)
     steps, entropy, classes = loss_curve(record).steps, record["label_entropy"], record["classes"]
     unknown = np.full(len(steps), np.nan)
     if not len(entropy.steps) or not len(classes.steps):
@@ -184,6 +192,13 @@ def loss_of_a_guess(record: Record) -> np.ndarray:
     count = np.searchsorted(classes.steps, steps, side="right") - 1
     few = (count >= 0) & (classes.values[np.maximum(count, 0)] <= 20)
     return np.where((at >= 0) & few & (known[np.maximum(at, 0)] > 0), known[np.maximum(at, 0)], unknown)
+
+
+def _mean_so_far(series: Series, steps: np.ndarray) -> np.ndarray:
+    values = np.nan_to_num(np.asarray(series.values, dtype=float), posinf=0.0, neginf=0.0)
+    mean = np.cumsum(values) / np.arange(1, len(values) + 1)
+    at = np.searchsorted(series.steps, steps, side="right") - 1
+    return np.where((at >= 0) & (mean[np.maximum(at, 0)] > 0), mean[np.maximum(at, 0)], np.nan)
 
 
 def following(events: list[LossEvent], step: int, within: int | None = None) -> LossEvent | None:

@@ -174,6 +174,9 @@ def _facts(record: Record) -> Table:
     seconds = record["step_seconds"].values
     if len(seconds):
         rows.append(["time per step (median)", f"{1000 * float(np.nanmedian(seconds)):.2f} ms"])
+    for event in record.events("samples")[-1:]:
+        taken, left_out = event.payload.get("taken"), event.payload.get("left_out")
+        rows.append(["sampled steps", f"{taken}; {left_out} more were due and left out to keep to the overhead"])
     if "cost" in record.meta:
         rows.append(["watching added", Cost.from_dict(record.meta["cost"]).sentence()])
     for event in record.events("script_end")[-1:]:
@@ -207,11 +210,12 @@ def _remedies(serious: list[Finding], record: Record) -> list[Text | Code]:
     blocks: list[Text | Code] = [
         Text(_section(cause.doc or "", "What cures it"), title=f"What cures it: {cause.title}")
     ]
-    for spec in cause.remedies[:_MOST_REMEDIES]:
+    remedies = serious[0].remedies[:_MOST_REMEDIES]
+    for spec in remedies:
         remedy = parse_remedy(spec)
         blocks.append(Code(f"To make {remedy.spec} permanent", remedy.code()))
-    if cause.remedies:
-        tries = " ".join(f"--remedy {spec}" for spec in cause.remedies[:_MOST_REMEDIES])
+    if remedies:
+        tries = " ".join(f"--remedy {spec}" for spec in remedies)
         blocks.append(Code("To see which of them works on this run", f"poise trial {tries} {_command(record)}", "bash"))
     return blocks
 

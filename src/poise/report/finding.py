@@ -52,7 +52,7 @@ class Finding:
         detected_step: first step at which the record sufficed to find it.
         event_step: step of the spike, divergence or stall that followed; ``None`` if none did.
         evidence: the numbers.
-        remedies: names of remedies, the most promising first.
+        remedies: names of remedies, with their strength where it matters, the most promising first.
 
     Raises:
         TypeError: if ``where`` or ``remedies`` is one text instead of a tuple of texts.

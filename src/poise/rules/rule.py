@@ -68,7 +68,8 @@ class Rule(Generic[Facts]):
             summary: one plain sentence.
             where: names of the parts concerned, worst first.
             evidence: the numbers.
-            remedies: those of the rule's remedies that fit these facts; all of them by default.
+            remedies: those of the rule's remedies that fit these facts, with a strength of their own where the facts
+                tell it; all of them, as the rule lists them, by default.
             onset: step at which it began; ``None`` where it has no time.
             detected: first step at which the facts sufficed to find it.
             event: step of what followed.
@@ -76,9 +77,9 @@ class Rule(Generic[Facts]):
         Raises:
             ValueError: if a remedy is not one of the rule's.
         """
-        names = self.remedy_names if remedies is None else tuple(remedies)
-        if not set(names) <= set(self.remedy_names):
-            raise ValueError(f"remedies of {self.id} must be among {self.remedy_names}, got {names}")
+        specs = tuple(self.remedies if remedies is None else remedies)
+        if not {spec.partition("=")[0] for spec in specs} <= set(self.remedy_names):
+            raise ValueError(f"remedies of {self.id} must be among {self.remedy_names}, got {specs}")
         return Finding(
             cause=self.id,
             severity=severity,
@@ -89,7 +90,7 @@ class Rule(Generic[Facts]):
             detected_step=detected,
             event_step=event,
             evidence=tuple(evidence),
-            remedies=names,
+            remedies=specs,
         )
 
 

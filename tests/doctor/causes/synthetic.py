@@ -164,6 +164,7 @@ def schedule_jump(run: Run, onset: int, strength: float) -> None:
 
 def lr_too_high(run: Run, onset: int, strength: float) -> None:
     run.change("update_ratio", 0, 0.04 + strength)
+    run.change("edge_ratio", 0, 1.2)
     diverge(run, onset)
 
 
@@ -365,6 +366,7 @@ EVENTS: dict[str, tuple[str, dict[str, object]]] = {
         "target_out_of_range",
         {"function": "binary_cross_entropy", "low": 0.0, "high": 255.0, "want": [0, 1]},
     ),
+    "target_not_detached": ("target_with_gradient", {"what": "target"}),
     "targets_ignored": ("targets_ignored", {"function": "cross_entropy", "targets": 32}),
     "unmixed_batches": ("labels_unmixed", {"within": 0.1, "together": 2.3, "batches": 10}),
     "unreachable_target": (
@@ -441,6 +443,12 @@ def weight_decay_too_strong(run: Run, onset: int, strength: float) -> None:
 def bootstrap_divergence(run: Run, onset: int, strength: float) -> None:
     run.event(3, "bootstrapped", copy="Net")
     run.change("loss", onset, lambda s: 0.5 * np.exp((0.1 + 0.2 * strength) * (s - onset)))
+
+
+def policy_collapse(run: Run, onset: int, strength: float) -> None:
+    run.event(1, "policy_gradient", distribution="Categorical")
+    run.put("policy_entropy", run.all_steps, 0.9)
+    run.change("policy_entropy", onset, 0.01 * (1 - strength))
 
 
 def undetermined(run: Run, onset: int, strength: float) -> None:
@@ -563,6 +571,7 @@ FAULTS: dict[str, Callable[[Run, int, float], None]] = {
         lowprec_state,
         weight_decay_too_strong,
         bootstrap_divergence,
+        policy_collapse,
         undetermined,
         saturation,
         attention_entropy_collapse,

@@ -420,18 +420,22 @@ def test_small_inputs_count_too():
 def test_random_labels_leave_the_loss_at_their_entropy():
     run = healthy(300)
     run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.29, 0.02))
-    run.put("label_agreement", run.sampled, 0.1)
+    run.put("target_relation", np.array([10, 40]), [1.5, 0.4])
     finding = only("label_problem", run)
-    assert (finding.severity, finding.onset_step) == ("warning", 0)
-    run.put("label_agreement", run.sampled, 0.5)  # it does better than a guess
+    assert (finding.severity, finding.onset_step) == ("error", 0)
+    run.put("target_relation", np.array([10]), [12.0])  # they can be predicted: the model is at fault
     assert find("label_problem", run) == []
 
 
-def test_a_dead_layer_is_a_better_reason_to_guess_than_random_labels():
+def test_targets_that_nothing_predicts_but_the_model_are_no_fault():
+    run = healthy(300)
+    run.put("target_relation", np.array([10, 40]), [1.5, 0.4])
+    assert find("label_problem", run) == []
+
+
+def test_a_loss_at_that_of_a_guess_is_no_proof_of_wrong_labels():
     run = healthy(300)
     run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.29, 0.02))
-    run.put("label_agreement", run.sampled, 0.1)
-    run.change("dead_units[relu]", 0, 1.0)
     assert find("label_problem", run) == []
 
 
@@ -535,6 +539,40 @@ def test_a_curvature_above_the_edge_that_does_no_harm_is_no_fault():
     run = healthy()
     run.change("edge_ratio", 0, 3.0)
     assert find("lr_above_curvature", run) == []
+
+
+def test_a_curvature_below_the_edge_acquits_the_rate():
+    run = healthy()
+    FAULTS["lr_too_high"](run, 60, 0.1)
+    assert only("lr_too_high", run).onset_step is not None
+    run.change("edge_ratio", 0, 0.4)
+    assert find("lr_too_high", run) == []
+    run.change("edge_ratio", 60, 0.0)  # measured only after the weights broke
+    steps, ratio = run.signals["edge_ratio"]
+    run.put("edge_ratio", steps[steps > 70], ratio[steps > 70])
+    assert only("lr_too_high", run).onset_step is not None
+
+
+def test_a_warmed_up_rate_that_replaced_the_weights_is_named_even_if_the_loss_ends_at_that_of_a_guess():
+    run = healthy()
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.22, 0.01))
+    run.change("update_ratio", 0, lambda s: np.where(s < 20, 0.2, 0.01))
+    del run.signals["edge_ratio"]
+    finding = only("lr_too_high", run)
+    assert finding.remedies[0] == "lr_scale=0.05"  # 1 % of the weights, as in the first steps of a healthy run
+    run.change("update_ratio", 0, lambda s: np.where(s < 3, 0.2, 0.01))
+    assert find("lr_too_high", run) == []
+
+
+def test_units_that_were_born_dead_are_not_told_to_lower_the_rate():
+    run = healthy()
+    run.change("update_ratio", 0, 1e-3)
+    run.change("dead_units[relu]", 0, 1.0)
+    assert only("dead_units", run).remedies == ()
+    run = healthy()
+    run.change("update_ratio", 0, 0.1)
+    run.change("dead_units[relu]", 50, 1.0)
+    assert only("dead_units", run).remedies[0] == "lr_scale"
 
 
 def test_one_measurement_above_the_edge_is_not_enough():

@@ -30,12 +30,22 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, extreme_after, first_crossing, listing, number, value_at
+from poise.doctor.causes.reading import (
+    confidence,
+    extreme_after,
+    first_crossing,
+    listing,
+    number,
+    typical,
+    update_ratio,
+    value_at,
+)
 from poise.doctor.events import find_events, following
 from poise.report.finding import Evidence, Finding, Severity
 from poise.store import Record
 
 THRESHOLD, MANY, ALL = 0.5, 0.9, 0.98
+BORN, LARGE_UPDATE = 2, 0.02
 
 
 def find(record: Record) -> list[Finding]:
@@ -58,6 +68,8 @@ def find(record: Record) -> list[Finding]:
         if e.kind != "spike" and any(value_at(layers[name], e.detected_step) > THRESHOLD for name in hit.where)
     ]
     event = following(events, onset)
+    # Units that were dead from the first steps on, under small updates, were born dead: a smaller rate leaves them so.
+    killed = onset > BORN or typical(update_ratio(record), onset) >= LARGE_UPDATE
     severity: Severity = "error" if fraction >= ALL else "warning" if fraction > MANY else "info"
     return [
         CAUSE.finding(
@@ -70,6 +82,7 @@ def find(record: Record) -> list[Finding]:
             onset=onset,
             detected=hit.step,
             event=event,
+            remedies=None if killed else (),
             severity_with_event="error" if fraction >= ALL else "warning",
             evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
         )

@@ -32,6 +32,8 @@ torch.optim.AdamW(parameters, lr=1e-3, eps=1e-12)  # good
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
@@ -47,7 +49,7 @@ from poise.doctor.causes.reading import (
     parameter_types,
     value_at,
 )
-from poise.doctor.events import find_events, following, loss_curve
+from poise.doctor.events import find_events, following, loss_curve, loss_is_no_measure
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
@@ -80,9 +82,11 @@ def find(record: Record) -> list[Finding]:
     event = following(find_events(record), int(small[0]))
     # A smaller eps is 0 there: with gradients that are 0, too, the update is not a number.
     in_half = any(parameter_types(record).get(name, "").removeprefix("torch.") == "float16" for name in where)
+    # A policy begins with small gradients (a small last layer), and its loss does not show whether that does harm.
+    acts = event is None and math.isfinite(loss_is_no_measure(record))
     return [
         CAUSE.finding(
-            "info" if in_half else "warning",
+            "info" if in_half or acts else "warning",
             confidence(THRESHOLD, max(shrink, 1e-6)),
             f"The eps of {optimizer_class(record)} outweighs the gradients of {listing(where)}: its updates there are "
             f"{number(shrink)} of their intended size.",

@@ -11,10 +11,11 @@ There is nothing to learn, or what was learned is unlearned. No setting of the o
 - Targets were permuted in the middle of the run: the accuracy (`label_agreement`) fell below half of its best (of at
   least 0.5), while predictions still determine the target (`label_purity` above 0.5 and at least 0.2 above the
   accuracy). Weights that broke would lose both.
-- Nothing to learn: for 100 steps and at least half of the run the loss has stayed within 3 % of the entropy of the
-  targets, which is the loss of a guess by frequency; accuracy is that of a guess, although updates are of healthy size
-  (between 3e-4 and 0.02) and the learning rate is steady, and no other cause accounts for it (dead units, vanishing
-  gradients, ...).
+- Nothing to learn: the inputs do not tell the targets, and the model has not learned them. Of 400 distinct examples, a
+  kernel regression on one half predicts the other no better than chance (`target_relation` below 3 standard
+  deviations), so that it is the data and not the model; and for 100 steps and at least half of the run the loss has
+  stayed within 10 % (or its own noise) of that of a guess that ignores the inputs (the entropy of labels, the variance
+  of numbers), although updates are above 3e-4.
 
 ## What cures it
 Check that inputs and targets are shuffled together, that classes count from 0, and what `ignore_index` catches.
@@ -26,6 +27,7 @@ x, y = x[order], y[order]  # good
 ```
 
 ## References
+- Gretton et al., *Kernel methods for measuring independence*, JMLR 2005
 - Zhang et al., *Understanding deep learning requires rethinking generalization*, ICLR 2017, arXiv:1611.03530
 - Northcutt, Athalye and Mueller, *Pervasive label errors in test sets destabilize machine learning benchmarks*,
   NeurIPS 2021, arXiv:2103.14749
@@ -35,22 +37,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from poise.doctor.causes import (
-    attention_logit_growth,
-    dead_units,
-    double_softmax,
-    missing_zero_grad,
-    vanishing_gradients,
-)
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import EXACT, align, confidence, first_run, number, update_ratio, value_at
-from poise.doctor.events import LossCurve, find_events, following, loss_curve, trailing_median
+from poise.doctor.events import find_events, following, loss_curve, loss_of_a_guess, trailing_median
 from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
-IGNORED, NEAR_ENTROPY, HEALTHY_UPDATE, LARGE_UPDATE = 0.95, 0.03, 3e-4, 0.02
-# With these causes a model guesses too, and its targets are correct.
-BETTER_REASONS = (attention_logit_growth, dead_units, double_softmax, missing_zero_grad, vanishing_gradients)
+IGNORED, HEALTHY_UPDATE = 0.95, 3e-4
+NEAR = 0.1
+RELATED, MEASURED = 3.0, 2
 GAP = 0.2
 STEPS = 100
 
@@ -110,56 +105,36 @@ def _renamed(record: Record) -> Finding | None:
 
 
 def _nothing_to_learn(record: Record) -> Finding | None:
-    entropy, updates, curve = record["label_entropy"], update_ratio(record), loss_curve(record)
-    if not len(entropy.steps) or not len(updates.steps) or len(curve.steps) < STEPS:
+    relation, updates, curve = record["target_relation"], update_ratio(record), loss_curve(record)
+    if len(relation.steps) < MEASURED or not relation.values[-1] < RELATED or not len(updates.steps):
         return None
-    floor = _typical_entropy(entropy, curve)
+    guess = loss_of_a_guess(record)
     level = trailing_median(curve.values, 25)
-    classes = align(record["classes"], curve.steps)
-    # Estimated from small batches, the entropy may still be low; that of uniform labels is a bound.
-    uniform = np.minimum(1.02 * np.log(np.fmax(np.nan_to_num(classes), 1.0)), 1.15 * floor)
-    near = (level >= (1 - NEAR_ENTROPY) * floor) & (level <= np.maximum((1 + NEAR_ENTROPY) * floor, uniform))
-    near[: min(25, len(near))] &= np.abs(curve.values[:25] - floor[:25]) <= 0.2 * floor[:25]
+    # A median of 25 losses is uncertain by a quarter of their noise.
+    near = np.abs(level - guess) <= np.maximum(NEAR, 0.75 * curve.relative_noise) * guess
     run = _run_lengths(near)
-    guess = _guesses(record["label_agreement"], curve, floor, run)
     u = align(Series(updates.steps, trailing_median(np.nan_to_num(updates.values), 5)), curve.steps)
-    moving = (u > HEALTHY_UPDATE) & (u < LARGE_UPDATE)
-    lr = align(record["lr"], curve.steps)
-    steady = ~(lr < 0.5 * np.fmax.accumulate(lr))
-    stuck = (run >= np.maximum(STEPS, np.arange(len(run)) // 2)) & guess & moving & steady & (floor > 0.1)
+    long_enough = run >= np.maximum(STEPS, np.arange(len(run)) // 2)
+    stuck = long_enough & (u > HEALTHY_UPDATE) & (curve.steps >= relation.steps[-1])
     if not stuck.any():
         return None
     i = int(np.argmax(stuck))
-    if any(other.find(record.until(int(curve.steps[i]))) for other in BETTER_REASONS):
-        return None
     onset, step = int(curve.steps[i - run[i] + 1]), int(curve.steps[i])
     return CAUSE.finding(
-        "warning",
-        confidence(float(run[i]), STEPS),
-        f"For {int(run[i])} steps the loss has been {number(float(level[i]))}, and the entropy of the targets is "
-        f"{number(float(floor[i]))}: the model guesses by frequency although its weights move. "
-        "Do the targets belong to their inputs?",
+        "error",
+        confidence(RELATED, max(float(relation.values[-1]), 0.6 * RELATED)),
+        f"For {int(run[i])} steps the loss has been {number(float(level[i]))}, and a guess that ignores the inputs "
+        f"would lose {number(float(guess[i]))}; from 400 examples another method could not predict the targets "
+        "either. The targets do not belong to their inputs.",
         onset=onset,
         detected=step,
         event=onset,
         evidence=[
-            Evidence("loss", float(level[i]), (1 + NEAR_ENTROPY) * float(floor[i]), float(floor[i]), step),
+            Evidence("target_relation", float(relation.values[-1]), RELATED, None, int(relation.steps[-1])),
+            Evidence("loss", float(level[i]), (1 + NEAR) * float(guess[i]), float(guess[i]), step),
             Evidence("update_ratio", value_at(updates, step), HEALTHY_UPDATE, None, step),
         ],
     )
-
-
-def _guesses(accuracy: Series, curve: LossCurve, floor: np.ndarray, run: np.ndarray) -> np.ndarray:
-    """Return where accuracy, sampled at least twice since the loss became flat, is that of a guess."""
-    samples = np.searchsorted(accuracy.steps, curve.steps, side="right")
-    since = np.searchsorted(accuracy.steps, curve.steps[np.arange(len(run)) - np.maximum(run, 1) + 1])
-    return (samples - since >= 2) & (align(accuracy, curve.steps) <= 1.5 * np.exp(-floor) + 0.05)
-
-
-def _typical_entropy(entropy: Series, curve: LossCurve) -> np.ndarray:
-    # One small batch says little: the median of the last samples does.
-    finite = np.where(np.isfinite(entropy.values), entropy.values, 0.0)
-    return align(Series(entropy.steps, trailing_median(finite, 25)), curve.steps)
 
 
 def _run_lengths(mask: np.ndarray) -> np.ndarray:

@@ -43,8 +43,10 @@ import math
 
 import numpy as np
 
+from poise.doctor.causes.acting import harm_of_an_update
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import (
+    FAR,
     confidence,
     first_run,
     number,
@@ -66,6 +68,10 @@ ABOVE_GUESS = 1.02
 WORSE, LONG = 1.2, 40
 SINCE = 20  # steps before and after an event in which updates count
 DEAD = 0.01
+HEALTHY_UPDATE = 0.01  # of a small network in its first steps
+MANY = 5  # samples in a row that replaced a good part of the weights
+ZERO = 1e3  # an update this much larger than the weights says that they began at zero
+MEASURED = 3  # measurements of the curvature that can acquit a rate
 
 
 def find(record: Record) -> list[Finding]:
@@ -76,8 +82,10 @@ def find(record: Record) -> list[Finding]:
         (max(evidence.step or 0, event.detected_step), event, evidence)
         for event in find_events(record)
         for evidence in judge(record, event)
+        if not _curvature_denies(record, event, evidence)
     ]
-    known += _worse_than_a_guess(record)
+    known += [found for found in _worse_than_a_guess(record) if not _curvature_denies(record, *found[1:])]
+    known += _broke_an_agent(record)
     if not known:
         return []
     detected, event, evidence = min(known, key=lambda found: found[0])
@@ -86,9 +94,10 @@ def find(record: Record) -> list[Finding]:
 
 def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
     """Return the updates around an event if they are too large, at the first step at which that is known."""
+    replaced = _replaced_at_first(record, event) if event.kind == "stall" else []
     threshold = _threshold(record, event)
     if threshold is None:
-        return []
+        return replaced
     updates = update_ratio(record)
     # The first steps may have killed the units of a network that stalls; the update of a step whose loss is NaN is NaN
     # itself.
@@ -104,7 +113,42 @@ def _large_updates(record: Record, event: LossEvent) -> list[Evidence]:
             continue
         if u >= threshold and count >= fewest:
             return [Evidence("update_ratio", u, threshold, None, int(updates.steps[i]))]
-    return []
+    return replaced
+
+
+def _broke_an_agent(record: Record) -> list[tuple[int, LossEvent, Evidence]]:
+    """Return the update that broke a model that acts, where the loss measures nothing."""
+    harm = harm_of_an_update(record)
+    if harm is None:
+        return []
+    event = LossEvent("divergence", harm.step, harm.known, math.nan, math.nan, happened=harm.what)
+    return [(harm.known, event, Evidence("update_ratio", harm.update, STUCK_UPDATE, None, harm.step))]
+
+
+def _curvature_denies(record: Record, event: LossEvent, evidence: Evidence) -> bool:
+    """Return whether the curvature was below the edge in all measurements until an event was known.
+
+    One of them at least must be from before it began: weights that are broken lie in flat regions. An update that
+    replaced half of the weights, or gradients that grew, need no curvature to be too large.
+    """
+    ratio = record["edge_ratio"]
+    values = np.asarray(ratio.values, dtype=float)[ratio.steps <= event.detected_step]
+    if len(values) < MEASURED or ratio.steps[0] > event.step:
+        return False
+    is_plain = evidence.signal == "grad_norm" or (evidence.signal == "update_ratio" and evidence.value >= REPLACED)
+    return not is_plain and bool(np.all(values < 1))
+
+
+def _replaced_at_first(record: Record, event: LossEvent) -> list[Evidence]:
+    """Return the first updates if five in a row replaced a good part of the weights before a loss stalled."""
+    updates = update_ratio(record)
+    values = np.asarray(updates.values, dtype=float)
+    early = updates.steps < event.step + 2 * SINCE
+    end = first_run(early & (values >= FAR) & (values < ZERO), MANY)
+    if end is None or not values[0] < ZERO:
+        return []
+    u = float(np.median(values[end - MANY + 1 : end + 1]))
+    return [Evidence("update_ratio", u, FAR, None, int(updates.steps[end]))]
 
 
 def _gradients_died(record: Record, event: LossEvent) -> bool:
@@ -200,12 +244,23 @@ def _finding(record: Record, event: LossEvent, evidence: Evidence, detected: int
         onset=weights_replaced_since(record, event.step),
         detected=detected,
         event=event,
+        remedies=(_rate(evidence), *CAUSE.remedies[1:]),
         evidence=[
             evidence,
-            *([] if evidence.signal == "loss" else [Evidence("loss", event.value, None, event.level, event.step)]),
+            *(
+                []
+                if evidence.signal == "loss" or event.happened
+                else [Evidence("loss", event.value, None, event.level, event.step)]
+            ),
             *([Evidence("lr", lr, None, None, evidence.step or event.step)] if math.isfinite(lr) else []),
         ],
     )
+
+
+def _rate(evidence: Evidence) -> str:
+    """Return the change of the rate that would bring updates back to a healthy size, if that is less than usual."""
+    factor = HEALTHY_UPDATE / evidence.value if evidence.signal == "update_ratio" and evidence.value > 0 else 1.0
+    return f"lr_scale={max(factor, 1e-4):.1g}" if factor < 0.3 else "lr_scale"
 
 
 CAUSE = Cause(
@@ -215,6 +270,6 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="learning rate",
-    leads_to=("output_logit_divergence",),
+    leads_to=("output_logit_divergence", "policy_collapse"),
     remedies=("lr_scale", "warmup", "clip_grad_norm", "clip_update_rms"),
 )

@@ -37,6 +37,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record, Series
 
 SMALL_UPDATE, NO_PROGRESS, NO_GRADIENT = 5e-5, 0.03, 1e-5
+HEALTHY_UPDATE = 1e-3
 STEPS = 60
 
 
@@ -70,6 +71,7 @@ def find(record: Record) -> list[Finding]:
                 onset=first,
                 detected=int(step),
                 event=first,
+                remedies=(f"lr_scale={_factor(u)}",),
                 evidence=[
                     Evidence("update_ratio", u, SMALL_UPDATE, None, int(step)),
                     Evidence("loss", level, None, early, int(step)),
@@ -77,6 +79,11 @@ def find(record: Record) -> list[Finding]:
             )
         ]
     return []
+
+
+def _factor(u: float) -> int:
+    """Return how many times larger the rate may be, with one digit: at least 10 times, at most 10 000 times."""
+    return int(float(f"{min(max(HEALTHY_UPDATE / max(u, 1e-12), 10.0), 1e4):.1g}"))
 
 
 def _steady(lr: Series, step: int) -> bool:

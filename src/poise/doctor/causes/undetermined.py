@@ -146,9 +146,18 @@ def _stalled(record: Record) -> Seen | None:
         )
         command = "`poise trial --remedy lr_scale=10` (a larger rate cures the first only)"
     else:
-        causes = ("targets that do not belong to the inputs", "targets or inputs that are not scaled")
+        data = (
+            "features that the model cannot use" if _are_related(record) else "targets that do not belong to the inputs"
+        )
+        causes = (data, "targets or inputs that are not scaled")
         command = "training on one batch of 32: if its loss does not go to 0, the scale is the cause, else the data"
     return f"{event.phrase} on, where it started", event.step, causes, command
+
+
+def _are_related(record: Record) -> bool:
+    """Return whether targets were predicted from inputs by other means."""
+    relation = record["target_relation"]
+    return bool(len(relation.steps) and relation.values[-1] > 6)
 
 
 def _rests_where_it_began(record: Record) -> bool:

@@ -21,13 +21,16 @@ from poise.doctor.probes.contracts.targets import TargetProbe
 from poise.doctor.probes.contracts.undone import UndoneProbe
 from poise.doctor.probes.embedding_spread import EmbeddingSpreadProbe
 from poise.doctor.probes.gradients import GradientProbe
+from poise.doctor.probes.guess import GuessProbe
 from poise.doctor.probes.hyperparameters import HyperparameterProbe
 from poise.doctor.probes.latent import LatentProbe
 from poise.doctor.probes.learned_scale import LearnedScaleProbe
 from poise.doctor.probes.logits import LogitProbe
 from poise.doctor.probes.modes import ModeProbe
 from poise.doctor.probes.orphans import OrphanProbe
+from poise.doctor.probes.policy import PolicyProbe
 from poise.doctor.probes.probe import Probe
+from poise.doctor.probes.relation import RelationProbe
 from poise.doctor.probes.scale_invariance import ScaleInvarianceProbe
 from poise.doctor.probes.sharpness import SharpnessProbe
 from poise.doctor.probes.updates import UpdateProbe
@@ -46,6 +49,7 @@ PROBES: tuple[type[Probe], ...] = (
     FreezingProbe,
     EmbeddingSpreadProbe,
     GradientProbe,
+    GuessProbe,
     HyperparameterProbe,
     LatentProbe,
     LearnedScaleProbe,
@@ -56,6 +60,8 @@ PROBES: tuple[type[Probe], ...] = (
     MixingProbe,
     ModeProbe,
     OrphanProbe,
+    PolicyProbe,
+    RelationProbe,
     ResidualProbe,
     ScaleInvarianceProbe,
     SharpnessProbe,

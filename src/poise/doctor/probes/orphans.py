@@ -60,7 +60,8 @@ class OrphanProbe(Probe):
         self._recorded.add(timeline.prefix)
         named = sink.names.parameters
         trained = [i for i, p in enumerate(timeline.parameters) if p.requires_grad]
-        lost = [i for i in trained if id(timeline.parameters[i]) not in named] if named else []
+        # A tensor of its own (a temperature, a learned deviation) belongs to no module, and gets a gradient.
+        lost = [i for i in trained if id(timeline.parameters[i]) not in named and i not in seen] if named else []
         idle = [i for i in trained if i not in seen and i not in lost]
         payload = {
             "timeline": timeline.prefix,

@@ -55,6 +55,9 @@ class Probe:
     def model_inputs(self, sink: Sink, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Measure the batch a root module is called with."""
 
+    def loss_root(self, sink: Sink, backward: BackwardPass) -> None:
+        """Read the graph of a loss, at the first 8 backward passes and ever more rarely, and on sampled steps."""
+
     def before_backward(self, sink: Sink, backward: BackwardPass) -> None:
         """Measure what is about to be differentiated, while its graph exists."""
 

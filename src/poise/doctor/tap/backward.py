@@ -14,6 +14,7 @@ from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.function_hook import FunctionHook
 from poise.doctor.tap.guard import guarded
 from poise.doctor.tap.leftover_gradients import note_leftover_gradients
+from poise.doctor.tap.loss_call import is_examined
 from poise.doctor.tap.nonfinite import explain_nonfinite_forward
 from poise.doctor.tap.plain import is_compiling, is_transforming
 from poise.doctor.tap.state import TapState
@@ -66,8 +67,13 @@ class BackwardHooks:
             state.interval.losses.append(loss)
         sampling = state.sampler.sampling
         # A float below the alarm is neither a spike nor NaN nor infinite: most steps end here.
+        if sampling or state.is_early:
+            for timeline in state.timelines.values():
+                note_leftover_gradients(timeline)
         if sampling or (isinstance(loss, float) and not loss < self.loss_alarm):
             self._examine_loss(root, loss)
+        if sampling or is_examined(state.counts["backward"]):
+            state.call_probes("loss_root", BackwardPass(root, state))
         if sampling and state.stepping is None:  # a closure's losses are differentiated at points of a line search
             state.call_probes("before_backward", BackwardPass(root, state))
 
@@ -80,9 +86,6 @@ class BackwardHooks:
 
     def _examine_loss(self, root: Any, loss: float | Tensor | None) -> None:
         state = self.state
-        if state.sampling:
-            for timeline in state.timelines.values():
-                note_leftover_gradients(timeline)
         if not isinstance(loss, float):
             return
         if not math.isfinite(loss):
@@ -106,8 +109,9 @@ class BackwardHooks:
         self.state.interval.clip = (norm, limit) if scale is None else (norm / scale, limit / float(scale))
 
     def _zero_grad(self, owner: Any, *_: Any) -> None:
-        # Only a sampled step asks whether gradients were reset; another optimizer's step may begin one.
-        if not is_compiling() and (self.state.sampler.sampling or len(self.state.timelines) > 1):
+        # Only a sampled or an early step asks whether gradients were reset; another optimizer's step may begin one.
+        state = self.state
+        if not is_compiling() and (state.sampler.sampling or len(state.timelines) > 1 or state.is_early):
             self._note_reset(owner)
 
     @guarded

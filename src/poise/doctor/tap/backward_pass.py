@@ -31,6 +31,12 @@ class BackwardPass:
         return next(iter(self._state.timelines.values()), None)
 
     @property
+    def calls_per_backward(self) -> float:
+        """Calls of the model for each backward pass so far."""
+        counts = self._state.counts
+        return counts["forward"] / max(1, counts["backward"])
+
+    @property
     def budget(self) -> Budget:
         """What may be spent."""
         return self._state.budget

@@ -9,10 +9,11 @@ from poise.doctor.budget import Budget
 
 _BURST = 32  # steps sampled densely after a trigger
 _MOST_CREDITS = 3  # how many triggers are granted a credit
-# A credit, for the first steps or after a trigger, pays for this many sampled steps, within bounds in seconds: on a
-# busy machine a sampled step takes longer, and so do the other steps.
+# This many samples are guaranteed, at first and after a trigger, and a credit pays for them. The bounds in seconds are
+# far above what they take on a busy machine.
 _FIRST_SAMPLES, _FIRST_CREDIT = 20, 0.5
 _TRIGGER_SAMPLES, _TRIGGER_CREDIT = 8, (0.06, 0.25)
+_GUARANTEED_SECONDS = 2.0
 _MEASURED = 3  # sampled steps whose median cost is taken: the first one does more, and one may be interrupted
 _WIDEST = 50  # steps between sampled ones, as long as the budget allows it
 
@@ -20,10 +21,16 @@ _WIDEST = 50  # steps between sampled ones, as long as the budget allows it
 class Sampler:
     """Chooses the sampled steps of a run within the budget: dense at first and after a trigger, then ever wider.
 
-    With several optimizers a sample lasts until each of them has stepped once.
+    With several optimizers a sample lasts until each of them has stepped once. Which steps are due for a sample follows
+    from their count alone, so that the same script is sampled at the same steps on a slow and on a fast machine; the
+    budget only decides how many of them, after the guaranteed ones, are left out.
 
     Args:
         budget: what may be spent.
+
+    Attributes:
+        taken: samples that have ended.
+        left_out: samples that were due and that the budget did not allow.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -36,7 +43,8 @@ class Sampler:
         self._spent_before = 0.0
         self._seconds = 0.002  # cost of a sampled step, smoothed
         self._first: list[float] = []  # costs of the first sampled steps
-        self._count = 0  # samples that have ended
+        self._guaranteed = _FIRST_SAMPLES
+        self.taken = self.left_out = 0
 
     @property
     def alarmed(self) -> bool:
@@ -57,7 +65,8 @@ class Sampler:
             self._credits += 1
             least, most = _TRIGGER_CREDIT
             self.budget.grant(min(most, max(least, _TRIGGER_SAMPLES * self._seconds)))
-        if not self.budget.allows(self._seconds):
+            self._guaranteed += _TRIGGER_SAMPLES
+        if not self._is_allowed():
             return False
         self._burst = _BURST
         return True
@@ -71,13 +80,17 @@ class Sampler:
                 self._stop()
         # The first credit has to last for hundreds of steps: hence the growing distance.
         wait = 1 if self._burst else min(_WIDEST, max(1, step // 4))
-        if not self.sampling and step - self._last >= wait and self._is_allowed():
-            self._start(step, optimizers)
+        if not self.sampling and step - self._last >= wait:
+            if self._is_allowed():
+                self._start(step, optimizers)
+            else:
+                self._last = step
+                self.left_out += 1
         return self.sampling
 
     def _is_allowed(self) -> bool:
         # Most causes need a few samples: a short run, or a busy machine, must not be left with two.
-        is_guaranteed = self._count < _FIRST_SAMPLES and self.budget.spent_sampling < _FIRST_CREDIT
+        is_guaranteed = self._guaranteed > 0 and self.budget.spent_sampling < _GUARANTEED_SECONDS
         return is_guaranteed or self.budget.allows(self._seconds)
 
     def _start(self, step: int, optimizers: Collection[int]) -> None:
@@ -88,7 +101,8 @@ class Sampler:
 
     def _stop(self) -> None:
         self.sampling = False
-        self._count += 1
+        self.taken += 1
+        self._guaranteed = max(0, self._guaranteed - 1)
         seconds = self.budget.spent - self._spent_before
         self.budget.spent_sampling += seconds
         self._seconds = 0.7 * self._seconds + 0.3 * seconds

@@ -25,6 +25,8 @@ class Sink:
         run_step: step of the optimizer that steps most, for events that belong to no optimizer.
         optimized: ids of all parameters that an optimizer holds.
         loaded: ids of all parameters that ``load_state_dict`` of a module has filled.
+        acting: whether an environment moves between updates (:mod:`poise.doctor.tap.environments`).
+        policy: whether a policy gradient was seen.
         copied: ids of all parameters of modules that are copies of a trained one (:mod:`poise.doctor.tap.copies`).
     """
 
@@ -36,6 +38,7 @@ class Sink:
         self.optimized: set[int] = set()
         self.loaded: set[int] = set()
         self.copied: set[int] = set()
+        self.acting = self.policy = False
 
     def observe(self, signal: str, value: float | Tensor, module: nn.Module | None = None, site: str = "") -> None:
         """Keep a number for the optimizer step that comes next; ``site`` distinguishes calls within one module."""

@@ -22,6 +22,7 @@ from poise.doctor.tap.sink import Sink
 from poise.doctor.tap.timeline import Timeline
 from poise.doctor.tap.treatment import Treatment
 
+FIRST_STEPS = 12  # of each optimizer, in which exact facts are looked for whatever is sampled
 _MAX_TIMELINES = 8
 _CALLS = 4  # of the model within one step that are kept: the latest micro-batches
 
@@ -100,6 +101,11 @@ class TapState:
     def step(self) -> int:
         """Step of the optimizer that steps most."""
         return self.sink.run_step
+
+    @property
+    def is_early(self) -> bool:
+        """Whether an optimizer takes one of its first steps."""
+        return any(timeline.step < FIRST_STEPS for timeline in self.timelines.values())
 
     @property
     def sampling(self) -> bool:

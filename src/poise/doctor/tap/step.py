@@ -14,6 +14,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from poise.doctor.tap.backward import BackwardHooks
 from poise.doctor.tap.discovery import find_roots, is_compiled, name_model
+from poise.doctor.tap.environments import Environments
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.gradient_norms import measure_gradients
 from poise.doctor.tap.guard import guarded
@@ -21,11 +22,10 @@ from poise.doctor.tap.interval import Interval
 from poise.doctor.tap.nonfinite import explain_nonfinite_backward
 from poise.doctor.tap.plain import is_compiling
 from poise.doctor.tap.shadow import shadow
-from poise.doctor.tap.state import TapState
+from poise.doctor.tap.state import FIRST_STEPS, TapState
 from poise.doctor.tap.targets import TargetHooks
 from poise.doctor.tap.timeline import Timeline
 
-_FIRST_STEPS = 12  # of each optimizer, seen by some probes whatever is sampled
 _ROWS, _FLUSH_SECONDS = 64, 0.4  # rows of scalars that wait at most, and for how long
 
 
@@ -46,6 +46,7 @@ class StepHooks:
         self.state = state
         self.between_steps: Callable[[], None] | None = None
         self._forward, self._backward, self._targets = forward, backward, targets
+        self._environments = Environments(state)
         self._can_shadow = True
         self._flushed = 0.0
 
@@ -92,7 +93,8 @@ class StepHooks:
         timeline.sampled = state.sampler.sampling or state.promoted
         timeline.lr = _learning_rate(optimizer)
         self._measure_gradients(timeline)
-        if timeline.step < _FIRST_STEPS:
+        self._environments.before_step()
+        if timeline.step < FIRST_STEPS:
             state.call_probes("early_step", timeline)
         timeline.sampled = timeline.sampled or state.promoted
         if timeline.sampled:
@@ -117,13 +119,13 @@ class StepHooks:
         state.stepping = None
         if timeline.grad_norm is None and timeline.norm_due:  # a closure made the gradients, inside the step
             self._measure_gradients(timeline)
+        if timeline.stale is not None:
+            # A backward pass of another network may have run through these parameters: what counts is whether
+            # gradients were reset at any time between two steps.
+            stale = timeline.stale & (not timeline.gradients_reset)
+            state.sink.emit(timeline, "stale_gradient", None, [stale])
         if timeline.sampled:
             state.call_probes("after_step", timeline)
-            if timeline.stale is not None:
-                # A backward pass of another network may have run through these parameters: what counts is whether
-                # gradients were reset at any time between two steps.
-                stale = timeline.stale & (not timeline.gradients_reset)
-                state.sink.emit(timeline, "stale_gradient", None, [stale])
             state.sink.flush_observations(timeline)
         self._end_step(timeline)
 
@@ -150,6 +152,10 @@ class StepHooks:
     @guarded
     def flush(self) -> None:
         """Hand over what waits; the watch ends."""
+        self._environments.close()
+        sampler = self.state.sampler
+        if sampler.left_out and not self.state.off:
+            self.state.sink.event(self.state.step, "samples", {"taken": sampler.taken, "left_out": sampler.left_out})
         if self.state.timelines:
             self._flush(time.perf_counter())
 

@@ -357,8 +357,8 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
     doctor = results.doctor
     summary = (
         f"On {len(doctor.first)} held-out runs with a known fault the first cause is right in {doctor.top1:.0%} and one "
-        f"of the first three in {doctor.top3:.0%}; {sum(doctor.alarmed)} of {len(doctor.alarmed)} healthy runs raise an "
-        f"alarm. Classifiers: {claims['baselines'].text}."
+        f"of the first three in {doctor.top3:.0%}; {sum(doctor.alarmed)} of {len(doctor.alarmed)} healthy runs raise "
+        f"an alarm. Top-1: {claims['baselines'].text}."
     )
     picture = _comparison(results)
     return Presentation(
@@ -366,8 +366,8 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
         [
             Text(
                 f"{len(cases())} scripts, {len(faults())} of them with a fault; a run takes a part of them. "
-                "`python -m poise.studies.clinic export FOLDER` writes them all, with their labels. Verdicts are of the "
-                "held-out seeds.",
+                "`python -m poise.studies.clinic export FOLDER` writes them all, with their labels. Verdicts are "
+                "of the held-out seeds.",
                 title="The clinic",
             ),
             picture,

@@ -79,7 +79,9 @@ def score(answers: Iterable[Answer]) -> Score:
     Raises:
         ValueError: if an answer names a case that is not in the clinic.
     """
-    known, faults, healthy = cases(), [], []
+    known = cases()
+    faults: list[Answer] = []
+    healthy: list[Answer] = []
     for answer in answers:
         if answer.case not in known:
             raise ValueError(f"answers must name cases of the clinic, got {answer.case!r}")

@@ -45,7 +45,7 @@ def run(order: dict[str, Any]) -> None:
     if order["watched"]:
         runpy._run_module_as_main("poise", alter_argv=False)  # type: ignore[attr-defined]  # as `python -m` does
     else:
-        run_as_main(Script(*order["arguments"][:1], order["arguments"][1:]))
+        run_as_main(Script(order["arguments"][0], order["arguments"][1:]))
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from functools import cached_property
 import numpy as np
 import plotly.graph_objects as go
 from joblib import parallel_config
-from numpy.typing import NDArray
 
 from poise.evidence import clopper_pearson
 from poise.report import Figure, Table, Text
@@ -154,13 +153,8 @@ def event(run: Run) -> int | None:
     """Return the step at which a user who watches the loss sees that something is wrong; ``None`` if there is none."""
     if run.curves is None:
         return None
-    seen = np.flatnonzero((deviations(run.curves.loss) > SPIKE) | np.isinf(run.curves.loss) | _lost(run.curves.loss))
+    seen = np.flatnonzero((deviations(run.curves.loss) > SPIKE) | ~np.isfinite(run.curves.loss))
     return int(seen[0]) if len(seen) else None
-
-
-def _lost(loss: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return where the loss is NaN and stays so: a single NaN may be a step without a loss."""
-    return np.isnan(loss) & (np.cumsum(np.isfinite(loss)[::-1])[::-1] == 0)
 
 
 def leads(runs: Sequence[Run]) -> list[int]:
@@ -356,9 +350,9 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
     """Put figures, tables and summary together."""
     doctor = results.doctor
     summary = (
-        f"On {len(doctor.first)} held-out runs with a known fault the first cause is right in {doctor.top1:.0%} and one "
-        f"of the first three in {doctor.top3:.0%}; {sum(doctor.alarmed)} of {len(doctor.alarmed)} healthy runs raise "
-        f"an alarm. Top-1: {claims['baselines'].text}."
+        f"On {len(doctor.first)} held-out runs with a known fault the first cause is right in {doctor.top1:.0%} and "
+        f"one of the first three in {doctor.top3:.0%}; {sum(doctor.alarmed)} of {len(doctor.alarmed)} healthy runs "
+        f"raise an alarm. Top-1: {claims['baselines'].text}."
     )
     picture = _comparison(results)
     return Presentation(

@@ -25,7 +25,9 @@ TIMEOUT = 120  # seconds; the scripts take a few
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """What a log of the run would hold: one entry a step of the first optimizer that has a loss, NaN where unknown.
+    """What a log of the run would hold: one entry a step of the optimizer with most losses.
+
+    A step without a value (a step of another optimizer, a step that was not sampled) has that of the step before.
 
     Args:
         loss: the loss.
@@ -163,15 +165,15 @@ def curves_of(record: Record) -> Curves | None:
     """Return loss, gradient norm and learning rate of the timeline whose loss has most values, step by step."""
     timelines = [record.timeline(prefix) for prefix in record.timelines]
     longest = max(timelines, key=lambda timeline: len(timeline["loss"].steps))
-    last = longest["loss"].steps
-    if not len(last):
+    steps = longest["loss"].steps
+    if not len(steps):
         return None
 
-    def dense(name: str) -> NDArray[np.float64]:
-        values = np.full(int(last[-1]) + 1, np.nan)
+    def at_every_step(name: str) -> NDArray[np.float64]:
         series = longest[name]
-        known = series.steps < len(values)
-        values[series.steps[known]] = series.values[known]
-        return values
+        if not len(series.steps):
+            return np.full(int(steps[-1]) + 1, np.nan)
+        place = np.searchsorted(series.steps, np.arange(steps[-1] + 1), side="right") - 1
+        return np.asarray(series.values[np.maximum(place, 0)], np.float64)
 
-    return Curves(dense("loss"), dense("grad_norm"), dense("lr"))
+    return Curves(at_every_step("loss"), at_every_step("grad_norm"), at_every_step("lr"))

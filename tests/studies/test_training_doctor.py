@@ -33,7 +33,7 @@ def test_a_script_is_a_program_without_poise(case):
 def test_a_fault_has_a_label_that_the_doctor_can_give(case):
     assert set(case.causes) & set(CAUSES)
     assert case.what
-    assert case.harm in ("score", "contract")
+    assert case.harm in ("score", "loss", "contract")
     assert case.source != cases()[case.script].source
 
 

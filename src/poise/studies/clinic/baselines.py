@@ -20,33 +20,36 @@ def deviations(loss: NDArray[np.float64], window: int = WINDOW) -> NDArray[np.fl
     """Return by how many robust standard deviations each loss lies above the median of those before it.
 
     Losses that are not finite are infinitely far above. The first ``window`` losses are compared with as many as there
-    are, from five on; before that the deviation is 0.
+    are, from five on; before that, and where a loss is above the median by less than 5 % of it, the deviation is 0.
     """
-    result = np.zeros(len(loss))
-    for i in range(5, len(loss)):
-        if not np.isfinite(loss[i]):
-            result[i] = np.inf
-            continue
-        before = loss[max(0, i - window) : i]
-        before = before[np.isfinite(before)]
-        if len(before) < 5:
-            continue
-        median = np.median(before)
-        spread = 1.4826 * np.median(np.abs(before - median)) + 1e-3 * abs(median) + 1e-12
-        if loss[i] - median > 0.05 * abs(median):
-            result[i] = (loss[i] - median) / spread
-    return result
+    before = _before(loss, window)
+    median, known = _median(before), np.isfinite(before).sum(1) >= 5
+    spread = 1.4826 * _median(np.abs(before - median[:, None])) + 1e-3 * np.abs(median) + 1e-12
+    above = known & (loss - median > 0.05 * np.abs(median))
+    result = np.where(above, (loss - median) / spread, 0.0)
+    return np.where(np.isfinite(loss), result, np.inf)
 
 
 def growth(norms: NDArray[np.float64], window: int = WINDOW) -> NDArray[np.float64]:
-    """Return each gradient norm over the median of those before it; 1 where there are fewer than five."""
-    result = np.ones(len(norms))
-    for i in range(5, len(norms)):
-        before = norms[max(0, i - window) : i]
-        before = before[np.isfinite(before)]
-        if len(before) >= 5 and np.isfinite(norms[i]):
-            result[i] = norms[i] / max(float(np.median(before)), 1e-30)
-    return result
+    """Return each gradient norm over the median of those before it; 1 where there are fewer than five, or it is NaN."""
+    before = _before(norms, window)
+    known = (np.isfinite(before).sum(1) >= 5) & np.isfinite(norms)
+    return np.where(known, norms / np.maximum(_median(before), 1e-30), 1.0)
+
+
+def _before(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return for each value those before it, one row each; NaN where there are none or they are not finite."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    return np.lib.stride_tricks.sliding_window_view(np.concatenate([np.full(window, np.nan), finite]), window)[:-1]
+
+
+def _median(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the medians of the known values of rows; 0 where none is known."""
+    ordered = np.sort(rows, axis=1)  # NaN last
+    count = np.isfinite(ordered).sum(1)
+    low, high = np.maximum(count - 1, 0) // 2, np.maximum(count, 1) // 2
+    each = np.arange(len(rows))
+    return np.nan_to_num((ordered[each, low] + ordered[each, high]) / 2)
 
 
 def schedule_features(curves: Curves) -> Features:
@@ -94,38 +97,33 @@ def answers(
         features: numbers of a run.
         development: runs to fit.
         held_out: runs to answer.
-        unseen: fit, for each run, without all runs that were made from the same healthy script.
+        unseen: fit, for each run, without all runs that were made from the same healthy script. What no such run is
+            left for has no answer.
     """
     known = cases()
+    rows = {id(run): np.nan_to_num(features(run.curves or _NOTHING), posinf=1e6, neginf=-1e6) for run in development}
+    rows |= {id(run): np.nan_to_num(features(run.curves or _NOTHING), posinf=1e6, neginf=-1e6) for run in held_out}
+    result: dict[int, tuple[str, ...]] = {}
+    for group in {known[run.case].script for run in held_out} if unseen else {""}:
+        taught = [run for run in development if known[run.case].script != group]
+        asked = [run for run in held_out if not unseen or known[run.case].script == group]
+        if not taught:  # the clinic has scripts of one kind only: nothing is known of others
+            result |= dict.fromkeys(map(id, asked), ())
+            continue
+        labels = [(known[run.case].causes or (HEALTHY,))[0] for run in taught]
+        table, questions = (np.stack([rows[id(run)] for run in runs]) for runs in (taught, asked))
+        result |= {id(run): c for run, c in zip(asked, _likeliest(table, labels, questions), strict=True)}
+    return [Answer(run.case, result[id(run)]) for run in held_out]
 
-    def script(run: Run) -> str:
-        return known[run.case].script if unseen else ""
 
-    result = []
-    for group in dict.fromkeys(map(script, held_out)):
-        asked = [run for run in held_out if script(run) == group]
-        taught = [run for run in development if not unseen or script(run) != group]
-        for run, causes in zip(asked, _predictions(features, taught, asked), strict=True):
-            result.append(Answer(run.case, causes))
-    return result
-
-
-def _predictions(
-    features: Callable[[Curves], Features], taught: Sequence[Run], asked: Sequence[Run]
-) -> list[tuple[str, ...]]:
-    """Return for each run the three likeliest labels, or nothing where the likeliest is that it is healthy."""
+def _likeliest(table: Features, labels: Sequence[str], questions: Features) -> list[tuple[str, ...]]:
+    """Return for each row the three likeliest labels, or nothing where the likeliest is that the run is healthy."""
     from sklearn.ensemble import RandomForestClassifier
 
-    def table(runs: Sequence[Run]) -> Features:
-        return np.nan_to_num(np.stack([features(run.curves or _NOTHING) for run in runs]), posinf=1e6, neginf=-1e6)
-
-    labels = [(cases()[run.case].causes or (HEALTHY,))[0] for run in taught]
-    if len(set(labels)) < 2:
-        return [() for _ in asked]
-    forest = RandomForestClassifier(200, random_state=0).fit(table(taught), labels)
-    ranked = np.argsort(-forest.predict_proba(table(asked)), axis=1)[:, :3]
+    forest = RandomForestClassifier(100, random_state=0).fit(table, labels)
+    ranked = np.argsort(-forest.predict_proba(questions), axis=1)[:, :3]
     named = [tuple(str(forest.classes_[i]) for i in row) for row in ranked]
-    return [() if names[0] == HEALTHY else tuple(n for n in names if n != HEALTHY) for names in named]
+    return [() if names[0] == HEALTHY else tuple(name for name in names if name != HEALTHY) for names in named]
 
 
 _NOTHING = Curves(np.empty(0), np.empty(0), np.empty(0))

@@ -25,8 +25,8 @@ class Case:
         script: the healthy script that it is made from.
         what: what was done to it, in words; empty for the healthy script itself.
         causes: answers that count as right, the best first; empty for a healthy script.
-        harm: ``"score"`` if the score of the script falls, ``"loss"`` if its loss shows it, ``"contract"`` if it does not
-            do what it says, which neither has to show; empty for a healthy script.
+        harm: ``"score"`` if the score of the script falls, ``"loss"`` if its loss shows it, ``"contract"`` if it does
+            not do what it says, which neither has to show; empty for a healthy script.
         source: the text of the script.
     """
 

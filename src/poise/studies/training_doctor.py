@@ -28,6 +28,7 @@ from poise.studies.clinic.scoring import Answer, Score, is_right, score
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.grid import part_of, run_each
 from poise.studies.kit.rules import above, at_least, at_most, below
+from poise.studies.kit.seed_interval import seed_interval
 
 SPIKE = 8.0  # robust standard deviations above the median of the losses before, in the definition of an event
 EARLY_CAUSES = {
@@ -38,7 +39,7 @@ EARLY_CAUSES = {
     "adam_time_correlation",
 }
 BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)  # of the reliability table
-TINY = ("tabular", "tabular-broadcast")
+TINY = ("binary", "binary-sigmoid-twice")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def cells(budget: Budget, seeds: Sequence[int]) -> tuple[list[tuple[str, int]], 
 
     Args:
         budget: says which cases there are, and how often each runs.
-        seeds: the first half of them, rounded up, is for development.
+        seeds: the first half of them, rounded up, is for development. Of a single seed both halves are the same.
     """
     plan = PLANS[budget]
     names = [name for name in cases() if budget != "tiny" or name in TINY]
@@ -191,30 +192,26 @@ def fraction(outcomes: Sequence[bool]) -> str:
     "The cause that the doctor names first is the right one.",
     paper="at least 85 % of the faults",
     protocol="Held-out seeds; top1: fraction of the runs with a fault whose first error or warning names one of the "
-    "causes that were fixed before.",
-    reproduced=at_least("top1", 0.85, "top-1"),
-    refuted=below("top1", 0.6, "top-1"),
-    over_seeds=["top1"],
+    "causes that were fixed before; ends of its exact 95 % interval over runs.",
+    reproduced=at_least("top1", 0.85) & at_least("lower_end", 0.75),
+    refuted=below("upper_end", 0.85),
 )
 def first(results: Results) -> Measured:
-    right, before = results.doctor.first, score(map(answer, results.development)).first
-    words = f"{fraction(right)}; with the development seeds {fraction(before)}"
-    return Measured(words, {"top1": results.doctor.top1}, {"top1": right})
+    before = score(map(answer, results.development)).first
+    return _measured("top1", results.doctor.first, f"; with the development seeds {fraction(before)}")
 
 
 @claim(
     "among-three",
     "The right cause is among the first three.",
     paper="at least 95 % of the faults",
-    protocol="As above, of the first three errors and warnings; lower end: of the exact 95 % interval.",
-    reproduced=at_least("top3", 0.95, "top-3") & at_least("lower_end", 0.85),
+    protocol="As above, of the first three errors and warnings.",
+    reproduced=at_least("top3", 0.95) & at_least("lower_end", 0.85),
     refuted=below("upper_end", 0.95),
 )
 def among_three(results: Results) -> Measured:
-    right, before = results.doctor.among_three, score(map(answer, results.development)).among_three
-    low, high = clopper_pearson(sum(right), len(right))
-    words = f"{fraction(right)}; with the development seeds {fraction(before)}"
-    return Measured(words, {"top3": results.doctor.top3, "lower_end": low, "upper_end": high})
+    before = score(map(answer, results.development)).among_three
+    return _measured("top3", results.doctor.among_three, f"; with the development seeds {fraction(before)}")
 
 
 @claim(
@@ -222,31 +219,33 @@ def among_three(results: Results) -> Measured:
     "An alarm is right.",
     paper="at least 85 % of the alarms",
     protocol="Fraction of all held-out runs with an alarm, faulty or healthy, whose first alarm is right.",
-    reproduced=at_least("precision", 0.85),
-    refuted=below("precision", 0.7),
-    over_seeds=["precision"],
+    reproduced=at_least("precision", 0.85) & at_least("lower_end", 0.75),
+    refuted=below("upper_end", 0.85),
 )
 def precision(results: Results) -> Measured:
-    right = results.doctor.precise
-    if not right:
-        return Measured("no alarm")
-    return Measured(fraction(right), {"precision": results.doctor.precision}, {"precision": right})
+    return _measured("precision", results.doctor.precise)
 
 
 @claim(
     "healthy",
     "Healthy scripts raise no alarm.",
     paper="at most 4 % of the healthy scripts",
-    protocol="Fraction of held-out runs of healthy scripts with an error or a warning, and the ends of its interval.",
-    reproduced=at_most("alarmed", 0.04, "fraction alarmed") & at_most("upper_end", 0.2),
+    protocol="Fraction of held-out runs of healthy scripts with an error or a warning; its interval.",
+    reproduced=at_most("alarmed", 0.04) & at_most("upper_end", 0.2),
     refuted=above("lower_end", 0.04),
 )
 def healthy(results: Results) -> Measured:
-    alarmed = results.doctor.alarmed
-    low, high = clopper_pearson(sum(alarmed), len(alarmed))
     names = sorted({run.case for run in results.healthy if run.alarms})
-    words = fraction(alarmed) + (f": {', '.join(names)}" if names else "")
-    return Measured(words, {"alarmed": results.doctor.false_alarms, "lower_end": low, "upper_end": high})
+    return _measured("alarmed", results.doctor.alarmed, f": {', '.join(names)}" if names else "")
+
+
+def _measured(name: str, outcomes: Sequence[bool], more: str = "") -> Measured:
+    """Return a fraction of runs with the ends of its interval; not measured where there is no run."""
+    if not outcomes:
+        return Measured("no such run")
+    low, high = clopper_pearson(sum(outcomes), len(outcomes))
+    numbers = {name: sum(outcomes) / len(outcomes), "lower_end": low, "upper_end": high}
+    return Measured(fraction(outcomes) + more, numbers)
 
 
 @claim(
@@ -286,21 +285,21 @@ def lead(results: Results) -> Measured:
     "It is far ahead of what the schedule, or loss and gradient norm alone, can tell.",
     paper="at least 30 points ahead in top-1",
     protocol="Random forests on features of the development runs: the same scripts with other seeds, which favours "
-    "them. Ahead: by how much more of the held-out faults the doctor is right than the better of the two; of each run "
-    "the difference of the two outcomes.",
-    reproduced=at_least("ahead", 0.3),
-    refuted=at_most("ahead", 0.05),
-    over_seeds=["ahead"],
+    "them. Ahead: by how much more of the held-out faults the doctor is right than the better of the two; ends of the "
+    "95 % interval of the difference, run by run.",
+    reproduced=at_least("lower_end", 0.3),
+    refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
 )
 def baselines(results: Results) -> Measured:
     best = max((known for known, _ in results.baselines.values()), key=lambda s: s.top1)
     ahead = np.array(results.doctor.first, float) - np.array(best.first, float)
+    low, high = seed_interval(list(ahead))
     parts = [
         f"{name} {known.top1:.1%} ({new.top1:.1%} on scripts not seen)"
         for name, (known, new) in results.baselines.items()
     ]
-    words = f"doctor {results.doctor.top1:.1%}, {', '.join(parts)}"
-    return Measured(words, {"ahead": float(ahead.mean())}, {"ahead": ahead})
+    words = f"doctor {results.doctor.top1:.1%}, {', '.join(parts)}: ahead by {low:.1%} to {high:.1%}"
+    return Measured(words, {"ahead": float(ahead.mean()), "lower_end": low, "upper_end": high})
 
 
 @claim(
@@ -308,19 +307,19 @@ def baselines(results: Results) -> Measured:
     "Its confidences are honest.",
     paper="confidence is calibrated",
     protocol="Overconfidence: confidence of the first alarm minus 1 if it is right, mean over all held-out runs with "
-    "an alarm.",
+    "an alarm; ends of its 95 % interval.",
     reproduced=at_most("overconfidence", 0.1) & at_least("overconfidence", -0.1),
-    refuted=above("overconfidence", 0.2) | below("overconfidence", -0.2),
-    over_seeds=["overconfidence"],
+    refuted=above("lower_end", 0.1) | below("upper_end", -0.1),
 )
 def calibrated(results: Results) -> Measured:
     said = confidences(results.held_out)
     if not said:
         return Measured("no alarm")
-    gaps = np.array([confidence - right for confidence, right in said])
+    gaps = [confidence - right for confidence, right in said]
+    low, high = seed_interval(gaps)
     mean, right = float(np.mean([c for c, _ in said])), float(np.mean([r for _, r in said]))
-    words = f"mean confidence {mean:.1%}, right {right:.1%} of {len(said)} times"
-    return Measured(words, {"overconfidence": float(gaps.mean())}, {"overconfidence": gaps})
+    words = f"mean confidence {mean:.1%}, right {right:.1%} of {len(said)} times: {low:+.1%} to {high:+.1%} too sure"
+    return Measured(words, {"overconfidence": float(np.mean(gaps)), "lower_end": low, "upper_end": high})
 
 
 @claim(
@@ -473,7 +472,7 @@ STUDY = Study(
     title="Does the doctor name the cause of a failed training run, and leave healthy ones alone?",
     room="doctor",
     paper=Paper("Targets of the training doctor, written down before the run", "poise", 2026),
-    seeds={"tiny": 2, "default": 4, "full": 6},
+    seeds={"tiny": 1, "default": 4, "full": 6},
     experiment=experiment,
     claims=(first, among_three, precision, healthy, per_step, lead, baselines, calibrated, overhead, peers),
     present=present,

@@ -9,6 +9,7 @@ answer but not as a false alarm.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from poise.studies.clinic import cases, export
 from poise.studies.clinic.runner import serving
 
 HERE = Path(__file__).parent / "peers"
+WHO = ("poise", "trainscope", "torchmortem", "losslint")
 
 TOO_LARGE_STEPS = {"lr_too_high", "lr_above_curvature", "warmup_too_short", "schedule_jump", "sum_reduction"}
 TOO_LARGE_STEPS |= {"accumulation_not_divided", "missing_zero_grad", "bootstrap_divergence", "attention_logit_growth"}
@@ -98,7 +100,7 @@ def by_hooks(peer: str, python: Path, scripts: Path, seed: int, names: Sequence[
     said = {}
     for line in lines_of(python, peer, scripts, seed, names):
         if line["error"]:
-            print(f"  {peer}, {line['script']}: {line['error']}")
+            print(f"{peer}, {line['script']}: {line['error']}", file=sys.stderr)
         said[line["script"]] = [(entry["severity"], meaning(peer, entry["title"])) for entry in line["said"]]
     return said
 
@@ -143,6 +145,7 @@ def row(name: str, said: Said) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("who", nargs="*", default=WHO, help=f"some of {', '.join(WHO)}; all by default")
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--every", type=int, default=4, help="take every so many-th script of the clinic; 1 takes all")
     parser.add_argument("--envs", type=Path, default=Path(".venv-peers"), help="folder of the peers' environments")
@@ -150,17 +153,18 @@ def main() -> None:
     names = list(cases())[:: options.every]
     count = sum(not cases()[name].is_healthy for name in names)
     print(f"{count} faults and {len(names) - count} healthy scripts, seed {options.seed}\n")
+    print("| who | cause named first | among the first three | faults without alarm | healthy scripts alarmed |")
+    print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         export(Path(folder))
-        job = Path(folder), options.seed, names
-        rows = [row("poise", by_poise(options.seed, names))]
-        rows += [
-            row(peer, by_hooks(peer, python_of(peer, options.envs), *job)) for peer in ("trainscope", "torchmortem")
-        ]
-        rows.append(row("losslint, the log of all losses", by_losslint(python_of("losslint", options.envs), *job)))
-    print("\n| who | cause named first | among the first three | faults without alarm | healthy scripts alarmed |")
-    print("|---|---|---|---|---|")
-    print("\n".join(rows))
+        for who in options.who:
+            if who == "poise":
+                said = by_poise(options.seed, names)
+            else:
+                python = python_of(who, options.envs.absolute())
+                ask = by_losslint if who == "losslint" else functools.partial(by_hooks, who)
+                said = ask(python, Path(folder), options.seed, names)
+            print(row(who, said), flush=True)
 
 
 if __name__ == "__main__":

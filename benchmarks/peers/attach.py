@@ -27,7 +27,9 @@ import sklearn.neighbors
 import sklearn.preprocessing
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 SECONDS = 180
 Report = list[dict[str, Any]]
@@ -138,9 +140,9 @@ def attach(make: Callable[[nn.Module, Optimizer], Any]) -> Callable[[], list[Rep
             attached[id(optimizer)][0].after_step(last[0])
 
     torch.Tensor.backward = note_loss  # type: ignore[method-assign]
-    torch.nn.modules.module.register_module_forward_pre_hook(note_module)
-    torch.optim.optimizer.register_optimizer_step_pre_hook(before)
-    torch.optim.optimizer.register_optimizer_step_post_hook(after)
+    register_module_forward_pre_hook(note_module)
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)
     return lambda: [entry[0].report() for entry in attached.values() if entry]
 
 

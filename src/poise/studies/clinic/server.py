@@ -15,7 +15,9 @@ import signal
 import sys
 from typing import Any
 
+import jinja2
 import plotly.graph_objects
+import plotly.offline
 import sklearn.datasets
 import sklearn.model_selection
 import sklearn.neighbors
@@ -25,11 +27,20 @@ import torch._dynamo  # the first optimizer of a script imports it
 import typer.main
 
 import poise.cli.app
+import poise.doctor.launcher
 import poise.doctor.live_curvature
+import poise.doctor.recorder
+import poise.doctor.remedies
 import poise.doctor.run_report
+import poise.doctor.seeds
+import poise.losses
+import poise.optim
+import poise.report.html
+import poise.store.run_file
+import poise.store.writer
 from poise.doctor.main_module import Script, run_as_main
 
-IMPORTED = (plotly, sklearn, torch, poise)
+IMPORTED = (jinja2, plotly, sklearn, torch, poise)
 
 
 def run(order: dict[str, Any]) -> None:

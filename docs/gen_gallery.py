@@ -53,7 +53,8 @@ def _options(values: Any) -> str:
 def card(entry: dict[str, Any]) -> str:
     """Return a study as a card."""
     paper = entry["paper"]
-    source = f"https://arxiv.org/abs/{paper['arxiv']}"
+    title, arxiv = text(paper["title"]), text(paper["arxiv"])
+    source = f'<a href="https://arxiv.org/abs/{arxiv}">{title}</a>. arXiv:{arxiv}' if arxiv else f"{title}."
     verdicts, again = settled_verdicts(entry), entry.get("other_seeds", {}).get("claims", [None] * len(entry["claims"]))
     claims = "".join(
         claim_row(claim, verdicts[claim["id"]], other) for claim, other in zip(entry["claims"], again, strict=True)
@@ -63,8 +64,7 @@ def card(entry: dict[str, Any]) -> str:
     return (
         f'<article class="poise-card" data-room="{text(entry["room"])}" aria-labelledby="{entry["slug"]}">'
         f'<header>{badge(entry["verdict"])}<h2 id="{entry["slug"]}">{text(entry["title"])}</h2>'
-        f'<p>{text(paper["authors"])} ({paper["year"]}). <a href="{source}">{text(paper["title"])}</a>. '
-        f"arXiv:{text(paper['arxiv'])}</p></header>"
+        f"<p>{text(paper['authors'])} ({paper['year']}). {source}</p></header>"
         f'<div class="poise-plot" role="img" aria-label="{text(spoken)}">'
         f'<script type="application/json">{picture}</script></div>'
         f"<p>{text(entry['summary'])}</p>"

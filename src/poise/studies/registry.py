@@ -31,6 +31,7 @@ STUDIES: dict[str, str] = {
     "soap": "Does Adam in Shampoo's eigenbasis need fewer steps than AdamW?",
     "spike-no-more": "Do small sub-layers and a large shortcut keep gradients of Transformers small?",
     "stable-resnet": "Do factors on residual branches let networks train at any depth?",
+    "training-doctor": "Does the doctor name the cause of a failed training run, and leave healthy ones alone?",
     "unified-norm": "Does a norm that is a constant scale at inference train as well as layer norm?",
     "weight-decay": "Does weight decay act through the dynamics of training rather than as a penalty?",
 }

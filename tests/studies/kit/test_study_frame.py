@@ -361,3 +361,10 @@ def test_unknown_study_offers_the_nearest_names():
         load_study("fair-coin")
     with pytest.raises(ValueError, match="slug must name a study"):
         run_study("zzz")
+
+
+def test_targets_that_are_in_no_paper_have_a_citation_and_no_address():
+    paper = Paper("Targets of a tool", "poise", 2026)
+    assert (paper.url, paper.link) == ("", "poise (2026). Targets of a tool.")
+    published = Paper("Layer Normalization", "Ba et al.", 2016, "1607.06450")
+    assert published.link == f"[{published.citation}](https://arxiv.org/abs/1607.06450)"

@@ -30,23 +30,29 @@ class Paper:
         title: title of the paper.
         authors: authors as they are cited, for example ``"Bartoš et al."``.
         year: year of publication.
-        arxiv: arXiv identifier, for example ``"2310.04153"``.
+        arxiv: arXiv identifier, for example ``"2310.04153"``; empty for targets that are in no paper.
     """
 
     title: str
     authors: str
     year: int
-    arxiv: str
+    arxiv: str = ""
 
     @property
     def url(self) -> str:
-        """Address of the paper."""
-        return f"https://arxiv.org/abs/{self.arxiv}"
+        """Address of the paper; empty if it has none."""
+        return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else ""
 
     @property
     def citation(self) -> str:
         """One line that cites the paper."""
-        return f"{self.authors} ({self.year}). {self.title}. arXiv:{self.arxiv}"
+        source = f" arXiv:{self.arxiv}" if self.arxiv else ""
+        return f"{self.authors} ({self.year}). {self.title}.{source}"
+
+    @property
+    def link(self) -> str:
+        """The citation in Markdown, with its address if it has one."""
+        return f"[{self.citation}]({self.url})" if self.url else self.citation
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,7 @@ class Outcome:
         blocks = [
             Table("Claims", ["Claim", "Paper", *here, "Verdict", "Test"], rows, caption=caption),
             *self.presentation.blocks,
-            Text(f"[{paper.citation}]({paper.url})", title="Paper"),
+            Text(paper.link, title="Paper"),
         ]
         meta = {"study": self.study.slug, "budget": self.budget, "seeds": [seed for run in runs for seed in run.seeds]}
         verdict = total_verdict(verdicts)

@@ -79,7 +79,8 @@ def _is_advantage(node: Any) -> bool:
 
 def _leaves(node: Any) -> set[int]:
     """Return the ids of the parameters that a node depends on."""
-    pending, seen, leaves = [node], set(), set()
+    pending, leaves = [node], set()
+    seen: set[Any] = set()
     while pending and len(seen) < _NODES:
         node = pending.pop()
         if node in seen:

@@ -26,7 +26,6 @@ import torch
 import torch._dynamo  # the first optimizer of a script imports it
 import typer.main
 
-import poise.cli.app
 import poise.doctor.launcher
 import poise.doctor.live_curvature
 import poise.doctor.recorder

@@ -17,6 +17,7 @@ _ROOMS = (
     "nn",
     "optim",
     "preflight",
+    "recsys",
     "report",
     "rules",
     "store",

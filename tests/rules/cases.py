@@ -29,6 +29,8 @@ from poise.preflight.signal_propagation.signal_propagation import (
     Unit,
 )
 from poise.preflight.signal_propagation.sublayer_bound import SublayerBound
+from poise.recsys import RankListSensitivity
+from poise.recsys.recommender_audit.facts import Arm, RecommenderFacts
 
 
 @dataclass(frozen=True)
@@ -224,5 +226,48 @@ PERTURBATION = {
     "does_not_survive_perturbation": Case(grid(base=0.0, lr__5=math.nan), grid(base=0.0, lr__5=0.2), "warning"),
 }
 
-CASES = {"init audit": INIT, "training audit": TRAINING, "perturbation grid": PERTURBATION}
+# --- recommenders
+
+
+def alike(jaccard, users=20):
+    """Lists of which this part stays for every user."""
+    values = np.full(users, jaccard) if np.isscalar(jaccard) else np.asarray(jaccard, float)
+    return RankListSensitivity(values, values, values, k=10, p=0.9, depth=50)
+
+
+def recommender(same=1.0, other=0.6, order=1.0, random=0.97, chosen=0.96):
+    """A recommender that is stable, but for what is given: similarities to the base."""
+    arms = [
+        Arm("same seed", "control", alike(same), 0.1),
+        Arm("other seed", "control", alike(other), 0.1),
+        Arm("other row order", "control", alike(order), 0.1),
+        Arm("delete random 1", "random", alike(random), 0.1, 5, 3),
+        Arm("delete earliest", "chosen", alike(chosen), 0.1, 0, 90),
+    ]
+    low, high = np.arange(20) < 4, np.arange(20) >= 16
+    return RecommenderFacts(arms, (), 10, 0.9, 20, 50, 300, 0.1, low, high, 1.0, 0)
+
+
+def by_accuracy(low, high):
+    noise = np.tile([-0.01, 0.01], 10)
+    return np.where(np.arange(20) < 4, low, high) + noise
+
+
+RECOMMENDER = {
+    "nondeterministic_training": Case(recommender(same=0.999), recommender(), "warning"),
+    "seed_sensitivity": Case(recommender(other=0.49), recommender(other=0.51), "warning"),
+    "row_order_sensitivity": Case(recommender(order=0.94), recommender(order=0.96), "warning"),
+    "interaction_sensitivity": Case(recommender(random=0.94), recommender(random=0.9, same=0.94), "warning"),
+    "far_reaching_interaction": Case(recommender(chosen=0.93), recommender(chosen=0.95), "info"),
+    "unequal_stability": Case(
+        recommender(random=by_accuracy(0.7, 0.9)), recommender(random=by_accuracy(0.9, 0.7)), "info"
+    ),
+}
+
+CASES = {
+    "init audit": INIT,
+    "training audit": TRAINING,
+    "perturbation grid": PERTURBATION,
+    "recommender audit": RECOMMENDER,
+}
 """By name of the rule set, then by id."""

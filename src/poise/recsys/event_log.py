@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import narwhals as nw
@@ -82,6 +82,14 @@ class EventLog:
                 "by item",
                 stacklevel=3,
             )
+
+    def take(self, order: Shaped[np.ndarray, " kept"]) -> EventLog:
+        """Return the events at the given positions, or those that a mask selects; numbering and rows stay.
+
+        Args:
+            order: positions in the order wanted, or one boolean for each event.
+        """
+        return replace(self, user=self.user[order], item=self.item[order], time=self.time[order], row=self.row[order])
 
     def held_out(self, fraction: float = 0.1) -> Shaped[np.ndarray, " events"]:
         """Return which events are the last ``int(fraction * n)`` of the n events of their user.

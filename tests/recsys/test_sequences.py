@@ -9,6 +9,7 @@ from poise.recsys import (
     SASRec,
     SequenceWindows,
     fit_recommender,
+    items_before,
     last_items,
     next_item_accuracy,
     score_users,
@@ -99,3 +100,12 @@ def test_windows_need_a_length_and_a_user_with_two_events(cycle_log):
         SequenceWindows.of(cycle_log(length=1))
     with pytest.raises(ValueError, match="length must be at least 1"):
         SequenceWindows.of(cycle_log(), 0)
+
+
+def test_items_before_an_event_are_those_of_its_user(cycle_log):
+    log = cycle_log(users=3, length=4)
+    events = np.flatnonzero((log.time == 2) | (log.time == 0))
+    expected = {(user, time): [-1, -1, -1] for user in range(3) for time in (0, 2)}
+    expected |= {(user, 2): [-1, user, user + 1] for user in range(3)}
+    found = items_before(log, events, 3).tolist()
+    assert found == [expected[int(log.user[e]), int(log.time[e])] for e in events]

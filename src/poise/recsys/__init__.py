@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from poise.recsys.recommender_audit import audit_recommender
     from poise.recsys.reference_ranks import ReferenceRanks
     from poise.recsys.sasrec import SASRec
-    from poise.recsys.sequence_windows import SequenceWindows, last_items
+    from poise.recsys.sequence_windows import SequenceWindows, items_before, last_items
     from poise.recsys.topk_jaccard import topk_jaccard
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "audit_recommender",
     "average_overlap",
     "fit_recommender",
+    "items_before",
     "last_items",
     "mid_ranks",
     "next_item_accuracy",

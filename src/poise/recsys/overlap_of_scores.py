@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from poise.recsys.rank_weights import depth_weights, entry_weights
 from poise.recsys.ranks import tie_groups
@@ -28,10 +28,9 @@ class Ranking:
         """Rank the items of each list by score, the highest first."""
         return cls(*tie_groups(scores))
 
-    @property
-    def has_ties(self) -> bool:
-        """Whether any list holds tied items."""
-        return bool((self.size > 1).any())
+    def take(self, lists: Bool[np.ndarray, " lists"]) -> Ranking:
+        """Return some of the lists."""
+        return Ranking(self.first[lists], self.size[lists])
 
     def membership(self, depth: int) -> Float[np.ndarray, "lists items"]:
         """Return the probability that an item is among the first ``depth`` if ties are broken at random."""
@@ -55,12 +54,15 @@ def weighted_overlap(a: Ranking, b: Ranking, p: float) -> Float[np.ndarray, " li
         Corsi, Urbano, "The treatment of ties in rank-biased overlap", SIGIR 2024.
     """
     items = a.first.shape[1]
-    if not (a.has_ties or b.has_ties):
-        return entry_weights(items, p)[np.maximum(a.first, b.first) - 1].sum(1)
-    shared = expected_overlap(a, b)
-    norm = np.sqrt(expected_overlap(a, a) * expected_overlap(b, b))
-    agreement = np.divide(shared, norm, out=np.zeros_like(shared), where=norm > 0)
-    return agreement @ depth_weights(items, p)
+    overlap = entry_weights(items, p)[np.maximum(a.first, b.first) - 1].sum(1)
+    tied = np.any((a.size > 1) | (b.size > 1), axis=1)
+    if tied.any():
+        a, b = a.take(tied), b.take(tied)
+        shared = expected_overlap(a, b)
+        norm = np.sqrt(expected_overlap(a, a) * expected_overlap(b, b))
+        agreement = np.divide(shared, norm, out=np.zeros_like(shared), where=norm > 0)
+        overlap[tied] = agreement @ depth_weights(items, p)
+    return overlap
 
 
 def expected_overlap(a: Ranking, b: Ranking) -> Float[np.ndarray, "lists depths"]:

@@ -61,6 +61,21 @@ class SequenceWindows:
         return cls(items, targets, rows)
 
 
+def items_before(log: EventLog, events: Int[np.ndarray, " chosen"], length: int = 50) -> Int[Tensor, "chosen time"]:
+    """Return the last ``length`` items that the user of each event had before it, padded at the start.
+
+    Args:
+        log: interactions in order.
+        events: positions in the log.
+        length: number of items.
+    """
+    order = np.argsort(log.user, kind="stable")
+    in_order = np.argsort(order)[events]  # the events of a user stand together
+    steps = np.arange(length) - length
+    items = log.item[order][in_order[:, None] + steps]
+    return torch.from_numpy(np.where(places_of(log.user)[events][:, None] + steps >= 0, items, PADDING))
+
+
 def last_items(log: EventLog, length: int = 50) -> Int[Tensor, "users time"]:
     """Return the last ``length`` items of each user, padded at the start.
 

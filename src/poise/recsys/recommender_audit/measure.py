@@ -173,8 +173,8 @@ class _Lists:
         scores = np.asarray(result, dtype=float)
         if scores.shape != (len(self.users), len(self.items)):
             raise ValueError(
-                f"fit must return scores of shape ({len(self.users)} users, {len(self.items)} items), or (ids, scores), "
-                f"got {scores.shape} for {name!r}"
+                f"fit must return scores of shape ({len(self.users)} users, {len(self.items)} items), or (ids, "
+                f"scores), got {scores.shape} for {name!r}"
             )
         if np.isnan(scores).any():
             raise ValueError(f"fit must return scores without NaN, got NaN for {name!r}")

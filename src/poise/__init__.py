@@ -13,6 +13,7 @@ _ROOMS = (
     "doctor",
     "dynamics",
     "evidence",
+    "loops",
     "losses",
     "nn",
     "optim",

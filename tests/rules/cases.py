@@ -14,6 +14,8 @@ from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
 from poise.dynamics.training_audit.sharpness import AuditedSharpness
+from poise.loops.augmentation_audit.facts import AugmentationFacts
+from poise.loops.loop_audit.facts import LoopFacts
 from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.perturbation_audit.facts import GridFacts
@@ -264,10 +266,76 @@ RECOMMENDER = {
     ),
 }
 
+# --- loops
+
+
+def feedback(end=0.31, classes=2, delta=0.05, m=5, noise=0.0):
+    """A loop in which the statistic stays at the truth, 0.3, but for what is given."""
+    values = np.linspace(0.31, end, 6) + noise * np.array([[-1.0], [0.0], [1.0]]) * np.arange(6) / 5
+    return LoopFacts(
+        statistic="share of 1",
+        truth=np.full(3, 0.3),
+        values={"likeliest label": values},
+        accuracy={"likeliest label": np.ones((3, 6))},
+        classes={"likeliest label": classes, "true label": 2},
+        n_classes=2,
+        bound=np.ones(6),
+        delta=delta,
+        delta_unshifted=0.04,
+        m=m,
+        k=10,
+        more_human=8,
+        n_start=20,
+        tolerance=0.02,
+        missing=(),
+    )
+
+
+LOOP = {
+    "bias_amplification": Case(feedback(end=0.36), feedback(end=0.36, noise=0.1), "warning"),
+    "lost_class": Case(feedback(classes=1), feedback(), "error"),
+    "shift_miscalibration": Case(feedback(delta=0.07), feedback(delta=0.05), "info"),
+    "no_human_rows": Case(feedback(m=0), feedback(m=1), "warning"),
+}
+
+
+def synthetic(gain=0.0, noise=0.0, duplicates=0.0, diversity=1.0, gap=0.2, rows=300):
+    """Synthetic rows that change nothing, but for what is given."""
+    wobble = np.array([-0.001, 0.0, 0.001])
+    plain = np.full(3, 0.3)
+    error = {"synthetic rows": [plain - gain + wobble], "real rows with noise": [plain - noise + wobble]}
+    held_out = {name: np.array(values) for name, values in error.items()}
+    return AugmentationFacts(
+        ratios=(1.0,),
+        plain=plain,
+        plain_train=plain - 0.2,
+        error=held_out,
+        train={name: values - gap for name, values in held_out.items()},
+        fewer=plain,
+        rows=rows,
+        train_rows=200,
+        duplicates=np.full(3, duplicates),
+        diversity=np.full(3, diversity),
+        distance=np.full(3, 0.1),
+        refitted=True,
+        missing=0,
+    )
+
+
+AUGMENTATION = {
+    "memorising_generator": Case(synthetic(duplicates=1.0), synthetic(duplicates=0.1), "error"),
+    "collapsed_generator": Case(synthetic(diversity=0.0), synthetic(diversity=0.6), "error"),
+    "augmentation_hurts": Case(synthetic(gain=-0.1), synthetic(gain=-0.1, rows=48), "warning"),
+    "noise_explains_gain": Case(synthetic(gain=0.1, noise=0.12), synthetic(gain=0.1, noise=0.02), "info"),
+    "gap_without_gain": Case(synthetic(gap=0.05), synthetic(gap=0.15), "info"),
+}
+
 CASES = {
     "init audit": INIT,
     "training audit": TRAINING,
     "perturbation grid": PERTURBATION,
     "recommender audit": RECOMMENDER,
+    "loop audit": LOOP,
+    "augmentation audit": AUGMENTATION,
 }
 """By name of the rule set, then by id."""

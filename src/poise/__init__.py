@@ -21,6 +21,7 @@ _ROOMS = (
     "recsys",
     "report",
     "rules",
+    "sensitivity",
     "store",
     "studies",
 )

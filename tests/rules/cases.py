@@ -33,6 +33,8 @@ from poise.preflight.signal_propagation.signal_propagation import (
 from poise.preflight.signal_propagation.sublayer_bound import SublayerBound
 from poise.recsys import RankListSensitivity
 from poise.recsys.recommender_audit.facts import Arm, RecommenderFacts
+from poise.sensitivity.churn import Churn
+from poise.sensitivity.retraining_audit.facts import RetrainingFacts
 
 
 @dataclass(frozen=True)
@@ -266,6 +268,40 @@ RECOMMENDER = {
     ),
 }
 
+# --- retraining
+
+
+def retrained(seed=0.0, order=0.0, data=0.0, same=0.0, carrying=60):
+    """A model whose decisions stay, but for what is given."""
+    rates = {"seed": seed, "row order": order, "rows left out": data}
+    return RetrainingFacts(
+        model="Model",
+        is_classifier=True,
+        churn={cause: Churn(rate, rate, rate, np.full(100, rate)) for cause, rate in rates.items()},
+        rates={cause: np.full(5, rate) for cause, rate in rates.items()},
+        same_seed=same,
+        has_seed=True,
+        bag_churn={},
+        n_bags=0,
+        guarantee=math.nan,
+        carrying_rows=np.arange(carrying),
+        rows=1000,
+        test_rows=100,
+        leave_out=0.01,
+        tolerance=0.1,
+        cost_per_flip=None,
+        missing=(),
+    )
+
+
+RETRAINING = {
+    "nondeterministic_training": Case(retrained(same=0.01), retrained(), "warning"),
+    "seed_churn": Case(retrained(seed=0.02), retrained(seed=0.02, same=0.03), "warning"),
+    "row_order_churn": Case(retrained(order=0.11), retrained(order=0.009), "error"),
+    "data_churn": Case(retrained(data=0.02), retrained(data=0.01), "warning"),
+    "influential_rows": Case(retrained(carrying=9), retrained(carrying=51), "info"),
+}
+
 # --- loops
 
 
@@ -336,6 +372,7 @@ CASES = {
     "perturbation grid": PERTURBATION,
     "recommender audit": RECOMMENDER,
     "loop audit": LOOP,
+    "retraining audit": RETRAINING,
     "augmentation audit": AUGMENTATION,
 }
 """By name of the rule set, then by id."""

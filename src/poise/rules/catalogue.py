@@ -23,6 +23,7 @@ RULE_SETS = (
     "poise.dynamics.training_audit.rules:RULES",
     "poise.recsys.recommender_audit.rules:RULES",
     "poise.loops.loop_audit.rules:RULES",
+    "poise.sensitivity.retraining_audit.rules:RULES",
     "poise.loops.augmentation_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
@@ -32,6 +33,7 @@ REMEDIES = (
     "poise.preflight.init_audit.remedies:REMEDIES",
     "poise.recsys.recommender_audit.remedies:REMEDIES",
     "poise.loops.loop_audit.remedies:REMEDIES",
+    "poise.sensitivity.retraining_audit.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

@@ -11,6 +11,7 @@ from poise.tools.nearest_name import did_you_mean
 # Titles stand here as well so that a listing imports no study (and with it no torch).
 STUDIES: dict[str, str] = {
     "adamp": "Do tangential steps stop momentum from growing the norm of scale-invariant weights?",
+    "bagging-stability": "Does averaging over bags keep predictions stable when a row is left out?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "data-feedback-loops": "Does a classifier that is trained on its own labels amplify a bias?",
@@ -26,6 +27,7 @@ STUDIES: dict[str, str] = {
     "layer-norm": "Does layer normalisation speed up recurrent networks and work with batches of 4?",
     "loss-curvature": "Does sharpness early in training say which learning rates train?",
     "rank-list-sensitivity": "Does one deleted interaction change the recommendations of all users?",
+    "robust-counterfactuals": "Does advice that is locally stable survive retraining of the network?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "sdd": "Do decoupled linear maps make post-norm networks hard to break?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",

@@ -36,14 +36,14 @@ LIKELIEST = "likeliest label"
 
 def find(facts: LoopFacts) -> list[Finding]:
     """Find that the bias grows."""
-    growth, bias = facts.amplification(LIKELIEST), facts.bias(LIKELIEST).mean(0)
+    growth, bias = facts.amplification(LIKELIEST), abs(facts.bias(LIKELIEST)).mean(0)
     if growth.mean <= facts.tolerance or growth.low <= 0:
         return []
     summary = (
-        f"The bias of the {facts.statistic} grows from {bias[0]:+.3f} to {bias[-1]:+.3f} in {len(bias) - 1} rounds "
+        f"The absolute bias of the {facts.statistic} grows from {bias[0]:.3f} to {bias[-1]:.3f} in {len(bias) - 1} rounds "
         f"(growth {growth.mean:.3f}, 95 % interval {growth.low:.3f} to {growth.high:.3f})."
     )
-    evidence = Evidence("bias", float(bias[-1]), threshold=facts.tolerance, baseline=float(bias[0]))
+    evidence = Evidence("absolute bias", float(bias[-1]), threshold=facts.tolerance, baseline=float(bias[0]))
     severity: Severity = "error" if growth.mean > 5 * facts.tolerance else "warning"
     return [RULE.finding(severity, 0.95, summary, evidence=(evidence,))]
 

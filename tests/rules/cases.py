@@ -14,6 +14,8 @@ from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
 from poise.dynamics.training_audit.sharpness import AuditedSharpness
+from poise.loops.augmentation_audit.facts import AugmentationFacts
+from poise.loops.loop_audit.facts import LoopFacts
 from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.perturbation_audit.facts import GridFacts
@@ -29,6 +31,10 @@ from poise.preflight.signal_propagation.signal_propagation import (
     Unit,
 )
 from poise.preflight.signal_propagation.sublayer_bound import SublayerBound
+from poise.recsys import RankListSensitivity
+from poise.recsys.recommender_audit.facts import Arm, RecommenderFacts
+from poise.sensitivity.churn import Churn
+from poise.sensitivity.retraining_audit.facts import RetrainingFacts
 
 
 @dataclass(frozen=True)
@@ -224,5 +230,149 @@ PERTURBATION = {
     "does_not_survive_perturbation": Case(grid(base=0.0, lr__5=math.nan), grid(base=0.0, lr__5=0.2), "warning"),
 }
 
-CASES = {"init audit": INIT, "training audit": TRAINING, "perturbation grid": PERTURBATION}
+# --- recommenders
+
+
+def alike(jaccard, users=20):
+    """Lists of which this part stays for every user."""
+    values = np.full(users, jaccard) if np.isscalar(jaccard) else np.asarray(jaccard, float)
+    return RankListSensitivity(values, values, values, k=10, p=0.9, depth=50)
+
+
+def recommender(same=1.0, other=0.6, order=1.0, random=0.97, chosen=0.96):
+    """A recommender that is stable, but for what is given: similarities to the base."""
+    arms = [
+        Arm("same seed", "control", alike(same), 0.1),
+        Arm("other seed", "control", alike(other), 0.1),
+        Arm("other row order", "control", alike(order), 0.1),
+        Arm("delete random 1", "random", alike(random), 0.1, 5, 3),
+        Arm("delete earliest", "chosen", alike(chosen), 0.1, 0, 90),
+    ]
+    low, high = np.arange(20) < 4, np.arange(20) >= 16
+    return RecommenderFacts(arms, (), 10, 0.9, 20, 50, 300, 0.1, low, high, 1.0, 0)
+
+
+def by_accuracy(low, high):
+    noise = np.tile([-0.01, 0.01], 10)
+    return np.where(np.arange(20) < 4, low, high) + noise
+
+
+RECOMMENDER = {
+    "nondeterministic_training": Case(recommender(same=0.999), recommender(), "warning"),
+    "seed_sensitivity": Case(recommender(other=0.49), recommender(other=0.51), "warning"),
+    "row_order_sensitivity": Case(recommender(order=0.94), recommender(order=0.96), "warning"),
+    "interaction_sensitivity": Case(recommender(random=0.94), recommender(random=0.9, same=0.94), "warning"),
+    "far_reaching_interaction": Case(recommender(chosen=0.93), recommender(chosen=0.95), "info"),
+    "unequal_stability": Case(
+        recommender(random=by_accuracy(0.7, 0.9)), recommender(random=by_accuracy(0.9, 0.7)), "info"
+    ),
+}
+
+# --- retraining
+
+
+def retrained(seed=0.0, order=0.0, data=0.0, same=0.0, carrying=60):
+    """A model whose decisions stay, but for what is given."""
+    rates = {"seed": seed, "row order": order, "rows left out": data}
+    return RetrainingFacts(
+        model="Model",
+        is_classifier=True,
+        churn={cause: Churn(rate, rate, rate, np.full(100, rate)) for cause, rate in rates.items()},
+        rates={cause: np.full(5, rate) for cause, rate in rates.items()},
+        same_seed=same,
+        has_seed=True,
+        bag_churn={},
+        n_bags=0,
+        guarantee=math.nan,
+        carrying_rows=np.arange(carrying),
+        rows=1000,
+        test_rows=100,
+        leave_out=0.01,
+        tolerance=0.1,
+        cost_per_flip=None,
+        missing=(),
+    )
+
+
+RETRAINING = {
+    "nondeterministic_training": Case(retrained(same=0.01), retrained(), "warning"),
+    "seed_churn": Case(retrained(seed=0.02), retrained(seed=0.02, same=0.03), "warning"),
+    "row_order_churn": Case(retrained(order=0.11), retrained(order=0.009), "error"),
+    "data_churn": Case(retrained(data=0.02), retrained(data=0.01), "warning"),
+    "influential_rows": Case(retrained(carrying=9), retrained(carrying=51), "info"),
+}
+
+# --- loops
+
+
+def feedback(end=0.31, classes=2, delta=0.05, m=5, noise=0.0):
+    """A loop in which the statistic stays at the truth, 0.3, but for what is given."""
+    values = np.linspace(0.31, end, 6) + noise * np.array([[-1.0], [0.0], [1.0]]) * np.arange(6) / 5
+    return LoopFacts(
+        statistic="share of 1",
+        truth=np.full(3, 0.3),
+        values={"likeliest label": values},
+        accuracy={"likeliest label": np.ones((3, 6))},
+        classes={"likeliest label": classes, "true label": 2},
+        n_classes=2,
+        bound=np.ones(6),
+        delta=delta,
+        delta_unshifted=0.04,
+        m=m,
+        k=10,
+        more_human=8,
+        n_start=20,
+        tolerance=0.02,
+        missing=(),
+    )
+
+
+LOOP = {
+    "bias_amplification": Case(feedback(end=0.36), feedback(end=0.36, noise=0.1), "warning"),
+    "lost_class": Case(feedback(classes=1), feedback(), "error"),
+    "shift_miscalibration": Case(feedback(delta=0.07), feedback(delta=0.05), "info"),
+    "no_human_rows": Case(feedback(m=0), feedback(m=1), "warning"),
+}
+
+
+def synthetic(gain=0.0, noise=0.0, duplicates=0.0, diversity=1.0, gap=0.2, rows=300):
+    """Synthetic rows that change nothing, but for what is given."""
+    wobble = np.array([-0.001, 0.0, 0.001])
+    plain = np.full(3, 0.3)
+    error = {"synthetic rows": [plain - gain + wobble], "real rows with noise": [plain - noise + wobble]}
+    held_out = {name: np.array(values) for name, values in error.items()}
+    return AugmentationFacts(
+        ratios=(1.0,),
+        plain=plain,
+        plain_train=plain - 0.2,
+        error=held_out,
+        train={name: values - gap for name, values in held_out.items()},
+        fewer=plain,
+        rows=rows,
+        train_rows=200,
+        duplicates=np.full(3, duplicates),
+        diversity=np.full(3, diversity),
+        distance=np.full(3, 0.1),
+        refitted=True,
+        missing=0,
+    )
+
+
+AUGMENTATION = {
+    "memorising_generator": Case(synthetic(duplicates=1.0), synthetic(duplicates=0.1), "error"),
+    "collapsed_generator": Case(synthetic(diversity=0.0), synthetic(diversity=0.6), "error"),
+    "augmentation_hurts": Case(synthetic(gain=-0.1), synthetic(gain=-0.1, rows=48), "warning"),
+    "noise_explains_gain": Case(synthetic(gain=0.1, noise=0.12), synthetic(gain=0.1, noise=0.02), "info"),
+    "gap_without_gain": Case(synthetic(gap=0.05), synthetic(gap=0.15), "info"),
+}
+
+CASES = {
+    "init audit": INIT,
+    "training audit": TRAINING,
+    "perturbation grid": PERTURBATION,
+    "recommender audit": RECOMMENDER,
+    "loop audit": LOOP,
+    "retraining audit": RETRAINING,
+    "augmentation audit": AUGMENTATION,
+}
 """By name of the rule set, then by id."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from poise.evidence.priors import BetaPrior, GammaPrior, HalfNormalPrior
     from poise.evidence.quadrature import Quadrature, QuadratureError
     from poise.evidence.random_effects import RandomEffects, random_effects
+    from poise.evidence.refits import Variant, refit
     from poise.evidence.verdict import VERDICTS, Verdict, verdict_of
     from poise.evidence.wins import Wins, paired_wins
 
@@ -34,6 +35,7 @@ __all__ = [
     "QuadratureError",
     "RandomEffects",
     "RateComparison",
+    "Variant",
     "Verdict",
     "Wins",
     "bf_robustness",
@@ -43,6 +45,7 @@ __all__ = [
     "paired_wins",
     "pooled_bf",
     "random_effects",
+    "refit",
     "sequential_bf",
     "verdict_of",
 ]

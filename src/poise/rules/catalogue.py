@@ -21,12 +21,19 @@ RULE_SETS = (
     "poise.preflight.init_audit.rules:RULES",
     "poise.preflight.perturbation_audit.rules:RULES",
     "poise.dynamics.training_audit.rules:RULES",
+    "poise.recsys.recommender_audit.rules:RULES",
+    "poise.loops.loop_audit.rules:RULES",
+    "poise.sensitivity.retraining_audit.rules:RULES",
+    "poise.loops.augmentation_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 
 REMEDIES = (
     "poise.doctor.remedies.documented:DOCUMENTED",
     "poise.preflight.init_audit.remedies:REMEDIES",
+    "poise.recsys.recommender_audit.remedies:REMEDIES",
+    "poise.loops.loop_audit.remedies:REMEDIES",
+    "poise.sensitivity.retraining_audit.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

@@ -1,0 +1,25 @@
+"""Effects of treatments: estimates that do not hang on a few rows, and an audit that says on how many they do."""
+
+from typing import TYPE_CHECKING
+
+from poise.tools.lazy_front import lazy_front
+
+if TYPE_CHECKING:
+    from poise.causal.average_effect import AverageEffect
+    from poise.causal.learners.meta_learners import SLearner, TLearner, XLearner
+    from poise.causal.learners.presets import DRLearner, RLearner
+    from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
+    from poise.causal.learners.weight_report import weight_report
+
+__all__ = [
+    "AverageEffect",
+    "DRLearner",
+    "PseudoOutcomeLearner",
+    "RLearner",
+    "SLearner",
+    "TLearner",
+    "XLearner",
+    "weight_report",
+]
+
+lazy_front(__name__)

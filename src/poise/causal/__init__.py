@@ -6,6 +6,7 @@ from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
     from poise.causal.average_effect import AverageEffect
+    from poise.causal.effect_audit import audit_effect
     from poise.causal.learners.meta_learners import SLearner, TLearner, XLearner
     from poise.causal.learners.presets import DRLearner, RLearner
     from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
@@ -19,6 +20,7 @@ __all__ = [
     "SLearner",
     "TLearner",
     "XLearner",
+    "audit_effect",
     "weight_report",
 ]
 

@@ -7,6 +7,9 @@ from poise.tools.lazy_front import lazy_front
 if TYPE_CHECKING:
     from poise.causal.average_effect import AverageEffect
     from poise.causal.effect_audit import audit_effect
+    from poise.causal.invalid_iv.functional import Candidate, DoublyRobustAverage, Functional, InvalidIVAverage
+    from poise.causal.invalid_iv.invalid_iv_ate import InvalidIVATE, WeakIdentificationError
+    from poise.causal.invalid_iv.selective_estimator import SelectiveEstimator, pseudo_risk
     from poise.causal.learners.meta_learners import SLearner, TLearner, XLearner
     from poise.causal.learners.presets import DRLearner, RLearner
     from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
@@ -14,13 +17,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AverageEffect",
+    "Candidate",
     "DRLearner",
+    "DoublyRobustAverage",
+    "Functional",
+    "InvalidIVATE",
+    "InvalidIVAverage",
     "PseudoOutcomeLearner",
     "RLearner",
     "SLearner",
+    "SelectiveEstimator",
     "TLearner",
+    "WeakIdentificationError",
     "XLearner",
     "audit_effect",
+    "pseudo_risk",
     "weight_report",
 ]
 

@@ -23,9 +23,10 @@ from poise.causal.effect_audit.refits import REFITS, Units, few_rows_that_change
 from poise.causal.inputs import CausalData, checked_data
 from poise.causal.learners.averages import arm_nuisances, doubly_robust_average, overlap_average
 from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
-from poise.causal.learners.weight_report import effective_sample_size
 from poise.causal.nuisances.effect_nuisances import EffectNuisances, fit_nuisances
 from poise.causal.nuisances.folds import stratified_folds
+from poise.causal.simple_estimates import least_squares
+from poise.evidence import effective_sample_size
 from poise.tools.number import number
 from poise.tools.progress_bar import fraction_bar
 
@@ -135,7 +136,7 @@ class _Audit:
         data = self._data
         controls = {
             "difference of means": _difference_of_means(data),
-            "linear regression on treatment and covariates": _regression(data),
+            "linear regression on treatment and covariates": least_squares(data),
         }
         return replace(facts, controls=controls)
 
@@ -274,13 +275,3 @@ def _difference_of_means(data: CausalData) -> AverageEffect:
     estimate = parts[1].estimate - parts[0].estimate
     both = ratio_average(parts[1].influence - parts[0].influence, np.ones(len(data)), None, data.groups)
     return AverageEffect(estimate, both.stderr)
-
-
-def _regression(data: CausalData) -> AverageEffect:
-    weight = np.ones(len(data)) if data.weight is None else data.weight
-    root = np.sqrt(weight)[:, None]
-    others = np.column_stack([np.ones(len(data)), data.x]) * root
-    # What of treatment and outcome the covariates do not predict linearly (Frisch, Waugh, Lovell).
-    both = np.column_stack([data.arm, data.y]) * root
-    residual = both - others @ np.linalg.lstsq(others, both, rcond=None)[0]
-    return ratio_average(residual[:, 0] * residual[:, 1], residual[:, 0] ** 2, None, data.groups)

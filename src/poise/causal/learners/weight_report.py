@@ -5,22 +5,18 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from jaxtyping import Float
 from sklearn.utils.validation import check_is_fitted
 
 from poise.causal.learners.averages import arm_nuisances
 from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
 from poise.causal.learners.pseudo_outcomes import doubly_robust
+from poise.evidence import effective_sample_size
+from poise.evidence.overlap import rows_clipped
 from poise.report import Report, Table
 from poise.tools.number import number
 
 _EDGES = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0])
 _TOP = 0.01
-
-
-def effective_sample_size(weight: Float[np.ndarray, " rows"]) -> float:
-    """Return how many equally weighted rows are as informative as these: the squared sum over the sum of squares."""
-    return float(weight.sum() ** 2 / np.square(weight).sum())
 
 
 def weight_report(learner: PseudoOutcomeLearner) -> Report:
@@ -48,8 +44,8 @@ def weight_report(learner: PseudoOutcomeLearner) -> Report:
     size, rows = effective_sample_size(weight), len(weight)
     top = np.sort(weight)[-max(1, round(_TOP * rows)) :].sum() / weight.sum()
     summary = (
-        f"{number(size, 3)} of {rows} rows count (effective sample size); {_clipped(learner.n_clipped_)}. The 1 % of "
-        f"rows with most weight have {100 * top:.3g} % of it."
+        f"{number(size, 3)} of {rows} rows count (effective sample size); {rows_clipped(learner.n_clipped_)}. The 1 % "
+        f"of rows with most weight have {100 * top:.3g} % of it."
     )
     facts: list[list[object]] = [
         ["rows", rows],
@@ -64,10 +60,6 @@ def weight_report(learner: PseudoOutcomeLearner) -> Report:
     return Report(
         "Weights", summary, blocks=[Table("Numbers", ["quantity", "value"], facts), _bins(pi, weight)], meta=meta
     )
-
-
-def _clipped(count: int) -> str:
-    return "no row clipped" if not count else "1 row clipped" if count == 1 else f"{count} rows clipped"
 
 
 def _variance_of_mean(pseudo: np.ndarray, weight: np.ndarray) -> float:

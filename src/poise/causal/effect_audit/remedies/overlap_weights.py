@@ -1,4 +1,4 @@
-"""Average over the people for whom both arms are likely.
+"""Average over the overlap of both arms.
 
 ## What it does
 Weights each row by the product of the probabilities of both arms. Nothing is divided by a propensity, and no row is

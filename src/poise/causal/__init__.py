@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from poise.causal.learners.presets import DRLearner, RLearner
     from poise.causal.learners.pseudo_outcome_learner import PseudoOutcomeLearner
     from poise.causal.learners.weight_report import weight_report
+    from poise.causal.representation.evolved_features import EvolvedFeatures
+    from poise.causal.representation.representation_report import representation_report
 
 __all__ = [
     "AverageEffect",
     "Candidate",
     "DRLearner",
     "DoublyRobustAverage",
+    "EvolvedFeatures",
     "Functional",
     "InvalidIVATE",
     "InvalidIVAverage",
@@ -32,6 +35,7 @@ __all__ = [
     "XLearner",
     "audit_effect",
     "pseudo_risk",
+    "representation_report",
     "weight_report",
 ]
 

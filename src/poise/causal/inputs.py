@@ -54,6 +54,7 @@ def checked_data(
     sample_weight: Any = None,
     groups: Any = None,
     control: Any = None,
+    allow_constant: bool = False,
 ) -> CausalData:
     """Check the inputs of a fit and set ``n_features_in_`` and ``feature_names_in_`` of an estimator.
 
@@ -65,6 +66,7 @@ def checked_data(
         sample_weight: weights of shape (rows,), not negative.
         groups: labels of groups, of shape (rows,).
         control: label of the arm that others are compared with; the smallest by default.
+        allow_constant: whether ``y`` may be constant.
 
     Raises:
         ValueError: if lengths differ, something is not finite, ``y`` is constant, there is one arm only, or the
@@ -73,7 +75,7 @@ def checked_data(
     require_numeric_columns(X)
     x, y = validate_data(estimator, X, y, dtype=np.float64, order="C", y_numeric=True, ensure_min_samples=2)
     y = np.asarray(y, dtype=np.float64)
-    if np.ptp(y) == 0:
+    if np.ptp(y) == 0 and not allow_constant:
         raise ValueError(f"y must vary, got {len(y)} times the value {y[0]:g}")
     arm, levels = arms_of(treatment, control)
     check_consistent_length(x, arm)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from poise.causal.learners.weight_report import weight_report
     from poise.causal.representation.evolved_features import EvolvedFeatures
     from poise.causal.representation.representation_report import representation_report
+    from poise.causal.simulations import SimulatedEffects, simulated_effects
 
 __all__ = [
     "AverageEffect",
@@ -30,12 +31,14 @@ __all__ = [
     "RLearner",
     "SLearner",
     "SelectiveEstimator",
+    "SimulatedEffects",
     "TLearner",
     "WeakIdentificationError",
     "XLearner",
     "audit_effect",
     "pseudo_risk",
     "representation_report",
+    "simulated_effects",
     "weight_report",
 ]
 

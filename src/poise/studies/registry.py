@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "l2-normalization": "Does weight decay of normalised weights do more than set a learning rate?",
     "layer-norm": "Does layer normalisation speed up recurrent networks and work with batches of 4?",
     "loss-curvature": "Does sharpness early in training say which learning rates train?",
+    "r-learner-ivw": "Do inverse-variance weights make estimates of varying effects better?",
     "sam-eos": "Does SAM settle at an edge of stability of its own?",
     "sdd": "Do decoupled linear maps make post-norm networks hard to break?",
     "second-order-regression": "Do quadratic models sharpen to the edge of stability?",

@@ -132,7 +132,7 @@ class InvalidIVAverage:
     """
 
     nuisances: tuple[str, ...] = ("pi", "mu", "beta", "theta", "omega")
-    sufficient_sets = SUFFICIENT_SETS
+    sufficient_sets: tuple[frozenset[str], ...] = SUFFICIENT_SETS
 
     def __init__(self, clip: float = 0.01) -> None:
         self.clip = clip

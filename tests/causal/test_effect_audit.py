@@ -42,6 +42,13 @@ def trial(n=400, effect=0.0, seed=0):
     return X, effect * t + rng.normal(size=n), t
 
 
+def test_a_seed_of_the_audit_is_the_random_state():
+    X, y, t, _ = confounded(n=300)
+    report = audit_effect(linear_learner(random_state=9), X, y, treatment=t, seeds=[5])
+    fitted = linear_learner(random_state=5).fit(X, y, treatment=t)
+    assert report.meta["estimate"] == fitted.ate().estimate
+
+
 def causes(report):
     return {finding.cause for finding in report.findings}
 

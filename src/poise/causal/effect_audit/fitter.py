@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import sklearn
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import _safe_indexing
 
@@ -90,7 +91,7 @@ def _parameters(function: Any) -> set[str]:
 
 
 def _fit_own(estimator: Any, rows: Rows, seed: int) -> FittedEffect:
-    fitted = seeded_clone(estimator, np.random.RandomState(seed))
+    fitted = _seeded(estimator, seed)
     passed = {"treatment": rows.treatment, **_weights(rows)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clipped rows are in the report
@@ -100,10 +101,18 @@ def _fit_own(estimator: Any, rows: Rows, seed: int) -> FittedEffect:
 
 def _fit_pipeline(estimator: Pipeline, rows: Rows, seed: int) -> FittedEffect:
     fitted = seeded_clone(estimator, np.random.RandomState(seed))
+    fitted.steps[-1] = (fitted.steps[-1][0], _seeded(estimator.steps[-1][1], seed))
     with warnings.catch_warnings(), sklearn.config_context(enable_metadata_routing=True):
         warnings.simplefilter("ignore")
         fitted.fit(rows.X, rows.y, treatment=rows.treatment, **_weights(rows))
     return FittedEffect(fitted[-1].ate(), fitted.predict, fitted)
+
+
+def _seeded(estimator: Any, seed: int) -> Any:
+    """Return a copy that is what ``random_state=seed`` makes of it, which hands the seed on to what is inside."""
+    if "random_state" in estimator.get_params(deep=False):
+        return clone(estimator).set_params(random_state=seed)
+    return seeded_clone(estimator, np.random.RandomState(seed))
 
 
 def _weights(rows: Rows) -> dict[str, np.ndarray]:

@@ -9,7 +9,12 @@ import numpy as np
 
 from poise.causal.average_effect import AverageEffect
 from poise.causal.effect_audit.facts import EffectFacts, Flip
-from poise.causal.effect_audit.rules import RULES, sign_hangs_on_few_rows, significance_hangs_on_few_rows
+from poise.causal.effect_audit.rules import (
+    RULES,
+    constant_effect_predicts_better,
+    sign_hangs_on_few_rows,
+    significance_hangs_on_few_rows,
+)
 from poise.report import Figure, Finding, Report, Table, Text, scatter_chart
 from poise.rules import findings_of
 from poise.tools.number import number
@@ -83,7 +88,8 @@ def _percent(flip: Flip) -> str:
 
 
 def _verdict(facts: EffectFacts, findings: list[Finding]) -> str:
-    causes = {finding.cause for finding in findings if finding.severity != "info"}
+    # Effects that vary may be noise while their average is stable.
+    causes = {finding.cause for finding in findings} - {constant_effect_predicts_better.RULE.id}
     if causes & {sign_hangs_on_few_rows.RULE.id, significance_hangs_on_few_rows.RULE.id}:
         return "hangs on a few rows"
     if causes:

@@ -239,8 +239,8 @@ class EconMLLike:
     def ate_inference(self, X, T0=0, T1=1):
         raise AttributeError("no inference")
 
-    def robustness_value(self):
-        return 0.123
+    def robustness_value(self, T):
+        return np.float64(0.123) if T == 1 else None
 
 
 class DoubleMLLike:
@@ -252,7 +252,7 @@ class DoubleMLLike:
 
 
 class BrokenSensitivity(EconMLLike):
-    def robustness_value(self):
+    def robustness_value(self, T):
         raise RuntimeError("needs residuals")
 
 

@@ -19,6 +19,7 @@ from poise.causal.average_effect import AverageEffect, ratio_average
 from poise.causal.effect_audit.facts import ConstantComparison, EffectFacts, Overlap
 from poise.causal.effect_audit.few_rows import CHANGES
 from poise.causal.effect_audit.fitter import FittedEffect, Fitter, Rows, fitter_of
+from poise.causal.effect_audit.forwarded import forwarded_sensitivity
 from poise.causal.effect_audit.refits import REFITS, Units, few_rows_that_change
 from poise.causal.inputs import CausalData, checked_data
 from poise.causal.learners.averages import arm_nuisances, doubly_robust_average, overlap_average
@@ -34,7 +35,6 @@ _FOLDS = 5
 _FEWEST = 10
 _CLIP = 0.01
 _TOP = 0.01
-_SENSITIVITY = ("robustness_value", "sensitivity_interval", "sensitivity_analysis")
 
 
 def measure(
@@ -225,19 +225,9 @@ class _Audit:
         return replace(facts, constant=comparison)
 
     def _sensitivity(self, facts: EffectFacts, base: FittedEffect) -> EffectFacts:
-        forwarded = {}
-        for name in _SENSITIVITY:
-            method = getattr(base.fitted, name, None)
-            if method is None:
-                continue
-            try:
-                found = method()
-            except Exception as error:  # another package's; its words are what the user needs
-                self.reasons[name] = f"{type(error).__name__}: {error}"
-                continue
-            summary = getattr(base.fitted, "sensitivity_summary", None)
-            forwarded[name] = str(summary if isinstance(summary, str) and name == "sensitivity_analysis" else found)
-        if not forwarded:
+        forwarded, failed = forwarded_sensitivity(base.fitted, facts.average.arm)
+        self.reasons |= failed
+        if not forwarded and not failed:
             self.reasons["sensitivity analysis"] = (
                 "unmeasured confounding: the object has no robustness_value (EconML) or sensitivity_analysis (DoubleML)"
             )

@@ -1,12 +1,27 @@
 """Scikit-learn's own checks of estimators. They know no treatment, so subclasses take one from the row numbers."""
 
+import inspect
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import _num_samples
 
-from poise.causal import DRLearner, PseudoOutcomeLearner, RLearner, SLearner, TLearner, XLearner
+from poise.causal import (
+    Candidate,
+    DoublyRobustAverage,
+    DRLearner,
+    EvolvedFeatures,
+    InvalidIVATE,
+    PseudoOutcomeLearner,
+    RLearner,
+    SelectiveEstimator,
+    SLearner,
+    TLearner,
+    XLearner,
+)
 
 
 class Alternating:
@@ -80,3 +95,45 @@ def test_weights_equal_copies():
         weighted = learner.fit(X, y, treatment=t, sample_weight=w).effect(X)
         copied = learner.fit(X[copies], y[copies], treatment=t[copies]).effect(X)
         np.testing.assert_allclose(weighted, copied, atol=1e-9)
+
+
+LINE_AND_LOGIT = Candidate("linear", LINE, LogisticRegression())
+SETTINGS_ONLY = [
+    "check_no_attributes_set_in_init",
+    "check_get_params_invariance",
+    "check_set_params",
+    "check_estimator_cloneable",
+    "check_estimator_repr",
+]
+
+
+@pytest.mark.parametrize("check", SETTINGS_ONLY)
+@pytest.mark.parametrize(
+    "estimator",
+    [EvolvedFeatures(), InvalidIVATE(), SelectiveEstimator(DoublyRobustAverage(), [LINE_AND_LOGIT])],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_settings_are_those_of_scikit_learn(estimator, check):
+    """These need a treatment, or an instrument, that no generic data have: what does not fit is checked."""
+    getattr(estimator_checks, check)(type(estimator).__name__, estimator)
+
+
+SIGNATURE = ["self", "X", "y", "treatment", "instrument", "sample_weight", "groups"]
+ESTIMATORS = [
+    PseudoOutcomeLearner,
+    DRLearner,
+    RLearner,
+    TLearner,
+    SLearner,
+    XLearner,
+    InvalidIVATE,
+    SelectiveEstimator,
+    EvolvedFeatures,
+]
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_one_signature_everywhere(kind):
+    parameters = inspect.signature(kind.fit).parameters
+    assert list(parameters) == SIGNATURE
+    assert all(parameters[name].kind == inspect.Parameter.KEYWORD_ONLY for name in SIGNATURE[3:])

@@ -49,6 +49,12 @@ def test_a_seed_of_the_audit_is_the_random_state():
     assert report.meta["estimate"] == fitted.ate().estimate
 
 
+def test_the_control_of_the_estimator_is_that_of_the_audit():
+    X, y, t, _ = confounded(n=300)
+    report = audit_effect(linear_learner(control=1), X, y, treatment=t, seeds=1)
+    assert all(row[1] < 0 for row in rows_of(report, "Estimates"))
+
+
 def causes(report):
     return {finding.cause for finding in report.findings}
 

@@ -98,16 +98,15 @@ def evolution(settings, n=200, seed=0, independent=False):
 
 
 def test_the_best_member_survives_unchanged():
-    settings = EvolvedFeatures(**{**QUICK, "n_generations": 4})
-    run = evolution(settings)
     first = evolution(EvolvedFeatures(**{**QUICK, "n_generations": 1}))
     kept = first.run()[0]
-    members = run.run()
-    best = [generation[0] for generation in run.history]
-    assert best == sorted(best)  # the same probe of the same member: fitness never falls
-    assert best[0] == kept.fitness
-    if best[-1] == best[0]:
-        assert torch.equal(members[0].network.w, kept.network.w)
+    second = evolution(EvolvedFeatures(**{**QUICK, "n_generations": 2}))
+    members = second.run()
+    (survivor,) = [m for m in members if torch.equal(m.network.w, kept.network.w)]
+    assert survivor.fitness == kept.fitness  # the same probe of the same member
+    assert torch.equal(survivor.network.v, kept.network.v)
+    assert second.history[0] == first.history[0]
+    assert second.history[1][0] >= first.history[0][0]
 
 
 def test_with_a_large_penalty_the_fittest_predicts_the_outcome_best():

@@ -52,7 +52,8 @@ def measure(
     numbers = tuple(range(seeds)) if isinstance(seeds, (int, np.integer)) else tuple(int(seed) for seed in seeds)
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be at least one, and different, got {seeds!r}")
-    data = checked_data(BaseEstimator(), X, y, treatment, sample_weight, groups)
+    control = getattr(last_step(estimator), "control", None)
+    data = checked_data(BaseEstimator(), X, y, treatment, sample_weight, groups, control)
     if len(data.levels) != 2:
         raise ValueError(f"treatment must have two arms, got {len(data.levels)}: audit each against the control alone")
     control, treated = (level.item() if isinstance(level, np.generic) else level for level in data.levels)
@@ -100,6 +101,7 @@ class _Audit:
         self.reasons: dict[str, str] = {}
         self.interrupted = False
         self._nuisances: EffectNuisances | None = None
+        self._clip = _CLIP
 
     def fit(self, rows: Rows, seed: int) -> FittedEffect:
         """Fit the user's estimator."""
@@ -122,9 +124,11 @@ class _Audit:
     def nuisances(self, base: FittedEffect) -> EffectNuisances:
         """Return the estimator's own nuisances, or those of default learners."""
         if self._nuisances is None:
-            own = base.fitted[-1] if isinstance(base.fitted, Pipeline) else base.fitted
-            mine = isinstance(own, PseudoOutcomeLearner)
-            self._nuisances = own._nuisances if mine else self._fit_nuisances(None, None)
+            own = last_step(base.fitted)
+            if isinstance(own, PseudoOutcomeLearner):
+                self._nuisances, self._clip = own._nuisances, own.clip
+            else:
+                self._nuisances = self._fit_nuisances(None, None)
         return self._nuisances
 
     def _fit_nuisances(self, outcome: Any, propensity: Any) -> EffectNuisances:
@@ -147,7 +151,7 @@ class _Audit:
         inverse = inverse if data.weight is None else inverse * data.weight
         largest = np.sort(inverse)[-max(1, round(_TOP * len(data))) :]
         overlap = Overlap(
-            effective_sample_size(inverse), found.n_clipped, _CLIP, float(pi[:, 1].min()), float(pi[:, 1].max()),
+            effective_sample_size(inverse), found.n_clipped, self._clip, float(pi[:, 1].min()), float(pi[:, 1].max()),
             float(largest.sum() / inverse.sum()),
         )  # fmt: skip
         averages = {
@@ -238,10 +242,14 @@ def _without(waiting: Any, name: str, reasons: dict[str, str]) -> dict[str, str]
     return {**{key: why for key, why in waiting.items() if key != name}, **reasons}
 
 
+def last_step(estimator: Any) -> Any:
+    """Return the last step of a pipeline, and anything else as it is."""
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
 def _name(estimator: Any) -> str:
-    if isinstance(estimator, Pipeline):
-        return _name(estimator.steps[-1][1])
-    return str(getattr(estimator, "__name__", type(estimator).__name__))
+    own = last_step(estimator)
+    return str(getattr(own, "__name__", type(own).__name__))
 
 
 def _learner_pairs() -> dict[str, tuple[Any, Any]]:

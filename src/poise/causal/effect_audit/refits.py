@@ -115,7 +115,7 @@ def _further(
     own = units.sums(again.influence, left)[there]
     direction = 1.0 if average.estimate >= 0 else -1.0
     if direction * again.estimate <= 0:  # the sign has changed already, the rest has not
-        more = rows_to_drop(-again.estimate, again.stderr, -own, "significance", sizes)
+        more = rows_to_drop(again.estimate, again.stderr, own, "significance", sizes)
     else:
         more = rows_to_drop(again.estimate, again.stderr, own, change, sizes)
     if more.count is None:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from poise.causal import AverageEffect
+from poise.causal.effect_audit.facts import ConstantComparison, EffectFacts, Flip, Overlap
 from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
@@ -366,6 +368,44 @@ AUGMENTATION = {
     "gap_without_gain": Case(synthetic(gap=0.05), synthetic(gap=0.15), "info"),
 }
 
+# --- an effect estimate
+
+
+def average(estimate=1.0, stderr=0.1):
+    return AverageEffect(estimate, stderr)
+
+
+def effect(rows=1000, by_seed=(1.0, 1.01), **measured):
+    seeds = np.array(by_seed)
+    errors, numbers = np.full(len(seeds), 0.1), tuple(range(len(seeds)))
+    return EffectFacts("DRLearner", rows, average(), numbers, seeds, errors, **measured)
+
+
+def flip(change, dropped, happened=True):
+    return effect(flips=(Flip(change, dropped, dropped, -0.1, 0.1, happened, of=1000, first=(3, 1)),))
+
+
+def overlap(clipped=0, effective=900.0):
+    return effect(overlap=Overlap(effective, clipped, 0.01, 0.1, 0.9, 0.02))
+
+
+def learners(*estimates):
+    return effect(learners={f"learner {i}": average(estimate) for i, estimate in enumerate(estimates)})
+
+
+def constant(difference, spread=1.0):
+    return effect(constant=ConstantComparison(1.0 + difference, 1.0, difference, 0.1, spread))
+
+
+EFFECT = {
+    "sign_hangs_on_few_rows": Case(flip("sign", 10), flip("sign", 11), "error"),
+    "significance_hangs_on_few_rows": Case(flip("significance", 10), flip("significance", 10, False), "warning"),
+    "estimate_depends_on_seed": Case(effect(by_seed=(1.0, 1.08)), effect(by_seed=(1.0, 1.07)), "warning"),
+    "estimate_depends_on_learner": Case(learners(1.0, 1.21), learners(1.0, 1.19), "warning"),
+    "poor_overlap": Case(overlap(clipped=51), overlap(clipped=50, effective=250.0), "warning"),
+    "constant_effect_predicts_better": Case(constant(0.2), constant(-0.2), "warning"),
+}
+
 CASES = {
     "init audit": INIT,
     "training audit": TRAINING,
@@ -374,5 +414,6 @@ CASES = {
     "loop audit": LOOP,
     "retraining audit": RETRAINING,
     "augmentation audit": AUGMENTATION,
+    "effect audit": EFFECT,
 }
 """By name of the rule set, then by id."""

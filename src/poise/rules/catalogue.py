@@ -25,6 +25,7 @@ RULE_SETS = (
     "poise.loops.loop_audit.rules:RULES",
     "poise.sensitivity.retraining_audit.rules:RULES",
     "poise.loops.augmentation_audit.rules:RULES",
+    "poise.causal.effect_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 
@@ -34,6 +35,7 @@ REMEDIES = (
     "poise.recsys.recommender_audit.remedies:REMEDIES",
     "poise.loops.loop_audit.remedies:REMEDIES",
     "poise.sensitivity.retraining_audit.remedies:REMEDIES",
+    "poise.causal.effect_audit.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

@@ -40,8 +40,8 @@ def find(facts: LoopFacts) -> list[Finding]:
     if growth.mean <= facts.tolerance or growth.low <= 0:
         return []
     summary = (
-        f"The absolute bias of the {facts.statistic} grows from {bias[0]:.3f} to {bias[-1]:.3f} in {len(bias) - 1} rounds "
-        f"(growth {growth.mean:.3f}, 95 % interval {growth.low:.3f} to {growth.high:.3f})."
+        f"The absolute bias of the {facts.statistic} grows from {bias[0]:.3f} to {bias[-1]:.3f} in "
+        f"{len(bias) - 1} rounds (growth {growth.mean:.3f}, 95 % interval {growth.low:.3f} to {growth.high:.3f})."
     )
     evidence = Evidence("absolute bias", float(bias[-1]), threshold=facts.tolerance, baseline=float(bias[0]))
     severity: Severity = "error" if growth.mean > 5 * facts.tolerance else "warning"

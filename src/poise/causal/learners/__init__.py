@@ -1,0 +1,1 @@
+"""Learners of effects that vary with covariates."""

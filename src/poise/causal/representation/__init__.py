@@ -1,0 +1,1 @@
+"""Representations of covariates for estimates of effects in small samples."""

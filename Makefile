@@ -4,11 +4,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= 2
 
-.PHONY: help demo test quick lint studies bench docs clean
+.PHONY: help demo data test quick lint studies bench docs clean
 
 help:
 	@echo "make demo     watch an unstable training run, and test remedies on it"
 	@echo "make test     lint, types, imports and all tests"
+	@echo "make data     fetch the packages whose data files the tests and studies read, outside the environment"
 	@echo "make quick    the tests without the slow ones"
 	@echo "make studies  run every study at its default budget with two sets of seeds and write its results"
 	@echo "make bench    compare with peers, in an environment of their own"
@@ -28,6 +29,10 @@ help:
 	@$(PIP) install --constraint constraints.txt --editable ".[test,docs]"
 	@touch $@
 
+.venv/tables: .venv/core
+	@$(PIP) install --constraint constraints.txt --editable ".[tables]"
+	@touch $@
+
 .venv/docs: .venv/core
 	@$(PIP) install --constraint constraints.txt --editable ".[docs]"
 	@touch $@
@@ -45,14 +50,19 @@ lint: .venv/test
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+data: .venv/core
+	@$(BIN)/python -m poise.data
+
 test: lint
+	-@$(BIN)/python -m poise.data  # without it, the tests that need the files are skipped and say how to fetch them
 	@$(BIN)/python tests/report_browser.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --durations=20
 
 quick: .venv/test
+	-@$(BIN)/python -m poise.data
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
-studies: .venv/core
+studies: .venv/tables data
 	$(BIN)/python -m poise.studies
 
 bench: .venv/core

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,6 +27,28 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    return (yield from _skip_without_data())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Iterator[None]:
+    return (yield from _skip_without_data())
+
+
+def _skip_without_data() -> Any:
+    """Skip what needs a data package that was not fetched; one that has other content than expected is an error."""
+    from poise.data.package_file import DataNotFound
+
+    try:
+        return (yield)
+    except DataNotFound as error:
+        if error.fetched:
+            raise
+        pytest.skip(str(error))
 
 
 @dataclass

@@ -7,14 +7,17 @@ from poise.tools.lazy_front import lazy_front
 if TYPE_CHECKING:
     from poise.evidence.bayes_factor import BayesFactor
     from poise.evidence.binomial_evidence import BinomialEvidence, GroupEffect
+    from poise.evidence.domain_weights import DomainWeights, domain_weights
     from poise.evidence.estimate import Estimate
     from poise.evidence.event_rates import RateComparison, compare_event_rates
     from poise.evidence.intervals import clopper_pearson
+    from poise.evidence.overlap import Clipped, Overlap, clip_probabilities, effective_sample_size, overlap
     from poise.evidence.paired import PairedComparison, compare_paired
     from poise.evidence.pooled import PooledEvidence, PriorRobustness, bf_robustness, pooled_bf, sequential_bf
     from poise.evidence.priors import BetaPrior, GammaPrior, HalfNormalPrior
     from poise.evidence.quadrature import Quadrature, QuadratureError
     from poise.evidence.random_effects import RandomEffects, random_effects
+    from poise.evidence.tilt_sample import TiltSample, tilt_sample
     from poise.evidence.verdict import VERDICTS, Verdict, verdict_of
     from poise.evidence.wins import Wins, paired_wins
 
@@ -23,10 +26,13 @@ __all__ = [
     "BayesFactor",
     "BetaPrior",
     "BinomialEvidence",
+    "Clipped",
+    "DomainWeights",
     "Estimate",
     "GammaPrior",
     "GroupEffect",
     "HalfNormalPrior",
+    "Overlap",
     "PairedComparison",
     "PooledEvidence",
     "PriorRobustness",
@@ -34,16 +40,22 @@ __all__ = [
     "QuadratureError",
     "RandomEffects",
     "RateComparison",
+    "TiltSample",
     "Verdict",
     "Wins",
     "bf_robustness",
+    "clip_probabilities",
     "clopper_pearson",
     "compare_event_rates",
     "compare_paired",
+    "domain_weights",
+    "effective_sample_size",
+    "overlap",
     "paired_wins",
     "pooled_bf",
     "random_effects",
     "sequential_bf",
+    "tilt_sample",
     "verdict_of",
 ]
 

@@ -19,6 +19,7 @@ _ROOMS = (
     "preflight",
     "report",
     "rules",
+    "shift",
     "store",
     "studies",
 )

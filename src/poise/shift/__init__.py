@@ -1,0 +1,48 @@
+"""Models after deployment: whether they are still good without labels, which shift matters, and what to keep."""
+
+from typing import TYPE_CHECKING
+
+from poise.tools.lazy_front import lazy_front
+
+if TYPE_CHECKING:
+    from poise.shift.deployment_audit import audit_deployment
+    from poise.shift.estimation.baselines import (
+        AverageThresholdedConfidence,
+        ConstantPerformance,
+        DifferenceOfConfidence,
+        ImportanceWeighting,
+        ReverseTesting,
+    )
+    from poise.shift.estimation.cbpe import CBPE, MCBPE, WeightedCBPE
+    from poise.shift.estimation.chunks import ByNumber, BySize, ByTime
+    from poise.shift.estimation.estimates import ChunkEstimate, MetricEstimate
+    from poise.shift.estimation.estimator import PerformanceEstimator
+    from poise.shift.estimation.metrics import METRICS, Metric, SampledMetric, cost_per_row
+    from poise.shift.estimation.thresholds import ConstantThreshold, DeviationThreshold, IntervalThreshold
+
+__all__ = [
+    "CBPE",
+    "MCBPE",
+    "METRICS",
+    "AverageThresholdedConfidence",
+    "ByNumber",
+    "BySize",
+    "ByTime",
+    "ChunkEstimate",
+    "ConstantPerformance",
+    "ConstantThreshold",
+    "DeviationThreshold",
+    "DifferenceOfConfidence",
+    "ImportanceWeighting",
+    "IntervalThreshold",
+    "Metric",
+    "MetricEstimate",
+    "PerformanceEstimator",
+    "ReverseTesting",
+    "SampledMetric",
+    "WeightedCBPE",
+    "audit_deployment",
+    "cost_per_row",
+]
+
+lazy_front(__name__)

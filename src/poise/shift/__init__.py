@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from poise.shift.estimation.estimator import PerformanceEstimator
     from poise.shift.estimation.metrics import METRICS, Metric, SampledMetric, cost_per_row
     from poise.shift.estimation.thresholds import ConstantThreshold, DeviationThreshold, IntervalThreshold
+    from poise.shift.monitor.monitor import Monitor
 
 __all__ = [
     "CBPE",
@@ -37,6 +38,7 @@ __all__ = [
     "IntervalThreshold",
     "Metric",
     "MetricEstimate",
+    "Monitor",
     "PerformanceEstimator",
     "ReverseTesting",
     "SampledMetric",

@@ -133,8 +133,8 @@ def _drift_table(facts: DeploymentFacts) -> Table:
     more = f" {len(facts.drift) - len(shown)} more inputs are below these." if len(facts.drift) > len(shown) else ""
     caption = (
         f"In the last chunk. It can matter where the effect is at least {EFFECT_THAT_MATTERS} and the relevance, their "
-        f"product, at least {DRIFT_THAT_MATTERS}. Effect: Wasserstein distance in standard deviations, or total variation "
-        f"of categories. Importance: fraction of what the scores depend on.{more}"
+        f"product, at least {DRIFT_THAT_MATTERS}. Effect: Wasserstein distance in standard deviations, or total "
+        f"variation of categories. Importance: fraction of what the scores depend on.{more}"
     )
     return Table("Inputs that moved", ["Input", "Relevance", "Effect", "Importance"], rows, caption)
 

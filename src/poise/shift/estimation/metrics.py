@@ -111,17 +111,22 @@ def cost_per_row(*, true_positive: float, false_positive: float, false_negative:
         false_negative: cost of a row that is wrongly predicted negative.
         true_negative: cost of a row that is rightly predicted negative.
     """
-    costs = np.array([[true_negative, false_negative], [false_positive, true_positive]], dtype=np.float64)
+    costs = ((true_negative, false_negative), (false_positive, true_positive))
+    return Metric("cost_per_row", _Cost(costs), False, min(map(min, costs)), max(map(max, costs)))
 
-    def expected(rows: ScoredRows, c: Array) -> Valued:
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """Costs by prediction, then by class."""
+
+    costs: tuple[tuple[float, float], tuple[float, float]]
+
+    def __call__(self, rows: ScoredRows, c: Array) -> Valued:
         if not rows.is_binary:
             raise ValueError("cost_per_row needs a binary classifier, got one column of scores a class")
-        if_negative, if_positive = costs[rows.prediction].T
-        p = c[:, 0]
-        value = np.mean(p * if_positive + (1 - p) * if_negative)
+        if_negative, if_positive = np.asarray(self.costs, dtype=np.float64)[rows.prediction].T
+        value = np.mean(c[:, 0] * if_positive + (1 - c[:, 0]) * if_negative)
         return float(value), ((if_positive - if_negative) / len(rows))[:, None]
-
-    return Metric("cost_per_row", expected, False, float(costs.min()), float(costs.max()))
 
 
 def _accuracy(rows: ScoredRows, c: Array) -> Valued:
@@ -134,17 +139,18 @@ def _accuracy(rows: ScoredRows, c: Array) -> Valued:
     return float(c[chosen].sum() / n), chosen / n
 
 
-def _one_vs_rest(metric: Callable[[Array, Array, Array], Valued]) -> Callable[[ScoredRows, Array], Valued]:
-    """Return the metric of the positive class, or of several classes the mean of each against the others."""
+@dataclass(frozen=True, slots=True)
+class _OneVsRest:
+    """The metric of the positive class, or of several classes the mean of each against the others."""
 
-    def expected(rows: ScoredRows, c: Array) -> Valued:
+    metric: Callable[[Array, Array, Array], Valued]
+
+    def __call__(self, rows: ScoredRows, c: Array) -> Valued:
         if rows.is_binary:
-            value, slope = metric(c[:, 0], rows.prediction == 1, rows.score[:, 0])
+            value, slope = self.metric(c[:, 0], rows.prediction == 1, rows.score[:, 0])
             return value, slope[:, None]
-        each = [metric(c[:, k], rows.prediction == k, rows.score[:, k]) for k in range(c.shape[1])]
+        each = [self.metric(c[:, k], rows.prediction == k, rows.score[:, k]) for k in range(c.shape[1])]
         return float(np.mean([value for value, _ in each])), np.stack([s for _, s in each], 1) / len(each)
-
-    return expected
 
 
 def _ratio(top: float, bottom: float, top_slope: Array, bottom_slope: Array) -> Valued:
@@ -201,13 +207,13 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", _accuracy),
-        Metric("balanced_accuracy", _one_vs_rest(_balanced_accuracy)),
-        Metric("brier", _one_vs_rest(_brier), higher_is_better=False),
-        Metric("f1", _one_vs_rest(_f1)),
-        Metric("precision", _one_vs_rest(_precision)),
-        Metric("recall", _one_vs_rest(_recall)),
-        Metric("roc_auc", _one_vs_rest(_roc_auc)),
-        Metric("specificity", _one_vs_rest(_specificity)),
+        Metric("balanced_accuracy", _OneVsRest(_balanced_accuracy)),
+        Metric("brier", _OneVsRest(_brier), higher_is_better=False),
+        Metric("f1", _OneVsRest(_f1)),
+        Metric("precision", _OneVsRest(_precision)),
+        Metric("recall", _OneVsRest(_recall)),
+        Metric("roc_auc", _OneVsRest(_roc_auc)),
+        Metric("specificity", _OneVsRest(_specificity)),
     )
 }
 """The metrics by name. Of several classes, all but the accuracy are means of each class against the others."""

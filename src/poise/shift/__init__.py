@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
+    from poise.shift.additive.additive_regressor import AdditiveRegressor, GaussianKernel, LinearKernel
+    from poise.shift.additive.block_variance import BlockVariance, feature_variance
+    from poise.shift.additive.shift_budget import BlockBudget, ShiftBudget, shift_budget
     from poise.shift.deployment_audit import audit_deployment
     from poise.shift.estimation.baselines import (
         AverageThresholdedConfidence,
@@ -25,7 +28,10 @@ __all__ = [
     "CBPE",
     "MCBPE",
     "METRICS",
+    "AdditiveRegressor",
     "AverageThresholdedConfidence",
+    "BlockBudget",
+    "BlockVariance",
     "ByNumber",
     "BySize",
     "ByTime",
@@ -34,17 +40,22 @@ __all__ = [
     "ConstantThreshold",
     "DeviationThreshold",
     "DifferenceOfConfidence",
+    "GaussianKernel",
     "ImportanceWeighting",
     "IntervalThreshold",
+    "LinearKernel",
     "Metric",
     "MetricEstimate",
     "Monitor",
     "PerformanceEstimator",
     "ReverseTesting",
     "SampledMetric",
+    "ShiftBudget",
     "WeightedCBPE",
     "audit_deployment",
     "cost_per_row",
+    "feature_variance",
+    "shift_budget",
 ]
 
 lazy_front(__name__)

@@ -17,7 +17,7 @@ from poise.shift.estimation.chunks import ByNumber, BySize, ByTime
 from poise.shift.estimation.estimates import ChunkEstimate, table_rows
 from poise.shift.estimation.estimator import FEWEST_ROWS, PerformanceEstimator
 from poise.shift.monitor.ledger import FileSeen, Ledger
-from poise.shift.monitor.table_files import read_table, table_batches
+from poise.shift.monitor.table_files import kind_of, read_table, table_batches
 from poise.tools.atomic_write import atomic_write
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class Monitor:
                 are not in the order of their periods, or what remains at the end has fewer than 50 rows.
         """
         paths = [Path(file) for file in files]
+        for path in paths:
+            kind_of(path)  # before anything is read
         ledger = Ledger.read(self.folder / LEDGER)
         self._drop_unfinished(ledger)
         found: list[ChunkEstimate] = []

@@ -69,7 +69,7 @@ def column_names(path: Path) -> list[str]:
     import pyarrow.ipc
     import pyarrow.parquet
 
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind == "parquet":
         return list(pyarrow.parquet.read_schema(path).names)
     if kind == "arrow":
@@ -85,7 +85,7 @@ def _batches(path: Path, columns: list[str] | None, types: pa.Schema | None) -> 
     import pyarrow.ipc
     import pyarrow.parquet
 
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind == "parquet":
         with pyarrow.parquet.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
@@ -101,7 +101,8 @@ def _batches(path: Path, columns: list[str] | None, types: pa.Schema | None) -> 
             yield from reader
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """Return ``"csv"``, ``"parquet"`` or ``"arrow"``, or raise ValueError or FileNotFoundError."""
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path} must end in one of {', '.join(_KINDS)}")

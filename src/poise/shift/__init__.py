@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from poise.shift.estimation.estimator import PerformanceEstimator
     from poise.shift.estimation.metrics import METRICS, Metric, SampledMetric, cost_per_row
     from poise.shift.estimation.thresholds import ConstantThreshold, DeviationThreshold, IntervalThreshold
+    from poise.shift.minimax.minimax_selector import MinimaxSelector
+    from poise.shift.minimax.search import MinimaxResult, minimax_search
+    from poise.shift.minimax.stable_graph import StableGraph, SubsetClass
+    from poise.shift.minimax.tabular_model import TabularModel
     from poise.shift.monitor.monitor import Monitor
 
 __all__ = [
@@ -46,15 +50,21 @@ __all__ = [
     "LinearKernel",
     "Metric",
     "MetricEstimate",
+    "MinimaxResult",
+    "MinimaxSelector",
     "Monitor",
     "PerformanceEstimator",
     "ReverseTesting",
     "SampledMetric",
     "ShiftBudget",
+    "StableGraph",
+    "SubsetClass",
+    "TabularModel",
     "WeightedCBPE",
     "audit_deployment",
     "cost_per_row",
     "feature_variance",
+    "minimax_search",
     "shift_budget",
 ]
 

@@ -45,7 +45,7 @@ class Plan:
 
 
 PLANS: Mapping[Budget, Plan] = {
-    "tiny": Plan(4, 1, 3, 60, 5),
+    "tiny": Plan(2, 1, 2, 60, 5),
     "default": Plan(50, 3, 6, 400, 100),
     "full": Plan(200, 10, 10, 1_000, 400),
 }
@@ -280,7 +280,7 @@ STUDY = Study(
     paper=Paper(
         "Which invariance should we transfer? A causal minimax learning approach", "Liu et al.", 2023, "2107.01876"
     ),
-    seeds={"tiny": 3, "default": 6, "full": 10},
+    seeds={"tiny": 2, "default": 6, "full": 10},
     experiment=experiment,
     claims=(classes, equivalence, full_set, condition, ranking, choice),
     present=present,

@@ -281,7 +281,7 @@ STUDY = Study(
         2024,
         "2401.08348",
     ),
-    seeds={"tiny": 3, "default": 5, "full": 10},
+    seeds={"tiny": 2, "default": 5, "full": 10},
     experiment=experiment,
     claims=(beats_cbpe, beats_constant, beats_weighting, successor, natural_shift, calibrated_classifier),
     present=present,

@@ -46,7 +46,7 @@ class Plan:
 
 PLANS: Mapping[Budget, Plan] = {
     "tiny": Plan(2, 1, 2, 60, 5),
-    "default": Plan(50, 3, 6, 400, 100),
+    "default": Plan(40, 2, 4, 400, 100),
     "full": Plan(200, 10, 10, 1_000, 400),
 }
 

@@ -58,7 +58,7 @@ class Plan:
 
 PLANS: Mapping[Budget, Plan] = {
     "tiny": Plan(500, 300, 1),
-    "default": Plan(20_000, 4_000, 4),
+    "default": Plan(12_000, 4_000, 3),
     "full": Plan(20_000, 4_000, 14),
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
 
 from poise.shift import ByNumber, BySize, ByTime
 from poise.shift.estimation.calibration import Boosted, Isotonic, calibration_error, cbpe_calibration, needs_calibration
@@ -108,3 +109,13 @@ def test_bad_chunks_are_named():
         divide(ByNumber(4), 3)
     with pytest.raises(ValueError, match="1 rows without one"):
         divide(ByTime("1D"), 2, np.array(["2024-01-01", "NaT"], dtype="datetime64[us]"))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_isotonic_calibration_is_that_of_scikit_learn(weighted):
+    score, label = sample(2000, 0)
+    score = np.round(score, 2)  # ties
+    weight = np.random.default_rng(1).random(2000) if weighted else None
+    peer = IsotonicRegression(out_of_bounds="clip").fit(score, label, sample_weight=weight)
+    new = np.linspace(-0.1, 1.1, 500)
+    np.testing.assert_allclose(Isotonic.fit(score, label, weight).probability(new), peer.predict(new), atol=1e-12)

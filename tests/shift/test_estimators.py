@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -270,3 +271,25 @@ def test_columns_that_are_no_features_are_left_out_with_a_reason(reference):
     estimator = CBPE().fit(table, y_true="y", y_score="p")
     assert estimator.reader_.features == ("x", "z")
     assert set(estimator.reader_.left_out) == {"day", "id", "year"}
+
+
+def test_a_chunk_is_compared_with_its_labels_once_all_are_known(reference, production):
+    late = production.assign(y=production["y"].where(production.index < 2500))
+    found = CBPE(["accuracy"], chunk=1000).fit(reference, **ROLES).estimate(late)
+    assert found["realised"].notna().tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"must be one of \[0, 1\], got 7.0"):
+        CBPE(["accuracy"]).fit(reference, **ROLES).estimate(late.assign(y=late["y"].replace(1, 7)))
+
+
+def test_the_memory_does_not_grow_with_a_wide_table():
+    random = np.random.default_rng(0)
+    wide = pd.DataFrame(random.normal(size=(100_000, 100)), columns=[f"x{i}" for i in range(100)])  # 80 MB
+    wide["p"] = 1 / (1 + np.exp(-wide["x0"]))
+    wide["y"] = (random.random(len(wide)) < wide["p"]).astype(int)
+    estimator = WeightedCBPE(["accuracy"], chunk=50_000, classifier=Constant())
+    estimator.fit(wide.iloc[:5_000], y_true="y", y_score="p")
+    tracemalloc.start()
+    estimator.estimate(wide)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6

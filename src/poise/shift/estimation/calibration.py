@@ -7,9 +7,8 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import isotonic_regression
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.isotonic import IsotonicRegression
-from sklearn.model_selection import StratifiedShuffleSplit
 
 from poise.evidence.domain_weights import area_under_roc
 
@@ -124,11 +123,17 @@ def cbpe_calibration(score: Array, label: Array) -> Isotonic | Identity:
 def needs_calibration(score: Array, label: Array) -> bool:
     """Return whether isotonic calibration lowers the expected calibration error on held-out rows."""
     counts = np.bincount(label, minlength=2)
-    if counts.min() < 2 or len(score) < 2 * _BINS or area_under_roc(label, score) > _SEPARATED:
+    if counts.min() < _SPLITS or area_under_roc(label, score) > _SEPARATED:
         return False
+    order = np.argsort(score, kind="stable")  # once: a part of sorted rows is sorted
+    score, label = score[order], label[order]
+    rows, random = [np.flatnonzero(label == k) for k in (0, 1)], np.random.default_rng(_SEED)
     held_out: list[tuple[Array, Array, Array]] = []
-    for train, test in StratifiedShuffleSplit(_SPLITS, test_size=0.1, random_state=_SEED).split(label, label):
-        knots, values = _isotonic(score[train], label[train])
+    for _ in range(_SPLITS):
+        test = np.zeros(len(label), dtype=bool)
+        for of_class in rows:
+            test[random.choice(of_class, len(of_class) // 10, replace=False)] = True
+        knots, values = _isotonic_sorted(score[~test], label[~test])
         held_out.append((label[test], score[test], np.interp(score[test], knots, values)))
     labels, before, after = (np.concatenate(parts) for parts in zip(*held_out, strict=True))
     return calibration_error(labels, before) > calibration_error(labels, after)
@@ -154,8 +159,19 @@ def calibration_error(label: Array, probability: Array, bins: int = _BINS) -> fl
 
 
 def _isotonic(score: Array, label: Array, weight: Array | None = None) -> tuple[Array, Array]:
-    fitted = IsotonicRegression(out_of_bounds="clip").fit(score, label, sample_weight=weight)
-    return np.asarray(fitted.X_thresholds_, np.float64), np.asarray(fitted.y_thresholds_, np.float64)
+    order = np.argsort(score, kind="stable")
+    return _isotonic_sorted(score[order], label[order], None if weight is None else weight[order])
+
+
+def _isotonic_sorted(score: Array, label: Array, weight: Array | None = None) -> tuple[Array, Array]:
+    """Return the knots of isotonic regression on sorted scores: the ends of its steps, and its values there."""
+    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
+    w = np.diff(np.r_[starts, len(score)]).astype(np.float64) if weight is None else np.add.reduceat(weight, starts)
+    top = np.add.reduceat(label if weight is None else label * weight, starts)
+    values = isotonic_regression(top / w, weights=w).x
+    end = np.r_[True, values[1:] != values[:-1], True]
+    kept = end[:-1] | end[1:]
+    return np.asarray(score[starts][kept], np.float64), values[kept]
 
 
 def _nearest(levels: Array, values: Array) -> Array:

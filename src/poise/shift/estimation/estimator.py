@@ -129,11 +129,18 @@ class PerformanceEstimator(ABC):
         times = self.reader_.times(production, "production") if self.reader_.roles.timestamp in table.columns else None
         chunks = divide(chunking, require_rows(len(table)), times)
         check_sizes([_length(index) for index in chunks])
+        whole = self.reader_.read(production, labels=True, features=False)
         for number, index in enumerate(chunks):
-            yield self.chunk_estimate(production, number, index, times)
+            yield self.chunk_estimate(production, number, index, times, rows=whole.take(index))
 
     def chunk_estimate(
-        self, frame: Any, number: int, index: Any, times: np.ndarray | None = None, offset: int = 0
+        self,
+        frame: Any,
+        number: int,
+        index: Any,
+        times: np.ndarray | None = None,
+        offset: int = 0,
+        rows: ScoredRows | None = None,
     ) -> ChunkEstimate:
         """Return the estimates of one chunk.
 
@@ -143,8 +150,10 @@ class PerformanceEstimator(ABC):
             index: its rows.
             times: of all rows of the table.
             offset: number of rows before this table.
+            rows: the rows of the chunk without features, where they were read already.
         """
-        rows = self.reader_.read(frame, labels=True, features=False, index=index)
+        if rows is None:
+            rows = self.reader_.read(frame, labels=True, features=False, index=index).take(slice(None))
         expected = self._expect(frame, index, rows, number)
         realised = {m.name: None if rows.label is None else m.realised(rows) for m in self.metrics}
         metrics = tuple(self._judged(name, value, realised[name]) for name, value in expected.values.items())

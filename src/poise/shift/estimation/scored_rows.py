@@ -15,7 +15,7 @@ class ScoredRows:
     Args:
         score: probability of the positive class, in one column, or of each class, in one column a class.
         prediction: predicted class: 0 or 1, or the number of a column of ``score``.
-        label: true class, coded in the same way; None where labels are not known.
+        label: true class, coded in the same way, -1 where it is not known; None if no label is known.
         features: encoded inputs of the classifier, NaN where one is missing; None where they are not needed.
     """
 
@@ -33,8 +33,10 @@ class ScoredRows:
         return self.score.shape[1] == 1
 
     def take(self, index: slice | np.ndarray) -> ScoredRows:
-        """Return some of the rows."""
+        """Return some of the rows; without labels unless all of these are known."""
         label = None if self.label is None else self.label[index]
+        if label is not None and (label < 0).any():
+            label = None
         features = None if self.features is None else self.features[index]
         return ScoredRows(self.score[index], self.prediction[index], label, features)
 

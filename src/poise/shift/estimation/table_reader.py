@@ -73,7 +73,8 @@ class TableReader:
 
         Args:
             frame: the table.
-            labels: whether labels are read; where the column is missing or empty, there are none.
+            labels: whether labels are read; where the column is missing or empty, there are none. A label that is
+                missing is -1.
             features: whether features are read.
             name: of the table, in errors.
             index: numbers of the rows; all by default.
@@ -83,7 +84,10 @@ class TableReader:
         """
         table = as_table(frame, name)
         self.require_columns(table, features, name)
-        if index is not None:
+        if index is not None:  # columns first: a table may be wide, and taking rows copies them
+            kept = {*self.roles.score_columns, *_given(self.roles.y_pred), *((self.roles.y_true,) if labels else ())}
+            kept |= set(self.features) if features else set()
+            table = table.select([column for column in table.columns if column in kept])
             table = table[index] if not isinstance(index, slice) else table[index.start : index.stop]
         score = self._scores(table, name)
         prediction = self._predictions(table, score, name)
@@ -125,19 +129,19 @@ class TableReader:
         missing = _missing(column)
         if missing == len(column):
             return None
-        if missing:
-            if name == "reference":
-                raise ValueError(f"reference[{self.roles.y_true!r}] must have no missing labels, got {missing:,}")
-            return None  # a chunk is compared with its labels once it has all of them
-        return self._numbered(column, f"{name}[{self.roles.y_true!r}]")
+        if missing and name == "reference":
+            raise ValueError(f"reference[{self.roles.y_true!r}] must have no missing labels, got {missing:,}")
+        return self._numbered(column, f"{name}[{self.roles.y_true!r}]", missing)
 
-    def _numbered(self, column: nw.Series, what: str) -> np.ndarray:
+    def _numbered(self, column: nw.Series, what: str, missing: int = 0) -> np.ndarray:
         values = column.to_numpy()
         numbers = np.full(len(values), -1, dtype=np.int64)
         for number, label in enumerate(self.classes):
-            numbers[values == label] = number
-        if (numbers < 0).any():
-            raise ValueError(f"{what} must be one of {list(self.classes)}, got {values[numbers < 0][0]!r}")
+            numbers[np.asarray(values == label, dtype=bool)] = number
+        if (numbers < 0).sum() != missing:
+            wrong = next(value for value in values[numbers < 0] if not _is_missing(value))
+            wrong = wrong.item() if isinstance(wrong, np.generic) else wrong
+            raise ValueError(f"{what} must be one of {list(self.classes)}, got {wrong!r}")
         return numbers
 
     def _encoded(self, table: nw.DataFrame) -> np.ndarray:

@@ -286,7 +286,7 @@ def test_the_memory_does_not_grow_with_a_wide_table():
     wide = pd.DataFrame(random.normal(size=(100_000, 100)), columns=[f"x{i}" for i in range(100)])  # 80 MB
     wide["p"] = 1 / (1 + np.exp(-wide["x0"]))
     wide["y"] = (random.random(len(wide)) < wide["p"]).astype(int)
-    estimator = WeightedCBPE(["accuracy"], chunk=50_000, classifier=Constant())
+    estimator = WeightedCBPE(["accuracy"], chunk=50_000, classifier=Constant(), max_rows=5_000)
     estimator.fit(wide.iloc[:5_000], y_true="y", y_score="p")
     tracemalloc.start()
     estimator.estimate(wide)

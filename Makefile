@@ -62,7 +62,8 @@ quick: .venv/test
 	-@$(BIN)/python -m poise.data
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
-studies: .venv/tables data
+studies: .venv/tables
+	-@$(BIN)/python -m poise.data
 	$(BIN)/python -m poise.studies
 
 bench: .venv/core

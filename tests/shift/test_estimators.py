@@ -255,7 +255,8 @@ def test_small_chunks_are_warned_of(reference, production):
 
 
 def test_predictions_that_do_not_follow_from_the_scores_are_noted(reference):
-    estimator = CBPE().fit(reference.assign(h=1), **ROLES, y_pred="h")
+    with pytest.warns(UserWarning, match="the prediction is not that of a score of 0.5"):
+        estimator = CBPE().fit(reference.assign(h=1), **ROLES, y_pred="h")
     assert any("the prediction is not that of a score of 0.5" in note for note in estimator.reader_.notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,7 @@ class TableReader:
         if name == "reference" and differ:
             rule = "the class with the largest score" if score.shape[1] > 1 else f"a score of {self.roles.threshold:g}"
             self.notes.append(f"In {differ:,} rows of the reference the prediction is not that of {rule}.")
+            warnings.warn(self.notes[-1], UserWarning, stacklevel=4)
         return prediction
 
     def _labels(self, table: nw.DataFrame, name: str) -> np.ndarray | None:

@@ -23,6 +23,7 @@ _ROOMS = (
     "report",
     "rules",
     "sensitivity",
+    "shift",
     "store",
     "studies",
 )

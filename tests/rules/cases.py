@@ -18,6 +18,7 @@ from poise.dynamics.training_audit.facts import TrainingFacts
 from poise.dynamics.training_audit.sharpness import AuditedSharpness
 from poise.loops.augmentation_audit.facts import AugmentationFacts
 from poise.loops.loop_audit.facts import LoopFacts
+from poise.evidence import Overlap
 from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.perturbation_audit.facts import GridFacts
@@ -37,6 +38,8 @@ from poise.recsys import RankListSensitivity
 from poise.recsys.recommender_audit.facts import Arm, RecommenderFacts
 from poise.sensitivity.churn import Churn
 from poise.sensitivity.retraining_audit.facts import RetrainingFacts
+from poise.shift import ChunkEstimate, MetricEstimate
+from poise.shift.deployment_audit.facts import AuditedMetric, DeploymentFacts, InputDrift
 
 
 @dataclass(frozen=True)
@@ -404,6 +407,36 @@ EFFECT = {
     "estimate_depends_on_learner": Case(learners(1.0, 1.21), learners(1.0, 1.19), "warning"),
     "poor_overlap": Case(overlap(clipped=51), overlap(clipped=50, effective=250.0), "warning"),
     "constant_effect_predicts_better": Case(constant(0.2), constant(-0.2), "warning"),
+# --- after deployment
+
+
+def deployed(low=0.85, high=0.89, realised=None, effect=0.0, unsupported=0, size=5000.0, calibration=0.01):
+    """One chunk whose accuracy holds, but for what is given."""
+    estimate = MetricEstimate("accuracy", (low + high) / 2, low, high, realised, 0.8, 1.0, False)
+    overlap = Overlap(10_000, size, 0, unsupported, 1000, 0.01)
+    chunk = ChunkEstimate(0, 1000, 0, 1000, None, None, (estimate,), overlap, 0.7, None)
+    return DeploymentFacts(
+        method="WeightedCBPE",
+        metrics=(AuditedMetric("accuracy", 0.87, True),),
+        chunks=(chunk,),
+        uncorrected=(chunk,),
+        drift=(InputDrift("age", effect, 0.5),),
+        reference_rows=10_000,
+        calibration_error=calibration,
+        left_out={},
+        notes=(),
+        planned=1,
+        seed=0,
+    )
+
+
+DEPLOYMENT = {
+    "performance_drop": Case(deployed(0.70, 0.79), deployed(0.70, 0.81), "error"),
+    "concept_shift": Case(deployed(realised=0.825), deployed(realised=0.84), "warning"),
+    "unsupported_rows": Case(deployed(unsupported=101), deployed(unsupported=100), "warning"),
+    "low_effective_sample": Case(deployed(size=99.0), deployed(size=101.0), "warning"),
+    "input_drift": Case(deployed(effect=0.11), deployed(effect=0.09), "info"),
+    "miscalibrated_scores": Case(deployed(calibration=0.06), deployed(calibration=0.04), "info"),
 }
 
 CASES = {
@@ -415,5 +448,6 @@ CASES = {
     "retraining audit": RETRAINING,
     "augmentation audit": AUGMENTATION,
     "effect audit": EFFECT,
+    "deployment audit": DEPLOYMENT,
 }
 """By name of the rule set, then by id."""

@@ -8,6 +8,7 @@ import typer
 
 from poise.cli.explain import explain
 from poise.cli.fuse import fuse
+from poise.cli.monitor import monitor
 from poise.cli.preflight import preflight
 from poise.cli.quick_options import quick_options
 from poise.cli.report import report
@@ -31,6 +32,7 @@ _OPEN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_inters
 app.command(context_settings=_OPEN)(run)
 app.command(context_settings=_OPEN)(trial)
 app.command()(preflight)
+app.add_typer(monitor, name="monitor")
 app.command()(runs)
 app.command()(report)
 app.command()(explain)

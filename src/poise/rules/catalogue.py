@@ -26,6 +26,7 @@ RULE_SETS = (
     "poise.sensitivity.retraining_audit.rules:RULES",
     "poise.loops.augmentation_audit.rules:RULES",
     "poise.causal.effect_audit.rules:RULES",
+    "poise.shift.deployment_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 

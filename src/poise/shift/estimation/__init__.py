@@ -1,0 +1,1 @@
+"""How well a deployed classifier does on rows without labels, and in which chunks."""

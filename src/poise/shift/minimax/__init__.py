@@ -1,0 +1,1 @@
+"""Which stable inputs to keep where some mechanisms change: worst-case risk over environments."""

@@ -38,11 +38,12 @@ class SpectralRegularizer:
 
     .. math:: \sum_l \left[ (\sigma_l^k - 1)^2 + \lVert b_l \rVert^{2k} \right]
 
-    Networks that are trained on one task after the other become hard to train: singular values leave the range that they
-    had at initialisation. The largest one is followed by power iteration, one step a call, from a vector that is kept.
-    Kernels of convolutions count as matrices (out, the rest), whose norm differs from that of the convolution by at most
-    the root of the kernel's size. A fused projection of ``nn.MultiheadAttention`` counts as three matrices. Gains of
-    normalisations are pulled to one, :math:`\sum_i (\gamma_i^k - 1)^2`, their biases to zero like all others.
+    Networks that are trained on one task after the other become hard to train: singular values leave the range that
+    they had at initialisation. The largest one is followed by power iteration, one step a call, from a vector that is
+    kept. Kernels of convolutions count as matrices (out, the rest), whose norm differs from that of the convolution
+    by at most the root of the kernel's size. A fused projection of ``nn.MultiheadAttention`` counts as three
+    matrices. Gains of normalisations are pulled to one, :math:`\sum_i (\gamma_i^k - 1)^2`, their biases to zero like
+    all others.
 
     Args:
         model: what is regularised, the output layer included. Frozen parameters are left out, tied ones count once.
@@ -138,7 +139,7 @@ class SpectralRegularizer:
 
     def singular_values(self) -> dict[str, float]:
         """Return the estimates of the largest singular values; they are no larger than the true ones."""
-        return {m.name: float((m.weight().detach().float() @ m.v).norm()) for m in self._matrices}
+        return {m.name: float((m.weight().detach().to(m.v.dtype) @ m.v).norm()) for m in self._matrices}
 
     @torch.no_grad()
     def decay_(self, rate: float) -> None:
@@ -177,9 +178,10 @@ class SpectralRegularizer:
         for matrix, shape in zip(self._matrices, self._shapes, strict=True):
             if matrix.parameter.shape != shape:
                 raise RuntimeError(
-                    f"{matrix.name} has the shape {tuple(matrix.parameter.shape)}, before {tuple(shape)}: call rebuild()"
+                    f"{matrix.name} has the shape {tuple(matrix.parameter.shape)}, not {tuple(shape)}: call rebuild()"
                 )
-            s = _Sigma.apply(matrix.weight(), matrix.u, matrix.v, self._iterate(matrix, self.iterations))
+            value = self._iterate(matrix, self.iterations)
+            s = _Sigma.apply(matrix.weight(), matrix.u, matrix.v, value)
             yield matrix.name, (s**self.k - matrix.target**self.k) ** 2
         for name, gain in self._gains:
             yield name, ((gain.float() ** self.k - 1) ** 2).sum()

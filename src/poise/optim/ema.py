@@ -32,8 +32,8 @@ class EMA:
         model: the model that is trained. Its copy, ``ema.module``, starts with the same weights, in evaluation mode.
         decay: :math:`d` per call of :meth:`update`, in [0, 1].
         every: calls of :meth:`update` between two updates.
-        warmup: use :math:`\min(d, (1 + t) / (10 + t))` at update :math:`t`, so that random initial weights are forgotten
-            sooner.
+        warmup: use :math:`\min(d, (1 + t) / (10 + t))` at update :math:`t`, so that random initial weights are
+            forgotten sooner.
         skip_nonfinite: leave an update out if a weight of the model is NaN or infinite, which would never leave the
             average again. The check reads all weights once more.
 
@@ -163,8 +163,8 @@ class EMA:
             updates_per_task: updates on one task, or between two changes of the data.
 
         Warns:
-            UserWarning: if :math:`1 / (1 - d)` is above a third of it (the average lags behind on new data), or below 20
-                (it smooths nothing).
+            UserWarning: if :math:`1 / (1 - d)` is above a third of it (the average lags behind on new data), or below
+                20 (it smooths nothing).
         """
         horizon = float("inf") if self.decay == 1 else 1 / (1 - self.decay)
         if horizon > updates_per_task / 3:

@@ -87,9 +87,9 @@ def project_gem(
 class AGEM(OptimizerWrapper):
     r"""Take the part out of each step that would raise the loss of a batch of old data (A-GEM).
 
-    Give the loss of the old data before each step. With the gradient of the *combined* loss of new and replayed data, the
-    projection seldom acts, because that gradient already contains the reference; with the gradient of the new data alone,
-    it acts often.
+    Give the loss of the old data before each step. With the gradient of the *combined* loss of new and replayed data,
+    the projection seldom acts, because that gradient already contains the reference; with the gradient of the new
+    data alone, it acts often.
 
     Args:
         optimizer: takes the step.
@@ -109,8 +109,8 @@ class AGEM(OptimizerWrapper):
         RuntimeError: in ``step`` if no reference was given since the last one.
 
     References:
-        Chaudhry et al., ICLR 2019, arXiv:1812.00420; Hess et al., "Two complementary perspectives to continual learning",
-        2024, arXiv:2311.04898.
+        Chaudhry et al., ICLR 2019, arXiv:1812.00420; Hess et al., "Two complementary perspectives to continual
+        learning", 2024, arXiv:2311.04898.
 
     Example:
         >>> optimizer = AGEM(torch.optim.SGD(model.parameters(), 0.1))
@@ -135,9 +135,9 @@ class AGEM(OptimizerWrapper):
         """Take the gradient of the loss on old data; ``.grad`` is not touched.
 
         Args:
-            losses: a scalar loss, or several, one for each old task; an empty list if there is no old data yet: the next
-                step is then taken as it is. Put batch norms into evaluation mode for the forward pass of old data, so
-                that their running statistics do not move.
+            losses: a scalar loss, or several, one for each old task; an empty list if there is no old data yet: the
+                next step is then taken as it is. Put batch norms into evaluation mode for the forward pass of old
+                data, so that their running statistics do not move.
 
         Raises:
             ValueError: if a loss depends on no parameter of the optimizer.

@@ -41,11 +41,11 @@ class HomeostaticLR:
     Every ``interval`` samples the class of the last one decides the direction of a proposal: :math:`\eta \pm s \eta_0`.
     Two trial steps along the present gradient, at the old and at the proposed rate, are compared on the last samples
     seen. If the proposal is strictly better, the rate moves, by the effect of the sample's *true* class: a model that
-    recognises its samples wrongly regulates itself wrongly. ``effect="free"`` tries both directions and takes the better
-    one, whatever the class: a line search without that coupling, against which the coupling must prove itself.
+    recognises its samples wrongly regulates itself wrongly. ``effect="free"`` tries both directions and takes the
+    better one, whatever the class: a line search without that coupling, against which the coupling must prove itself.
 
-    The trials are plain gradient steps, also where the optimizer is another one. Parameters, gradients and random states
-    are not changed by them. Where there are several param groups, all rates keep their ratios.
+    The trials are plain gradient steps, also where the optimizer is another one. Parameters, gradients and random
+    states are not changed by them. Where there are several param groups, all rates keep their ratios.
 
     Args:
         optimizer: its learning rate is regulated.
@@ -62,7 +62,8 @@ class HomeostaticLR:
         skipped: decisions that were left out because a gradient was not finite.
 
     Raises:
-        ValueError: if ``step`` is outside (0, 1), ``interval`` or ``memory`` is below 1, or an effect is not -1, 0 or 1.
+        ValueError: if ``step`` is outside (0, 1), ``interval`` or ``memory`` is below 1, or an effect is not -1, 0 or
+            1.
         KeyError: in ``observe`` if a class has no effect.
         RuntimeError: in ``observe`` if there are no gradients.
 

@@ -122,16 +122,20 @@ def test_raw_rows_are_means_of_unit_vectors():
     assert layer.weight[1].norm().item() == pytest.approx(1)  # all unit features coincide
 
 
-def test_centred_rows_ignore_what_all_features_have_in_common():
+def test_rows_with_old_features_ignore_what_all_have_in_common_and_win_few_old_samples():
     torch.manual_seed(0)
-    layer, shift = nn.Linear(4, 4), torch.tensor([10.0, 10, 10, 10])
+    shift = torch.tensor([10.0, 10, 10, 10])
+    old, features, labels = torch.randn(200, 4), torch.randn(20, 4) + torch.eye(4)[3], torch.full((20,), 3)
+    layer = nn.Linear(4, 4)
     twin = copy.deepcopy(layer)
-    features, labels = torch.randn(20, 4), torch.full((20,), 3)
-    class_mean_init_(layer, features, labels, [3], center=torch.zeros(4))
-    class_mean_init_(twin, features + shift, labels, [3], center=shift)
-    torch.testing.assert_close(layer.weight, twin.weight)
-    torch.testing.assert_close((layer(features))[:, 3], twin(features + shift)[:, 3], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        twin.bias -= twin.weight @ shift  # the same outputs on moved features
+    class_mean_init_(layer, features, labels, [3], old_features=old, most=0.1)
+    class_mean_init_(twin, features + shift, labels, [3], old_features=old + shift, most=0.1)
+    torch.testing.assert_close(layer.weight, twin.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(features), twin(features + shift), rtol=1e-3, atol=1e-3)
     assert layer.weight[3].norm().item() == pytest.approx(layer.weight[:3].norm(dim=1).mean().item())
+    assert (layer(old).argmax(1) == 3).sum() == 20
 
 
 def test_bad_input_of_the_initialisation_is_named():
@@ -144,6 +148,8 @@ def test_bad_input_of_the_initialisation_is_named():
         class_mean_init_(layer, torch.zeros(2, 4), torch.zeros(2), [0])
     with pytest.raises(TypeError, match="layer must be"):
         class_mean_init_(nn.Conv1d(1, 1, 1), torch.ones(2, 4), torch.zeros(2), [0])
+    with pytest.raises(ValueError, match="most must lie"):
+        class_mean_init_(layer, torch.ones(2, 4), torch.zeros(2), [0], most=0.0)
     with pytest.raises(ValueError, match="scale must be"):
         class_mean_init_(layer, torch.ones(2, 4), torch.zeros(2), [0], scale="fit")
 

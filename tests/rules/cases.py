@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from poise.continual.update_audit.facts import UNTREATED, Conflict, UpdateFacts, UpdateRun
 from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
@@ -224,5 +225,53 @@ PERTURBATION = {
     "does_not_survive_perturbation": Case(grid(base=0.0, lr__5=math.nan), grid(base=0.0, lr__5=0.2), "warning"),
 }
 
-CASES = {"init audit": INIT, "training audit": TRAINING, "perturbation grid": PERTURBATION}
+# --- the update of a model that is served
+
+
+def updates(before_widened=0.9, lifts=(0.0, 0.0, 0.0), opposed=0.2, lag=-0.05, minimum=0.6):
+    """An update after which old data are at ``minimum`` for a while, and experiments that lift it by so much."""
+    labels = ("rows", "frozen", "projected")
+    low = {UNTREATED: minimum, **{name: minimum + lift for name, lift in zip(labels, lifts, strict=True)}}
+    runs = {
+        name: tuple(
+            UpdateRun(np.arange(3), np.array([0.9, value + 0.001 * i, 0.89]), np.array([0.0, 0.5, 0.8]), 1.0)
+            for i in range(3)
+        )
+        for name, value in low.items()
+    }
+    causes = ("head_initialisation", "hidden_plasticity", "gradient_conflict")
+    return UpdateFacts(
+        model="Net",
+        metric="accuracy",
+        before=0.9,
+        before_widened=before_widened,
+        new_classes=(3,),
+        samples=(100, 100),
+        every=1,
+        runs=runs,
+        experiments=dict(zip(causes, labels, strict=True)),
+        remedies={"rows": "class_mean_rows"},
+        tuned={},
+        conflict=Conflict(-0.3, opposed, 0.1),
+        lag=lag,
+        decay=0.99,
+        allowed_drop=0.02,
+        not_checked={},
+        cost="few runs",
+        seeds=(0, 1, 2),
+    )
+
+
+UPDATE = {
+    "head_initialisation": Case(
+        updates(before_widened=0.5), updates(before_widened=0.89, lifts=(0.05, 0.2, 0)), "error"
+    ),
+    "hidden_plasticity": Case(updates(lifts=(0, 0.2, 0)), updates(lifts=(0, 0.05, 0)), "warning"),
+    "gradient_conflict": Case(
+        updates(lifts=(0, 0, 0.2), opposed=0.6), updates(lifts=(0, 0, 0.2), opposed=0.4), "warning"
+    ),
+    "averaging_lag": Case(updates(lag=-0.2), updates(lag=-0.08), "warning"),
+}
+
+CASES = {"init audit": INIT, "training audit": TRAINING, "perturbation grid": PERTURBATION, "update audit": UPDATE}
 """By name of the rule set, then by id."""

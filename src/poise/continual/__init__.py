@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from poise.continual.streams.label_swaps import LabelSwapStream
     from poise.continual.streams.random_labels import random_labels
     from poise.continual.streams.task import Task
+    from poise.continual.update_audit import audit_update
+    from poise.continual.update_audit.rehearsal import rehearse
 
 __all__ = [
     "AccuracyHistory",
@@ -48,6 +50,7 @@ __all__ = [
     "LoRALinear",
     "ReservoirBuffer",
     "Task",
+    "audit_update",
     "average_accuracy",
     "average_anytime_accuracy",
     "averaging_lag",
@@ -71,6 +74,7 @@ __all__ = [
     "permuted_pixels",
     "random_labels",
     "recovery_time",
+    "rehearse",
     "rotate",
     "rotated_images",
     "sample_mean",

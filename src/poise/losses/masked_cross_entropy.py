@@ -99,6 +99,7 @@ class MaskedCrossEntropyLoss(nn.Module):
     """
 
     class_task: Tensor
+    weight: Tensor | None
 
     def __init__(
         self,

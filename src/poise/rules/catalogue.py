@@ -21,12 +21,14 @@ RULE_SETS = (
     "poise.preflight.init_audit.rules:RULES",
     "poise.preflight.perturbation_audit.rules:RULES",
     "poise.dynamics.training_audit.rules:RULES",
+    "poise.continual.update_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 
 REMEDIES = (
     "poise.doctor.remedies.documented:DOCUMENTED",
     "poise.preflight.init_audit.remedies:REMEDIES",
+    "poise.continual.update_audit.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,18 +54,18 @@ def grow_head(
             grown.grad = _with_zeros(old.grad, n)
         setattr(layer, name, grown)
         if optimizer is not None:
-            _replace(optimizer, old, grown, lambda state, rows=n: _with_zeros(state, rows))
+            _replace(optimizer, old, grown, n)
     layer.out_features += n
     return layer
 
 
-def _replace(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, grow: Callable[[Tensor], Tensor]) -> None:
+def _replace(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, rows: int) -> None:
     for group in optimizer.param_groups:
         group["params"] = [new if p is old else p for p in group["params"]]
     if old in optimizer.state:
         state: dict[str, Any] = optimizer.state.pop(old)
         optimizer.state[new] = {
-            key: grow(value) if isinstance(value, Tensor) and value.shape == old.shape else value
+            key: _with_zeros(value, rows) if isinstance(value, Tensor) and value.shape == old.shape else value
             for key, value in state.items()
         }
 

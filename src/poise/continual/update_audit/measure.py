@@ -266,7 +266,10 @@ def _with_chosen_strengths(
     advance: Callable[[], None],
 ) -> list[Treatment]:
     """Choose the learning rate and the weight of old data, on a seed that is not used again."""
-    tried = {LowerLR: [LowerLR(f) for f in _FACTORS], ReweightOld: [ReweightOld(w) for w in _WEIGHTS]}
+    tried: dict[type[Treatment], list[Treatment]] = {
+        LowerLR: [LowerLR(f) for f in _FACTORS],
+        ReweightOld: [ReweightOld(w) for w in _WEIGHTS],
+    }
     best: dict[type[Treatment], Treatment] = {}
     for kind, candidates in tried.items():
         scores = {}

@@ -185,8 +185,8 @@ def worst_case(results: Results) -> Measured:
     "angle",
     "The gap grows with the distance between tasks.",
     paper="Rotated MNIST; figure",
-    protocol="Two tasks, upright and rotated images. Drop: minimum accuracy of the first at 20 degrees less the mean of "
-    "those at 60 and 120.",
+    protocol="Two tasks, upright and rotated images. Drop: minimum accuracy of the first at 20 degrees less the mean "
+    "of those at 60 and 120.",
     reproduced=at_least("drop", 0.03),
     refuted=at_most("drop", 0.0),
     over_seeds=["drop"],
@@ -229,9 +229,9 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
             seed_table("Metrics", ["metric", "evaluated"], rows),
             seed_table("Minimum accuracy of the first task by angle", ["degrees"], results.minima),
             Text(
-                f"Perceptron of {WIDTHS[0]} and {WIDTHS[1]} ReLUs, SGD {LR:g} with momentum {MOMENTUM:g}, {BATCH} new and "
-                f"{BATCH} replayed samples an update, {results.plan.updates} updates a task, weight {WEIGHT:g} of the new "
-                f"samples, 2000 samples in memory, {results.plan.subset} held-out samples a task, fixed by the seed.",
+                f"Perceptron of {WIDTHS[0]} and {WIDTHS[1]} ReLUs, SGD {LR:g} with momentum {MOMENTUM:g}, {BATCH} new "
+                f"and {BATCH} replayed samples an update, {results.plan.updates} updates a task, weight {WEIGHT:g} of "
+                f"the new samples, 2000 samples in memory, {results.plan.subset} held-out samples a task, fixed by the seed.",
                 title="How to read it",
             ),
         ],

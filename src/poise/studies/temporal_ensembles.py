@@ -151,7 +151,8 @@ def accuracy(results: Results) -> Measured:
     "minimum",
     "They remove most of the stability gap.",
     paper="worst-case accuracy close to the final one; figure",
-    protocol="Gain: of the minimum accuracy. Fall ratio: windowed forgetting over 10 evaluations, averaged over trained.",
+    protocol="Gain: of the minimum accuracy. Fall ratio: windowed forgetting over 10 evaluations, of averaged by that "
+    "of trained weights.",
     reproduced=at_least("gain", 0.15) & at_most("fall_ratio", 1 / 3),
     refuted=below("gain", 0.05),
     over_seeds=["gain", "fall_ratio"],
@@ -160,7 +161,9 @@ def minimum(results: Results) -> Measured:
     gain = results.gain(REPLAY, LOWEST)
     ratio = results.metric(REPLAY, AVERAGE, FALL) / results.metric(REPLAY, TRAINED, FALL)
     lowest = [results.metric(REPLAY, kind, LOWEST).mean() for kind in (TRAINED, AVERAGE)]
-    words = f"minimum accuracy {lowest[0]:.3f} trained, {lowest[1]:.3f} averaged; falls are {ratio.mean():.2f} times as deep"
+    words = (
+        f"minimum accuracy {lowest[0]:.3f} trained, {lowest[1]:.3f} averaged; falls {ratio.mean():.2f} times as deep"
+    )
     numbers = {"gain": gain.mean(), "fall_ratio": ratio.mean()}
     return on_fashion(results.data, Measured(words, numbers, {"gain": gain, "fall_ratio": ratio}))
 
@@ -201,8 +204,8 @@ def uniform_average(results: Results) -> Measured:
     "short-tasks",
     "Our limit: with tasks of one memory length, the average is behind on the current task.",
     paper="-",
-    protocol="100 updates a task. Lag: accuracy of the moving average on a task less that of the trained weights, over the "
-    "second half of its training, mean over all tasks but the first.",
+    protocol="100 updates a task. Lag: accuracy of the moving average on a task less that of the trained weights, over "
+    "the second half of its training, mean over all tasks but the first.",
     reproduced=below("lag", -0.1),
     refuted=above("lag", -0.02),
     over_seeds=["lag"],
@@ -244,9 +247,9 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
             picture,
             seed_table("Metrics", ["setting", "weights", "metric"], rows),
             Text(
-                f"One pass over {results.plan.samples} samples a task, batches of {BATCH} new and {BATCH} replayed samples, "
-                f"{REPEAT} updates a batch (1 for short tasks), {MEMORY} samples in memory, SGD {LR:g}, decay {DECAY:g}, "
-                f"evaluated every {results.plan.every} updates.",
+                f"One pass over {results.plan.samples} samples a task, batches of {BATCH} new and {BATCH} replayed "
+                f"samples, {REPEAT} updates a batch (1 for short tasks), {MEMORY} samples in memory, SGD {LR:g}, decay "
+                f"{DECAY:g}, evaluated every {results.plan.every} updates.",
                 title="How to read it",
             ),
         ],

@@ -231,7 +231,8 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
             Text(
                 f"Perceptron of {WIDTHS[0]} and {WIDTHS[1]} ReLUs, SGD {LR:g} with momentum {MOMENTUM:g}, {BATCH} new "
                 f"and {BATCH} replayed samples an update, {results.plan.updates} updates a task, weight {WEIGHT:g} of "
-                f"the new samples, 2000 samples in memory, {results.plan.subset} held-out samples a task, fixed by the seed.",
+                f"the new samples, 2000 samples in memory, {results.plan.subset} held-out samples a task, fixed by "
+                "the seed.",
                 title="How to read it",
             ),
         ],

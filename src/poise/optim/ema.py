@@ -174,7 +174,7 @@ class EMA:
                 UserWarning,
                 stacklevel=2,
             )
-        elif horizon < _SHORTEST:
+        elif horizon < _SHORTEST * (1 - 1e-9):
             warnings.warn(
                 f"the average remembers {horizon:.0f} updates only: drops of tens of updates will show; a decay of at "
                 f"least {1 - 1 / _SHORTEST:.4g} hides them",

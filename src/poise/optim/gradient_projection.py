@@ -39,8 +39,9 @@ def project_agem(g: Float[Tensor, " n"], reference: Float[Tensor, " n"], eps: fl
     References:
         Chaudhry et al., "Efficient lifelong learning with A-GEM", ICLR 2019, arXiv:1812.00420.
     """
-    _check(g, reference[None])
+    _check_shapes(g, reference[None])
     product = torch.dot(g, reference)
+    _check_finite(product)
     return g if float(product) >= 0 else g - product / (torch.dot(reference, reference) + eps) * reference
 
 
@@ -75,8 +76,9 @@ def project_gem(
         raise ValueError(f"strength and eps must not be negative, got {strength} and {eps}")
     if len(references) > MOST_REFERENCES:
         raise ValueError(f"references must be at most {MOST_REFERENCES}, got {len(references)}; average some of them")
-    _check(g, references)
+    _check_shapes(g, references)
     products = references @ g
+    _check_finite(products)
     if not always and bool((products >= 0).all()):
         return g
     gram = (references @ references.T).double().cpu().numpy()
@@ -258,10 +260,14 @@ def _dual(p: np.ndarray, products: np.ndarray, strength: float) -> np.ndarray:
     return w + strength
 
 
-def _check(g: Tensor, references: Tensor) -> None:
+def _check_shapes(g: Tensor, references: Tensor) -> None:
     if g.ndim != 1 or references.ndim != 2 or references.shape[1] != len(g):
         raise ValueError(f"references must have {len(g)} columns, as many as g, got {tuple(references.shape)}")
-    if not bool(torch.isfinite(g).all() and torch.isfinite(references).all()):
+
+
+def _check_finite(products: Tensor) -> None:
+    # A NaN or an infinity of a gradient is one of its products, too: to read all gradients for it would cost as much.
+    if not bool(torch.isfinite(products).all()):
         raise ValueError("gradients must be finite, got NaN or infinities")
 
 

@@ -173,7 +173,8 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
 )
 def lost(results: Results) -> Measured:
     fall = results.first((NONE, 0.0)) - results.last((NONE, 0.0))
-    words = f"accuracy {results.first((NONE, 0.0)).mean():.3f} on the first, {results.last((NONE, 0.0)).mean():.3f} on the last"
+    first, last = results.first((NONE, 0.0)).mean(), results.last((NONE, 0.0)).mean()
+    words = f"accuracy {first:.3f} on the first, {last:.3f} on the last"
     return on_fashion(results.data, Measured(words, {"fall": fall.mean()}, {"fall": fall}))
 
 

@@ -1,8 +1,9 @@
 """What the parts for continual learning cost beside hand-written code and peers.
 
 Run with ``python benchmarks/continual.py [NAME ...]`` (all comparisons by default), on an idle machine, one thread. The
-arms of a comparison run in turn in one process, and ratios are taken within a round. avalanche-lib conflicts with this
-package's requirements: give it an environment of its own (``benchmarks/requirements-avalanche.txt``), and its row appears.
+arms of a comparison run in turn in one process, and ratios are taken within a round. avalanche-lib has
+requirements that conflict with ours: in an environment of its own (``benchmarks/requirements-avalanche.txt``) its row
+appears.
 """
 
 from __future__ import annotations

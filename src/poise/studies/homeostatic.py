@@ -180,7 +180,6 @@ def order(results: Results) -> Measured:
     paper="figure",
     protocol="Fast swaps. Lead: homeostatic less random.",
     reproduced=above("lead", 0.0),
-    refuted=at_most("lead", 0.0),
     over_seeds=["lead"],
 )
 def at_random(results: Results) -> Measured:
@@ -195,7 +194,6 @@ def at_random(results: Results) -> Measured:
     paper="not tested",
     protocol="Fast swaps. Lead over the best of five constant rates, chosen on a seed of its own.",
     reproduced=above("lead", 0.0),
-    refuted=at_most("lead", 0.0),
     over_seeds=["lead"],
 )
 def best_constant(results: Results) -> Measured:
@@ -211,7 +209,6 @@ def best_constant(results: Results) -> Measured:
     paper="not tested",
     protocol="Fast swaps. Lead of the homeostatic rate over the better of both directions, whatever the class.",
     reproduced=above("lead", 0.0),
-    refuted=at_most("lead", 0.0),
     over_seeds=["lead"],
 )
 def coupling(results: Results) -> Measured:

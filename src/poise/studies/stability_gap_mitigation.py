@@ -280,7 +280,6 @@ def initialisation(results: Results) -> Measured:
     paper="-",
     protocol="Lead: stability gap at a third of the learning rate less that with all four remedies.",
     reproduced=above("lead", 0.0),
-    refuted=at_most("lead", 0.0),
     over_seeds=["lead"],
 )
 def smaller_rate(results: Results) -> Measured:

@@ -190,7 +190,6 @@ def methods(results: Results) -> Measured:
     paper="-",
     protocol="Lead: worst-case accuracy of the moving average less that of the plain average.",
     reproduced=at_most("lead", 0.02),
-    refuted=above("lead", 0.02),
     over_seeds=["lead"],
 )
 def uniform_average(results: Results) -> Measured:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from poise.continual import AccuracyHistory
 from poise.continual.update_audit.facts import UNTREATED, Conflict, UpdateFacts, UpdateRun
 from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
@@ -273,5 +274,42 @@ UPDATE = {
     "averaging_lag": Case(updates(lag=-0.2), updates(lag=-0.08), "warning"),
 }
 
-CASES = {"init audit": INIT, "training audit": TRAINING, "perturbation grid": PERTURBATION, "update audit": UPDATE}
+# --- scores while tasks are learned
+
+
+def scores(rows, trained):
+    """A history of tasks that are evaluated from their first update on."""
+    acc = np.array(rows, dtype=float)
+    names = tuple(f"task {i + 1}" for i in range(acc.shape[1]))
+    return AccuracyHistory(acc, np.array(trained), np.arange(len(acc)), names, (100,) * acc.shape[1])
+
+
+def falling(step):
+    """Eight tasks, each of which is learned less well than the last by so much and then kept."""
+    ends = 0.95 - step * np.arange(8)
+    rows = np.where(np.tri(8, dtype=bool), ends, np.nan)
+    return scores(rows, range(8))
+
+
+EVALUATION = {
+    "label_offset": Case(
+        scores([[0.9, np.nan], [0.5, 0.0], [0.8, 0.0]], [0, 1, 1]),
+        scores([[0.9, np.nan], [0.85, 0.0], [0.8, 0.01]], [0, 1, 1]),
+        "error",
+    ),
+    "loss_of_plasticity": Case(falling(0.05), falling(0.01), "warning"),
+    "hidden_drop": Case(
+        scores([[0.9, np.nan], [0.5, 0.3], [0.8, 0.9]], [0, 1, 1]),
+        scores([[0.9, np.nan], [0.75, 0.3], [0.8, 0.9]], [0, 1, 1]),
+        "warning",
+    ),
+}
+
+CASES = {
+    "init audit": INIT,
+    "training audit": TRAINING,
+    "perturbation grid": PERTURBATION,
+    "update audit": UPDATE,
+    "continual evaluation": EVALUATION,
+}
 """By name of the rule set, then by id."""

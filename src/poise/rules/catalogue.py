@@ -22,6 +22,7 @@ RULE_SETS = (
     "poise.preflight.perturbation_audit.rules:RULES",
     "poise.dynamics.training_audit.rules:RULES",
     "poise.continual.update_audit.rules:RULES",
+    "poise.continual.evaluation.rules:RULES",
 )
 """Where the rooms keep their rules."""
 
@@ -29,6 +30,7 @@ REMEDIES = (
     "poise.doctor.remedies.documented:DOCUMENTED",
     "poise.preflight.init_audit.remedies:REMEDIES",
     "poise.continual.update_audit.remedies:REMEDIES",
+    "poise.continual.evaluation.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

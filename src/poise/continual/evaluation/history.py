@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from poise.continual.evaluation import metrics
+from poise.continual.evaluation.rules import RULES
 from poise.report import Figure, Report, Table, Text, line_chart
+from poise.rules import findings_of
 from poise.tools.number import number
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class AccuracyHistory:
         return pd.DataFrame(rows, columns=["step", "trained_task", "eval_task", "value", "n"])
 
     def report(self) -> Report:
-        """Return the curves with their minima, a row for each task, and all metrics."""
+        """Return what the rules find, the curves, a row for each task with its minimum, and all metrics."""
         tasks, found = self._task_table(), self.summary()
         lost = found["minimum accuracy"]
         summary = (
@@ -133,6 +135,7 @@ class AccuracyHistory:
         return Report(
             "Continual evaluation",
             summary,
+            findings_of(RULES, self),
             blocks=[
                 gap_figure({"": self}),
                 tasks,
@@ -145,7 +148,7 @@ class AccuracyHistory:
         minima = metrics.task_minima(self.accuracy, self.trained)
         rows = []
         for i in (int(t) for t in dict.fromkeys(self.trained[self.trained >= 0].tolist())):
-            end = self.accuracy[metrics._first_end(self.trained, i), i]
+            end = self.accuracy[metrics.first_end(self.trained, i), i]
             lowest = minima.get(i, math.nan)
             low, high = self._ends(lowest, i)
             back = metrics.recovery_time(self.accuracy, self.trained, i)

@@ -117,7 +117,7 @@ def task_minima(
     rows = np.arange(len(trained))
     found = {}
     for i in seen:
-        later = acc[(rows > _first_end(trained, i)) & (trained != i), i]
+        later = acc[(rows > first_end(trained, i)) & (trained != i), i]
         later = later[~np.isnan(later)]
         if len(later):
             found[int(i)] = float(_running_median(later, smooth).min())
@@ -197,7 +197,7 @@ def learning_curve_area(
     for i in seen:
         first = int(np.flatnonzero(trained == i)[0])
         start = max(first - 1, 0) if zero_shot else first
-        areas.append(np.nanmean(acc[start : min(first + beta, _first_end(trained, i) + 1), i]))
+        areas.append(np.nanmean(acc[start : min(first + beta, first_end(trained, i) + 1), i]))
     return float(np.mean(areas))
 
 
@@ -218,7 +218,7 @@ def gap_depth(accuracy: Float[np.ndarray, "updates tasks"], trained: Int[np.ndar
     r"""Return :math:`a_{s_i,i} - \min_{n > s_i} a_{n,i}`: how far a task fell after its training; NaN without rows."""
     acc, _ = _checked(accuracy, trained)
     lowest = task_minima(acc, trained).get(task, math.nan)
-    return float(acc[_first_end(trained, task), task]) - lowest
+    return float(acc[first_end(trained, task), task]) - lowest
 
 
 def recovery_time(
@@ -239,7 +239,7 @@ def recovery_time(
         tolerance: in units of the score.
     """
     acc, _ = _checked(accuracy, trained)
-    end = _first_end(trained, task)
+    end = first_end(trained, task)
     later = acc[end + 1 :, task]
     wanted = acc[end, task] - tolerance
     if not len(later) or not (later < wanted).any():
@@ -266,8 +266,8 @@ def _checked(accuracy: ArrayLike, trained: ArrayLike) -> tuple[NDArray[np.float6
     return acc, started[np.sort(first)]
 
 
-def _first_end(trained: NDArray[np.int64], task: int) -> int:
-    """Return the last row of the first stretch of rows that trained this task."""
+def first_end(trained: NDArray[np.int64], task: int) -> int:
+    """Return the last row of the first stretch of rows that trained this task; it must have been trained."""
     mine = np.asarray(trained) == task
     start = int(mine.argmax())
     gap = np.flatnonzero(~mine[start:])

@@ -118,8 +118,8 @@ def rehearse(plan: Plan, arm: str, seed: int) -> Run:
         curves = []
         for j in (1, 2):
             if arm == "joint":
-                known = [torch.cat([getattr(t, part) for t in tasks[: j + 1]]) for part in ("x", "y")]
-                train_on(model, Task(*known, *known), plan.joint, generator)
+                x, y = (torch.cat([getattr(t, part) for t in tasks[: j + 1]]) for part in ("x", "y"))
+                train_on(model, Task(x, y, x, y), plan.joint, generator)
                 curves.append([accuracies(model, tasks, j)])
             else:
                 curves.append(_increment(plan, arm, model, tasks, j, generator, seed))
@@ -199,7 +199,7 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
 
 def _gaps(run: Run, joint: Run) -> Gaps:
     reference = [(joint.old[j][0], joint.new[j][0], joint.everything[j][0]) for j in range(2)]
-    return continual_gaps(run.old, run.new, run.everything, [tuple(max(v, 1e-6) for v in row) for row in reference])  # type: ignore[misc]
+    return continual_gaps(run.old, run.new, run.everything, [tuple(max(v, 1e-6) for v in row) for row in reference])
 
 
 # --- the claims --------------------------------------------------------------------------------------------------

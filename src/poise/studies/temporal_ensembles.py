@@ -141,9 +141,9 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     over_seeds=["gain"],
 )
 def accuracy(results: Results) -> Measured:
-    pair = [results.metric(REPLAY, kind, ACC) for kind in (TRAINED, AVERAGE)]
-    words = f"{pair[0].mean():.3f} trained, {pair[1].mean():.3f} averaged: "
-    paired, gain = compare_paired(*pair, lower_is_better=False), results.gain(REPLAY, ACC)
+    own, averaged = results.metric(REPLAY, TRAINED, ACC), results.metric(REPLAY, AVERAGE, ACC)
+    words = f"{own.mean():.3f} trained, {averaged.mean():.3f} averaged: "
+    paired, gain = compare_paired(own, averaged, lower_is_better=False), results.gain(REPLAY, ACC)
     return on_fashion(results.data, Measured(words + difference(paired), {"gain": gain.mean()}, {"gain": gain}))
 
 

@@ -15,6 +15,7 @@ Scope = Literal["own", "current", "seen", "old"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _WITHOUT = -1  # task of a class that was not introduced
+_UNDERFLOW = 1e-30  # probabilities above it are exact to rounding in float32
 
 
 def masked_logits(
@@ -295,28 +296,39 @@ class _MaskedNLL(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, biases: Tensor, row: Tensor, dummies: Tensor | None
     ) -> Tensor:
-        filled = biases.index_select(0, row).add_(logits)
+        filled, column = biases.index_select(0, row).add_(logits), target[:, None]
         slope = filled.softmax(1)
-        # The largest probability is at least 1 / classes, so that its logarithm is exact to rounding.
-        total = filled.amax(1).sub_(slope.amax(1).log_())
+        total = _log_normaliser(filled, slope, column)
         if dummies is not None:
             both = torch.logaddexp(total, dummies.index_select(0, row))
             slope.mul_((total - both).exp_()[:, None])
             total = both
-        column = target[:, None]
         slope.scatter_add_(1, column, slope.new_full((len(slope), 1), -1.0))
         ctx.save_for_backward(logits, target, biases, row, dummies, slope)
+        ctx.buffer = filled  # for the gradient
         return total - logits.gather(1, column)[:, 0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         logits, target, biases, row, dummies, slope = ctx.saved_tensors
+        buffer, ctx.buffer = ctx.buffer, None
         if torch.is_grad_enabled():  # a second derivative is wanted
             filled = biases[row] + logits
             total = filled.logsumexp(1)
             total = total if dummies is None else torch.logaddexp(total, dummies[row])
             slope = (filled - total[:, None]).exp() - torch.zeros_like(slope).scatter(1, target[:, None], 1.0)
-        return slope * grad[:, None], None, None, None, None
+            return slope * grad[:, None], None, None, None, None
+        return torch.mul(slope, grad[:, None], out=buffer), None, None, None, None
+
+
+def _log_normaliser(filled: Tensor, p: Tensor, column: Tensor) -> Tensor:
+    """Return the logarithm of the softmax's normaliser from a logit and its probability."""
+    if filled.is_cpu and not torch.compiler.is_compiling():  # elsewhere, reading a number would wait for the device
+        own = p.gather(1, column)
+        if len(own) and float(own.min()) > _UNDERFLOW:
+            return filled.gather(1, column).sub_(own.log_())[:, 0]
+    # The largest probability is at least 1 / classes, so that its logarithm is exact to rounding.
+    return filled.amax(1).sub_(p.amax(1).log_())
 
 
 def _check_scope(scope: str) -> None:

@@ -53,8 +53,8 @@ class Plan:
     train: int = 8_000
     test: int = 1_000
     base: int = 250
-    updates: int = 120
-    joint: int = 350
+    updates: int = 100
+    joint: int = 250
     every: int = 4
     n_jobs: int = -1
 
@@ -327,7 +327,7 @@ STUDY = Study(
     title="Do four remedies keep old classes usable while new ones are learned?",
     room="continual",
     paper=Paper("Overcoming the Stability Gap in Continual Learning", "Harun and Kanan", 2023, "2306.01904"),
-    seeds={"tiny": 2, "default": 5, "full": 10},
+    seeds={"tiny": 2, "default": 4, "full": 10},
     experiment=experiment,
     claims=(stability, final, all_classes, initialisation, smaller_rate),
     present=present,

@@ -9,6 +9,7 @@ __version__: str  # found on first use, among all installed packages
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
 _ROOMS = (
     "causal",
+    "continual",
     "curvature",
     "data",
     "doctor",

@@ -346,3 +346,95 @@ def test_bad_input_is_named():
         EMA(models[0], 1.5)
     with pytest.raises(ValueError, match="no average before"):
         ModelAverager().average()
+
+
+# --- an average that is served while the model keeps learning
+
+
+def ramp(decay, steps, **settings):
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    ema = EMA(model, decay, **settings)
+    for t in range(1, steps + 1):
+        with torch.no_grad():
+            model.weight.fill_(float(t))
+        ema.update()
+    return model, ema
+
+
+def test_an_average_lags_behind_a_ramp_by_its_horizon():
+    _, ema = ramp(0.9, 300)
+    assert 300 - ema.module.weight.item() == pytest.approx(0.9 / 0.1, rel=1e-9)
+
+
+def test_noise_is_averaged_out_as_theory_says():
+    model = nn.Linear(1, 1, bias=False).double()
+    ema, generator = EMA(model, 0.9), torch.Generator().manual_seed(0)
+    values = []
+    for noise in torch.randn(20_000, generator=generator, dtype=torch.float64):
+        with torch.no_grad():
+            model.weight.fill_(noise)
+        ema.update()
+        values.append(ema.module.weight.item())
+    assert torch.tensor(values[200:]).var().item() == pytest.approx(0.1 / 1.9, rel=0.1)
+
+
+def test_a_warm_up_forgets_the_initial_weights_sooner():
+    _, slow = ramp(0.99, 20)
+    _, fast = ramp(0.99, 20, warmup=True)
+    assert fast.module.weight > slow.module.weight
+    _, first = ramp(0.99, 1, warmup=True)
+    assert first.module.weight.item() == pytest.approx(1 - 2 / 11)
+
+
+def test_weights_that_are_not_finite_do_not_enter_the_average():
+    model, ema = ramp(0.9, 5, skip_nonfinite=True)
+    kept = ema.module.weight.clone()
+    with torch.no_grad():
+        model.weight.fill_(math.nan)
+    with pytest.warns(UserWarning, match="leaves such updates out"):
+        ema.update()
+    ema.update()
+    assert ema.skipped == 2
+    assert torch.equal(ema.module.weight, kept)
+
+
+def test_served_weights_are_swapped_once():
+    model, ema = ramp(0.9, 5)
+    kept = model.weight.clone()
+    with ema.applied() as served:
+        assert served.weight.item() == pytest.approx(ema_of_ramp(0.9, 5))
+        with pytest.raises(RuntimeError, match="must not be entered twice"), ema.applied():
+            pass
+        with pytest.raises(RuntimeError, match="within applied"):
+            ema.update()
+    assert torch.equal(model.weight, kept)
+    with pytest.raises(KeyError), ema.applied():
+        raise KeyError
+    assert torch.equal(model.weight, kept)
+
+
+def ema_of_ramp(decay, steps):
+    value = 0.0
+    for t in range(1, steps + 1):
+        value += (1 - decay) * (t - value)
+    return value
+
+
+def test_a_horizon_that_does_not_fit_the_task_is_named():
+    _, ema = ramp(0.99, 1)
+    with pytest.warns(UserWarning, match="a decay of at most 0.97 fits"):
+        ema.check_horizon(100)
+    ema.check_horizon(300)
+    _, short = ramp(0.5, 1)
+    with pytest.warns(UserWarning, match="at least 0.95"):
+        short.check_horizon(300)
+
+
+def test_an_average_does_not_follow_another_model():
+    model, ema = ramp(0.9, 1)
+    model.extra = nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="extra"):
+        ema.update()
+    with pytest.raises(RuntimeError, match="only one has"):
+        ema.sync_structure()

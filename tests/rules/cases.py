@@ -12,6 +12,8 @@ from torch import nn
 
 from poise.causal import AverageEffect
 from poise.causal.effect_audit.facts import ConstantComparison, EffectFacts, Flip, Overlap
+from poise.continual import AccuracyHistory
+from poise.continual.update_audit.facts import UNTREATED, Conflict, UpdateFacts, UpdateRun
 from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
@@ -437,6 +439,83 @@ DEPLOYMENT = {
     "low_effective_sample": Case(deployed(size=99.0), deployed(size=101.0), "warning"),
     "input_drift": Case(deployed(effect=0.11), deployed(effect=0.09), "info"),
     "miscalibrated_scores": Case(deployed(calibration=0.06), deployed(calibration=0.04), "info"),
+# --- the update of a model that is served
+
+
+def updates(before_widened=0.9, lifts=(0.0, 0.0, 0.0), opposed=0.2, lag=-0.05, minimum=0.6):
+    """An update after which old data are at ``minimum`` for a while, and experiments that lift it by so much."""
+    labels = ("rows", "frozen", "projected")
+    low = {UNTREATED: minimum, **{name: minimum + lift for name, lift in zip(labels, lifts, strict=True)}}
+    runs = {
+        name: tuple(
+            UpdateRun(np.arange(3), np.array([0.9, value + 0.001 * i, 0.89]), np.array([0.0, 0.5, 0.8]), 1.0)
+            for i in range(3)
+        )
+        for name, value in low.items()
+    }
+    causes = ("head_initialisation", "hidden_plasticity", "gradient_conflict")
+    return UpdateFacts(
+        model="Net",
+        metric="accuracy",
+        before=0.9,
+        before_widened=before_widened,
+        new_classes=(3,),
+        samples=(100, 100),
+        every=1,
+        runs=runs,
+        experiments=dict(zip(causes, labels, strict=True)),
+        remedies={"rows": "class_mean_rows"},
+        tuned={},
+        conflict=Conflict(-0.3, opposed, 0.1),
+        lag=lag,
+        decay=0.99,
+        allowed_drop=0.02,
+        not_checked={},
+        cost="few runs",
+        seeds=(0, 1, 2),
+    )
+
+
+UPDATE = {
+    "head_initialisation": Case(
+        updates(before_widened=0.5), updates(before_widened=0.89, lifts=(0.05, 0.2, 0)), "error"
+    ),
+    "hidden_plasticity": Case(updates(lifts=(0, 0.2, 0)), updates(lifts=(0, 0.05, 0)), "warning"),
+    "gradient_conflict": Case(
+        updates(lifts=(0, 0, 0.2), opposed=0.6), updates(lifts=(0, 0, 0.2), opposed=0.4), "warning"
+    ),
+    "averaging_lag": Case(updates(lag=-0.2), updates(lag=-0.08), "warning"),
+}
+
+# --- scores while tasks are learned
+
+
+def scores(rows, trained):
+    """A history of tasks that are evaluated from their first update on."""
+    acc = np.array(rows, dtype=float)
+    names = tuple(f"task {i + 1}" for i in range(acc.shape[1]))
+    return AccuracyHistory(acc, np.array(trained), np.arange(len(acc)), names, (100,) * acc.shape[1])
+
+
+def falling(step):
+    """Eight tasks, each of which is learned less well than the last by so much and then kept."""
+    ends = 0.95 - step * np.arange(8)
+    rows = np.where(np.tri(8, dtype=bool), ends, np.nan)
+    return scores(rows, range(8))
+
+
+EVALUATION = {
+    "label_offset": Case(
+        scores([[0.9, np.nan], [0.5, 0.0], [0.8, 0.0]], [0, 1, 1]),
+        scores([[0.9, np.nan], [0.85, 0.0], [0.8, 0.01]], [0, 1, 1]),
+        "error",
+    ),
+    "loss_of_plasticity": Case(falling(0.05), falling(0.01), "warning"),
+    "hidden_drop": Case(
+        scores([[0.9, np.nan], [0.5, 0.3], [0.8, 0.9]], [0, 1, 1]),
+        scores([[0.9, np.nan], [0.75, 0.3], [0.8, 0.9]], [0, 1, 1]),
+        "warning",
+    ),
 }
 
 CASES = {
@@ -449,5 +528,7 @@ CASES = {
     "augmentation audit": AUGMENTATION,
     "effect audit": EFFECT,
     "deployment audit": DEPLOYMENT,
+    "update audit": UPDATE,
+    "continual evaluation": EVALUATION,
 }
 """By name of the rule set, then by id."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from poise.data.coin_flips import CoinFlips, load_coin_flips
     from poise.data.dataset import Dataset, load_breast_cancer, load_diabetes, load_digits
     from poise.data.employment import EMPLOYMENT_FEATURES, Employment, load_employment
+    from poise.data.fashion_mnist import has_fashion_mnist, load_fashion_mnist
     from poise.data.german_credit import load_german_credit
     from poise.data.ihdp import Ihdp, load_ihdp
     from poise.data.mnist_digits import load_mnist_digits
@@ -30,6 +31,7 @@ __all__ = [
     "Ihdp",
     "MovieLens",
     "TextCorpus",
+    "has_fashion_mnist",
     "load_acic",
     "load_adult",
     "load_breast_cancer",
@@ -37,6 +39,7 @@ __all__ = [
     "load_diabetes",
     "load_digits",
     "load_employment",
+    "load_fashion_mnist",
     "load_german_credit",
     "load_ihdp",
     "load_mnist_digits",

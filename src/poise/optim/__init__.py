@@ -14,7 +14,10 @@ if TYPE_CHECKING:
         equilibrium_norm,
         equivalent_hyperparameters,
     )
+    from poise.optim.freeze_rows import FrozenRows, freeze_rows
     from poise.optim.fuse import FuseInfo, fuse
+    from poise.optim.gradient_projection import AGEM, GEM, project_agem, project_gem
+    from poise.optim.homeostatic_lr import HomeostaticLR
     from poise.optim.independent_adamw import IndependentAdamW
     from poise.optim.loss_barrier import LossBarrier, loss_barrier
     from poise.optim.match_effective_lr import MatchEffectiveLR, group_effective_lr, weight_norm
@@ -32,13 +35,17 @@ if TYPE_CHECKING:
     from poise.optim.wrapper import OptimizerWrapper
 
 __all__ = [
+    "AGEM",
     "EMA",
+    "GEM",
     "SAM",
     "SGDP",
     "SOAP",
     "AdamP",
     "CurvatureWarmup",
+    "FrozenRows",
     "FuseInfo",
+    "HomeostaticLR",
     "Hyperparameters",
     "IndependentAdamW",
     "LossBarrier",
@@ -55,12 +62,15 @@ __all__ = [
     "decay_groups",
     "equilibrium_norm",
     "equivalent_hyperparameters",
+    "freeze_rows",
     "fuse",
     "group_effective_lr",
     "loss_barrier",
     "mu_param_groups",
     "open_checkpoint",
     "param_groups",
+    "project_agem",
+    "project_gem",
     "save_checkpoint",
     "scale_invariant_parameters",
     "weight_norm",

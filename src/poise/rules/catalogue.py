@@ -27,6 +27,8 @@ RULE_SETS = (
     "poise.loops.augmentation_audit.rules:RULES",
     "poise.causal.effect_audit.rules:RULES",
     "poise.shift.deployment_audit.rules:RULES",
+    "poise.continual.update_audit.rules:RULES",
+    "poise.continual.evaluation.rules:RULES",
 )
 """Where the rooms keep their rules."""
 
@@ -37,6 +39,8 @@ REMEDIES = (
     "poise.loops.loop_audit.remedies:REMEDIES",
     "poise.sensitivity.retraining_audit.remedies:REMEDIES",
     "poise.causal.effect_audit.remedies:REMEDIES",
+    "poise.continual.update_audit.remedies:REMEDIES",
+    "poise.continual.evaluation.remedies:REMEDIES",
 )
 """Where the rooms keep their documented remedies, by name."""
 

@@ -1,0 +1,1 @@
+"""What a model can do after every update, and the metrics of it."""

@@ -1,0 +1,1 @@
+"""Changes of a model for an update: its head, the layers below it, and what may move."""

@@ -1,0 +1,1 @@
+"""Old data that is kept in memory and trained on again."""

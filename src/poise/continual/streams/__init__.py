@@ -1,0 +1,1 @@
+"""Streams of tasks: what a model meets, one part after the other."""

@@ -63,14 +63,11 @@ quick: .venv/test
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 studies: .venv/tables data
-studies: .venv/tables
-	-@$(BIN)/python -m poise.data
 	$(BIN)/python -m poise.studies
 
 bench: .venv/core
 	@test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt --editable ".[tables]" -r benchmarks/requirements.txt
-	-@.venv-bench/bin/python -m poise.data
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; .venv-bench/bin/python $$script || exit 1; done
 
 docs: .venv/docs

@@ -18,9 +18,9 @@ from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
 from poise.dynamics.training_audit.sharpness import AuditedSharpness
+from poise.evidence import Overlap as WeightOverlap
 from poise.loops.augmentation_audit.facts import AugmentationFacts
 from poise.loops.loop_audit.facts import LoopFacts
-from poise.evidence import Overlap
 from poise.preflight.curvature_limit.usable_lr import UsableLR
 from poise.preflight.init_audit.facts import InitFacts
 from poise.preflight.perturbation_audit.facts import GridFacts
@@ -409,13 +409,15 @@ EFFECT = {
     "estimate_depends_on_learner": Case(learners(1.0, 1.21), learners(1.0, 1.19), "warning"),
     "poor_overlap": Case(overlap(clipped=51), overlap(clipped=50, effective=250.0), "warning"),
     "constant_effect_predicts_better": Case(constant(0.2), constant(-0.2), "warning"),
+}
+
 # --- after deployment
 
 
 def deployed(low=0.85, high=0.89, realised=None, effect=0.0, unsupported=0, size=5000.0, calibration=0.01):
     """One chunk whose accuracy holds, but for what is given."""
     estimate = MetricEstimate("accuracy", (low + high) / 2, low, high, realised, 0.8, 1.0, False)
-    overlap = Overlap(10_000, size, 0, unsupported, 1000, 0.01)
+    overlap = WeightOverlap(10_000, size, 0, unsupported, 1000, 0.01)
     chunk = ChunkEstimate(0, 1000, 0, 1000, None, None, (estimate,), overlap, 0.7, None)
     return DeploymentFacts(
         method="WeightedCBPE",
@@ -439,6 +441,8 @@ DEPLOYMENT = {
     "low_effective_sample": Case(deployed(size=99.0), deployed(size=101.0), "warning"),
     "input_drift": Case(deployed(effect=0.11), deployed(effect=0.09), "info"),
     "miscalibrated_scores": Case(deployed(calibration=0.06), deployed(calibration=0.04), "info"),
+}
+
 # --- the update of a model that is served
 
 

@@ -27,7 +27,10 @@ from poise.studies.kit.grid import run_grid
 from poise.studies.kit.rules import above, at_least, at_most, below
 from poise.studies.kit.tables import mean_table
 
-ROWS, NEW_ROWS = 500, 5000
+ROWS: Mapping[Budget, int] = {"tiny": 200, "default": 500, "full": 500}
+"""Of a simulation."""
+
+NEW_ROWS = 5000
 ACIC_ROWS = 1000
 ACIC_SIMULATIONS = (1, 4, 5, 7, 8, 10)  # the effects of 2 and 3 are constant
 PLANS: Mapping[Budget, tuple[str, ...]] = {
@@ -53,11 +56,12 @@ class _Problem:
     effect_new: np.ndarray
 
 
-def problem(name: str, seed: int) -> _Problem:
+def problem(name: str, rows: int, seed: int) -> _Problem:
     """Return rows to learn from, and rows with known effects.
 
     Args:
         name: of a simulation, ``"IHDP-B"`` or ``"ACIC"``.
+        rows: of a simulation.
         seed: of the draw.
     """
     if name == "IHDP-B":
@@ -66,8 +70,8 @@ def problem(name: str, seed: int) -> _Problem:
         return _Problem(_data(children.covariates, y, children.treatment), children.covariates, effect)
     if name == "ACIC":
         return _acic(seed)
-    rows, new = (simulated_effects(name, n, seed + k) for n, k in ((ROWS, 0), (NEW_ROWS, 10_000)))
-    return _Problem(_data(rows.X, rows.y, rows.treatment), new.X, new.effect)
+    own, new = (simulated_effects(name, n, seed + k) for n, k in ((rows, 0), (NEW_ROWS, 10_000)))
+    return _Problem(_data(own.X, own.y, own.treatment), new.X, new.effect)
 
 
 def _acic(seed: int) -> _Problem:
@@ -90,20 +94,20 @@ def _data(x: np.ndarray, y: np.ndarray, treatment: np.ndarray) -> CausalData:
     return CausalData(np.ascontiguousarray(x), y, np.asarray(treatment, dtype=np.intp), np.array([0, 1]))
 
 
-def squared_errors(name: str, seed: int) -> dict[str, float]:
+def squared_errors(name: str, rows: int, seed: int) -> dict[str, float]:
     """Return the mean squared error of the effects by estimator; all share the nuisances."""
-    rows = problem(name, seed)
+    given = problem(name, rows, seed)
     outcome, classifier = HistGradientBoostingRegressor(**TREES), HistGradientBoostingClassifier(**TREES)
-    found = fit_nuisances(rows.train, outcome, classifier, random_state=seed)
-    n = arm_nuisances(rows.train, found, 1)
+    found = fit_nuisances(given.train, outcome, classifier, random_state=seed)
+    n = arm_nuisances(given.train, found, 1)
     errors = {}
     for label, (pseudo, weights) in ESTIMATORS.items():
         values = PSEUDO_OUTCOMES[pseudo](n)
         raw = np.ones_like(values) if weights is None else WEIGHTS[pseudo][weights](n)
         values, weight = combined(values, raw)
         learner = HistGradientBoostingRegressor(**TREES, random_state=seed)
-        fitted = fit_weighted(learner, rows.train.x, values, weight / weight.mean(), "effect_model")
-        errors[label] = float(np.mean((fitted.predict(rows.x_new) - rows.effect_new) ** 2))
+        fitted = fit_weighted(learner, given.train.x, values, weight / weight.mean(), "effect_model")
+        errors[label] = float(np.mean((fitted.predict(given.x_new) - given.effect_new) ** 2))
     return errors
 
 
@@ -123,7 +127,8 @@ class Results:
 
 def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Results:
     """Run every estimator on every problem."""
-    runs = run_grid(squared_errors, PLANS[budget], seeds, progress)
+    rows = ROWS[budget]
+    runs = run_grid(lambda name, seed: squared_errors(name, rows, seed), PLANS[budget], seeds, progress)
     return Results(
         {name: {label: np.array([run[label] for run in own]) for label in ESTIMATORS} for name, own in runs.items()}
     )

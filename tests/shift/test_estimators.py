@@ -294,3 +294,17 @@ def test_the_memory_does_not_grow_with_a_wide_table():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6
+
+
+@pytest.mark.parametrize("kind", ["category", "ordered", "object", "string"])
+def test_categories_are_coded_by_size_or_in_their_own_order(kind, reference):
+    values = np.array(["10", "9", "b", "a"])[np.arange(len(reference)) % 4]
+    order = ["b", "9", "a", "10"]
+    made = {
+        "category": lambda: pd.Categorical(values),
+        "ordered": lambda: pd.Categorical(values, categories=order, ordered=True),
+        "object": lambda: values.astype(object),
+        "string": lambda: pd.array(values, dtype="string"),
+    }[kind]()
+    estimator = CBPE().fit(reference.assign(c=made), y_true="y", y_score="p", features=["x", "c"])
+    assert list(estimator.reader_.categories["c"]) == (order if kind == "ordered" else ["9", "10", "a", "b"])

@@ -308,3 +308,10 @@ def test_categories_are_coded_by_size_or_in_their_own_order(kind, reference):
     }[kind]()
     estimator = CBPE().fit(reference.assign(c=made), y_true="y", y_score="p", features=["x", "c"])
     assert list(estimator.reader_.categories["c"]) == (order if kind == "ordered" else ["9", "10", "a", "b"])
+
+
+def test_on_unshifted_rows_weights_do_no_harm(reference, make_table):
+    new = make_table(4_000, 11)
+    plain, weighted = (method().fit(reference, **ROLES).estimate(new) for method in (CBPE, WeightedCBPE))
+    harm = (weighted["value"] - weighted["realised"]).abs() - (plain["value"] - plain["realised"]).abs()
+    assert (harm <= (plain["high"] - plain["low"]) / 2).all()

@@ -294,3 +294,24 @@ def test_the_memory_does_not_grow_with_a_wide_table():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6
+
+
+@pytest.mark.parametrize("kind", ["category", "ordered", "object", "string"])
+def test_categories_are_coded_by_size_or_in_their_own_order(kind, reference):
+    values = np.array(["10", "9", "b", "a"])[np.arange(len(reference)) % 4]
+    order = ["b", "9", "a", "10"]
+    made = {
+        "category": lambda: pd.Categorical(values),
+        "ordered": lambda: pd.Categorical(values, categories=order, ordered=True),
+        "object": lambda: values.astype(object),
+        "string": lambda: pd.array(values, dtype="string"),
+    }[kind]()
+    estimator = CBPE().fit(reference.assign(c=made), y_true="y", y_score="p", features=["x", "c"])
+    assert list(estimator.reader_.categories["c"]) == (order if kind == "ordered" else ["9", "10", "a", "b"])
+
+
+def test_on_unshifted_rows_weights_do_no_harm(reference, make_table):
+    new = make_table(4_000, 11)
+    plain, weighted = (method().fit(reference, **ROLES).estimate(new) for method in (CBPE, WeightedCBPE))
+    harm = (weighted["value"] - weighted["realised"]).abs() - (plain["value"] - plain["realised"]).abs()
+    assert (harm <= (plain["high"] - plain["low"]) / 2).all()

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from poise.shift.deployment_audit.facts import AuditedMetric, DeploymentFacts, InputDrift
 from poise.shift.deployment_audit.input_drift import input_drift
 from poise.shift.estimation.calibration import calibration_error
 from poise.shift.estimation.cbpe import CBPE, some_rows
 from poise.shift.estimation.chunks import as_chunking, divide
 from poise.shift.estimation.estimates import ChunkEstimate
-from poise.shift.estimation.estimator import PerformanceEstimator, check_sizes, require_rows
+from poise.shift.estimation.estimator import PerformanceEstimator, check_sizes, require_rows, rows_in
 from poise.shift.estimation.table_reader import as_table
 from poise.shift.estimation.thresholds import Threshold
 from poise.tools.progress_bar import fraction_bar
@@ -42,7 +40,7 @@ def measure(
         plain.fit(reference, **roles)
     times = made.reader_.times(production, "production") if made.reader_.roles.timestamp in table.columns else None
     indices = divide(as_chunking(chunk), require_rows(len(table)), times)
-    check_sizes([len(np.arange(len(table))[index]) for index in indices])
+    check_sizes([rows_in(index) for index in indices])
     chunks: list[ChunkEstimate] = []
     uncorrected: list[ChunkEstimate] = []
     try:

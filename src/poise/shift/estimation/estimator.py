@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,7 +127,7 @@ class PerformanceEstimator(ABC):
         self.reader_.require_columns(table, self.needs_features, "production")
         times = self.reader_.times(production, "production") if self.reader_.roles.timestamp in table.columns else None
         chunks = divide(chunking, require_rows(len(table)), times)
-        check_sizes([_length(index) for index in chunks])
+        check_sizes([rows_in(index) for index in chunks])
         whole = self.reader_.read(production, labels=True, features=False)
         for number, index in enumerate(chunks):
             yield self.chunk_estimate(production, number, index, times, rows=whole.take(index))
@@ -228,10 +227,6 @@ def check_sizes(sizes: Sequence[int]) -> None:
         warnings.warn(f"chunks of {smallest} rows (below {FEW_ROWS}) give wide intervals", UserWarning, stacklevel=3)
 
 
-def _length(index: Any) -> int:
+def rows_in(index: Any) -> int:
+    """Return the number of rows of a slice or of an array of row numbers."""
     return index.stop - index.start if isinstance(index, slice) else len(index)
-
-
-def is_defined(value: float | None) -> bool:
-    """Whether a metric has a value."""
-    return value is not None and not math.isnan(value)

@@ -240,11 +240,19 @@ def _is_text(column: nw.Series) -> bool:
 
 
 def _categories(column: nw.Series) -> dict[Any, int]:
-    if column.dtype in (nw.Categorical, nw.Enum):
-        known = column.cat.get_categories().to_list()
+    if isinstance(column.dtype, nw.Enum):  # it has an order of its own
+        known = list(column.dtype.categories)
     else:
-        known = sorted({value for value in column.to_list() if not _is_missing(value)}, key=lambda v: (str(type(v)), v))
+        known = sorted((value for value in column.unique().to_list() if not _is_missing(value)), key=_category_order)
     return {value: code for code, value in enumerate(known)}
+
+
+def _category_order(value: Any) -> tuple[float, str]:
+    """Categories that are numbers come first, by size: trees then split them where it is sensible."""
+    try:
+        return float(value), ""
+    except (TypeError, ValueError):
+        return float("inf"), str(value)
 
 
 def _codes(column: nw.Series, categories: dict[Any, int]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,17 +112,12 @@ def kind_of(path: Path) -> str:
     return kind
 
 
-class _named:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     """Put the file's name before an error of the Arrow library."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, pa.ArrowException):
-            raise ValueError(f"{self._path} cannot be read: {error}") from error
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

@@ -78,9 +78,19 @@ def test_the_tiny_budget_runs_judges_and_reports(slug):
     assert outcome.presentation.picture.data
 
 
+@pytest.mark.parametrize("slug", list(STUDIES))
+def test_a_claim_is_judged_over_seeds_or_says_why_not(slug):
+    for claim in load_study(slug).claims:
+        if claim.rule is not None:
+            assert claim.rule.judges_over_seeds != bool(claim.without_seeds), claim.id
+
+
 def recorded_earlier(claim, result):
     """Whether a claim was recorded before it was judged over seeds, so that its verdict cannot be computed again."""
-    return claim.rule is not None and not set(claim.rule.over_seeds) <= set(result.get("by_seed", {}))
+    if claim.rule is None:
+        return False
+    recorded = {*result.get("by_seed", {}), *result.get("intervals", {})}
+    return not set(claim.rule.over_seeds) <= recorded or not set(claim.rule.bounds) <= {*result["numbers"], *recorded}
 
 
 @pytest.mark.parametrize("slug", list(STUDIES))
@@ -104,7 +114,8 @@ def test_a_recorded_result_is_what_todays_rules_say_of_the_recorded_numbers(slug
         else:
             numbers = {name: float(value) for name, value in result["numbers"].items()}
             by_seed = {name: [json_value(v) for v in values] for name, values in result.get("by_seed", {}).items()}
-            assert result["verdict"] == claim.rule.verdict(numbers, by_seed)
+            intervals = {name: tuple(map(float, ends)) for name, ends in result.get("intervals", {}).items()}
+            assert result["verdict"] == claim.rule.verdict(numbers, by_seed, intervals)
     assert entry["verdict"] == total_verdict(settled_verdicts(entry).values())
 
 

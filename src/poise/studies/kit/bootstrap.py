@@ -49,20 +49,16 @@ def bootstrap_over_seeds(
     arrays = [np.asarray(values) for values in by_seed]
     lengths = {len(values) for values in arrays if values.ndim}
     if len(lengths) != 1 or 0 in lengths or any(not values.ndim for values in arrays):
-        raise ValueError(
-            f"by_seed must be arrays with the same number of seeds, at least one, got shapes {[a.shape for a in arrays]}"
-        )
+        shapes = [values.shape for values in arrays]
+        raise ValueError(f"by_seed must be arrays with the same number of seeds, at least one, got shapes {shapes}")
     (n,) = lengths
-    value = float(statistic(*arrays))
-    if n < 2:
-        return value, _infinite(positive)
-    weights, picks = zip(*_resamples(n), strict=True)
     with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(*arrays))
+        if n < 2:
+            return value, _infinite(positive)
+        weights, picks = zip(*_resamples(n), strict=True)
         resampled = np.array([float(statistic(*(values[pick] for values in arrays))) for pick in picks])
-        if positive:
-            value_on_scale, resampled = float(np.log(value)), np.log(resampled)
-        else:
-            value_on_scale = value
+        value_on_scale, resampled = (np.log(value), np.log(resampled)) if positive else (value, resampled)
     if not (math.isfinite(value_on_scale) and np.isfinite(resampled).all()):
         return value, _infinite(positive)
     share = np.array(weights) / sum(weights)

@@ -336,7 +336,7 @@ def _distance(
 
 
 def _fraction_words(outcomes: Sequence[float], wanted: float, unit: str) -> str:
-    """Say how many seeds (or other units) had a yes, in which interval the fraction lies, and whether so few could show ``wanted``."""
+    """Say how many units had a yes, in which interval the fraction lies, and whether so few could show ``wanted``."""
     low, high = fraction_interval(outcomes)
     words = f"{sum(map(bool, outcomes))} of {len(outcomes)} {unit} (exact 95 % interval {low:.2f} to {high:.2f}"
     few = fraction_interval([True] * len(outcomes))[0] < wanted

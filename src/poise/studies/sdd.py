@@ -394,7 +394,7 @@ STUDY = Study(
         2025,
         "2502.15499",
     ),
-    seeds={"tiny": 2, "default": 10, "full": 10},
+    seeds={"tiny": 2, "default": 10, "full": 20},
     experiment=experiment,
     claims=(high_lr, no_warm_up, small_init, pre_norm, speed),
     present=present,

@@ -462,7 +462,7 @@ def present(results: Results, claims: Mapping[str, ClaimResult]) -> Presentation
         f"On the digits autoencoder SOAP reaches AdamW's final loss with {_percent(large.share_needed)} of the steps "
         f"at batch {LARGE} and {_percent(small.share_needed)} at batch {SMALL}. A step takes {large.time_ratio:.2f} "
         f"and {small.time_ratio:.2f} times as much CPU time, so the time to the same loss is "
-        f"{large.wall_ratio:.2f} and {small.wall_ratio:.2f} times AdamW's."
+        f"{large.wall_ratio()[0]:.2f} and {small.wall_ratio()[0]:.2f} times AdamW's."
     )
     return Presentation(
         summary,

@@ -329,7 +329,7 @@ STUDY = Study(
     paper=Paper(
         "Spike No More: Stabilizing the Pre-training of Large Language Models", "Takase et al.", 2023, "2312.16903"
     ),
-    seeds={"tiny": 1, "default": 16, "full": 32},
+    seeds={"tiny": 1, "default": 10, "full": 30},
     experiment=experiment,
     claims=(amplification, gradient_norm, final_loss, detach, spikes),
     present=present,

@@ -423,7 +423,7 @@ STUDY = Study(
         2018,
         "1803.09820",
     ),
-    seeds={"tiny": 2, "default": 8, "full": 16},
+    seeds={"tiny": 2, "default": 4, "full": 8},
     experiment=experiment,
     claims=(finds_largest_lr, default_rule, coupling, cyclic_momentum, super_convergence),
     present=present,

@@ -422,7 +422,7 @@ STUDY = Study(
     paper=Paper(
         "Unified Normalization for Accelerating and Stabilizing Transformers", "Yang et al.", 2022, "2208.01313"
     ),
-    seeds={"tiny": 2, "default": 5, "full": 10},
+    seeds={"tiny": 2, "default": 3, "full": 5},
     experiment=experiment,
     claims=(parity, outliers, batch_norm, inference),
     present=present,

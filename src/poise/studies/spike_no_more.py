@@ -2,7 +2,7 @@
 
 A character GPT of width 32 with six blocks, AdamW, ten steps of warm-up and then a constant learning rate, clipping at
 1. All weights begin as N(0, 2 / 5d); the arms differ in the maps that end a branch and in what the embeddings put out.
-In a hundred steps so small a model does not spike: what is judged is the growth of the gradient's norm, as a proxy.
+In a hundred steps so small a model hardly spikes: what is judged is the growth of the gradient's norm, as a proxy.
 """
 
 from __future__ import annotations

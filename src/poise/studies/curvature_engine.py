@@ -365,7 +365,7 @@ STUDY = Study(
         2021,
         "2103.00065",
     ),
-    seeds={"tiny": 1, "default": 3, "full": 5},
+    seeds={"tiny": 1, "default": 5, "full": 10},
     experiment=experiment,
     claims=(edge_of_gradient_descent, edge_of_adam, bounds, cold_starts, tracking, speed),
     present=present,

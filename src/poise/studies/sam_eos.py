@@ -271,7 +271,7 @@ STUDY = Study(
         2023,
         "2302.08692",
     ),
-    seeds={"tiny": 1, "default": 3, "full": 5},
+    seeds={"tiny": 1, "default": 5, "full": 10},
     experiment=experiment,
     claims=(edge, trajectory),
     present=present,

@@ -496,7 +496,7 @@ STUDY = Study(
         2023,
         "2305.17490",
     ),
-    seeds={"tiny": 2, "default": 3, "full": 10},
+    seeds={"tiny": 2, "default": 8, "full": 16},
     experiment=experiment,
     claims=(bound, edge, held_out_error, gradient_descent, rule),
     present=present,

@@ -98,6 +98,8 @@ def inference(width: int, batch: int, tokens: int = 197) -> Comparison:
         if kind is not None:
             replace_norm(blocks[name], kind)
     blocks["UnifiedNorm, fused"] = fuse_norms(blocks["UnifiedNorm"], x)[0]
+    blocks["no norm at all"] = Block(width, width // 64).eval()  # the bound of what any norm can gain
+    blocks["no norm at all"].norm1 = blocks["no norm at all"].norm2 = nn.Identity()
 
     def arm(block: nn.Module) -> Callable[[], Tensor]:
         return torch.no_grad()(lambda: block(x))

@@ -52,7 +52,11 @@ def test_every_verdict_can_come_out(slug):
         seen = set()
         for numbers in candidates(claim.rule):
             # Equal values in many seeds: an interval of width 0, and fractions that are sure enough.
-            seen.add(claim.rule.verdict(numbers, {name: [value] * 50 for name, value in numbers.items()}))
+            by_seed = {name: [value] * 50 for name, value in numbers.items()}
+            seen.add(claim.rule.verdict(numbers, by_seed))
+            if claim.rule.over_seeds and "partly" in wanted:
+                wide = dict.fromkeys(claim.rule.over_seeds, (-math.inf, math.inf))
+                seen.add(claim.rule.verdict(numbers, by_seed, wide))
             if seen >= wanted:
                 break
         assert seen == wanted, f"{claim.id}: {claim.test}"
@@ -78,9 +82,11 @@ def test_the_tiny_budget_runs_judges_and_reports(slug):
     assert outcome.presentation.picture.data
 
 
-def recorded_earlier(claim, result):
-    """Whether a claim was recorded before it was judged over seeds, so that its verdict cannot be computed again."""
-    return claim.rule is not None and not set(claim.rule.over_seeds) <= set(result.get("by_seed", {}))
+@pytest.mark.parametrize("slug", list(STUDIES))
+def test_a_claim_is_judged_over_seeds_or_says_why_not(slug):
+    for claim in load_study(slug).claims:
+        if claim.rule is not None:
+            assert claim.rule.judges_over_seeds != bool(claim.without_seeds), claim.id
 
 
 @pytest.mark.parametrize("slug", list(STUDIES))
@@ -89,23 +95,26 @@ def test_a_recorded_result_is_what_todays_rules_say_of_the_recorded_numbers(slug
     if entry is None:
         return  # not yet recorded: nothing to compare
     assert entry["title"] == study.title
+    assert entry["verdict"] == total_verdict(settled_verdicts(entry).values())
     claims = {claim.id: claim for claim in study.claims}
     recorded = [claim["id"] for claim in entry["claims"]]
-    both = "other_seeds" in entry
-    assert recorded == [id for id in claims if both or id in recorded]  # a claim may be newer than a record of one set
-    for result in [*entry["claims"], *(entry["other_seeds"]["claims"] if both else [])]:
-        claim = claims[result["id"]]
-        assert result["verdict"] in CLAIM_VERDICTS
-        assert result.get("test", claim.test) == claim.test or recorded_earlier(claim, result)
+    assert all(claim["verdict"] in CLAIM_VERDICTS for claim in entry["claims"])
+    if (
+        "other_seeds" not in entry
+    ):  # recorded before claims were judged over seeds: its verdicts cannot be computed again
+        assert recorded == [id for id in claims if id in recorded]  # a claim may be newer
+        return
+    assert recorded == list(claims)
+    tests = {claim["id"]: claim["test"] for claim in entry["claims"]}
+    assert tests == {id: claim.test for id, claim in claims.items()}
+    for result in [*entry["claims"], *entry["other_seeds"]["claims"]]:
         if not result["numbers"]:
             assert result["verdict"] == "not tested"
-        elif recorded_earlier(claim, result):
-            assert not both, f"{claim.id}: a record of two sets of seeds holds all values by seed"
-        else:
-            numbers = {name: float(value) for name, value in result["numbers"].items()}
-            by_seed = {name: [json_value(v) for v in values] for name, values in result.get("by_seed", {}).items()}
-            assert result["verdict"] == claim.rule.verdict(numbers, by_seed)
-    assert entry["verdict"] == total_verdict(settled_verdicts(entry).values())
+            continue
+        numbers = {name: float(value) for name, value in result["numbers"].items()}
+        by_seed = {name: [json_value(v) for v in values] for name, values in result.get("by_seed", {}).items()}
+        intervals = {name: tuple(map(float, ends)) for name, ends in result.get("intervals", {}).items()}
+        assert result["verdict"] == claims[result["id"]].rule.verdict(numbers, by_seed, intervals), result["id"]
 
 
 def json_value(value):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from scipy.stats import gmean
 from torch import Tensor
 
 from poise.dynamics import (
@@ -25,8 +26,9 @@ from poise.dynamics import (
 )
 from poise.report import Figure, Table, line_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
+from poise.studies.kit.bootstrap import bootstrap_over_seeds
 from poise.studies.kit.grid import run_each, stage
-from poise.studies.kit.rules import above, at_most, equal_to
+from poise.studies.kit.rules import above, at_most, equal_to, holds_in
 from poise.studies.kit.tables import record_table
 
 Grid = tuple[int, int]
@@ -41,6 +43,8 @@ GAMMAS: Mapping[Budget, tuple[float, ...]] = {
     "full": (0.2, 0.3, 0.4, 0.5, 0.8, 1.5, 2.5),
 }
 """Strengths of the autocatalytic source whose fate is simulated."""
+PORES: Mapping[Budget, int] = {"tiny": 2, "default": 40, "full": 80}
+"""How many random pores: 36 are the fewest that can show that something holds in nine of ten."""
 RANDOM_GRID: Grid = (4, 8)
 LONG, SMALL = 200.0, 1e-3
 """How long the fate of a small start is followed, and how small it is."""
@@ -175,7 +179,7 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     shut = [*run_each(closed, grids, stage(progress, "closed, grid", 0.2, 0.4)).values()]
     singles = {seed: one_random_perturbation(opened[0], seed) for seed in seeds}
     progress(0.5, "single random perturbations")
-    balances = [detailed_balance(seed) for seed in seeds]
+    balances = [detailed_balance(seed) for seed in range(seeds[0], seeds[0] + PORES[budget])]
     progress(0.6, "random pores at detailed balance")
     fates = [fate(grids[0], gamma) for gamma in gammas]
     curve = {float(gamma): abscissa_at_zero(grids[0], float(gamma)) for gamma in np.linspace(0.0, max(gammas), 11)}
@@ -192,6 +196,7 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     protocol="Stable: grids on which that is the verdict. Worst error: relative distance of the rate fitted to a "
     "simulated perturbation along the slowest direction from the spectral abscissa.",
     reproduced=equal_to("stable", "grids") & at_most("worst_error", 0.02),
+    without_seeds="no seeds enter.",
 )
 def rate(results: Results) -> Measured:
     cases = results.opened
@@ -210,6 +215,7 @@ def rate(results: Results) -> Measured:
     & equal_to("most_neutral", 2)
     & equal_to("normally_stable", "grids")
     & at_most("worst_error", 0.05),
+    without_seeds="no seeds enter.",
 )
 def manifold(results: Results) -> Measured:
     neutral = [case.spectrum.n_neutral for case in results.shut]
@@ -231,6 +237,7 @@ def manifold(results: Results) -> Measured:
     protocol="Foretold: runs, one for each strength of an autocatalytic source, that leave zero where the abscissa is "
     "positive and return where it is not.",
     reproduced=equal_to("foretold", "runs"),
+    without_seeds="no seeds enter.",
 )
 def fate_foretold(results: Results) -> Measured:
     fates, foretold = results.fates, sum(f.foretold for f in results.fates)
@@ -244,15 +251,17 @@ def fate_foretold(results: Results) -> Measured:
     "Detailed balance suffices for normal stability, whatever the parameters (our energy condition)",
     paper="a condition on the parameters; ours is derived here",
     protocol="Random closed pores at detailed balance (draws): in how many the reaction's energy form has no positive "
-    "eigenvalue (condition holds), and how many are normally stable.",
-    reproduced=equal_to("condition_holds", "draws") & equal_to("normally_stable", "draws"),
+    "eigenvalue (condition holds), and how many are normally stable; as told: those of which both hold.",
+    reproduced=equal_to("condition_holds", "draws")
+    & equal_to("normally_stable", "draws")
+    & holds_in(equal_to("as_told", 1), 0.9, unit="pores"),
 )
 def condition(results: Results) -> Measured:
     draws = len(results.balances)
-    holds = sum(energy <= 1e-9 for energy, _ in results.balances)
-    stable = sum(spectrum.verdict == "normally stable" for _, spectrum in results.balances)
-    numbers = {"draws": draws, "condition_holds": holds, "normally_stable": stable}
-    return Measured(f"{stable} of {draws} random pores normally stable", numbers)
+    holds = np.array([energy <= 1e-9 for energy, _ in results.balances])
+    stable = np.array([spectrum.verdict == "normally stable" for _, spectrum in results.balances])
+    numbers = {"draws": draws, "condition_holds": holds.sum(), "normally_stable": stable.sum()}
+    return Measured(f"{stable.sum()} of {draws} random pores normally stable", numbers, {"as_told": holds & stable})
 
 
 @claim(
@@ -260,15 +269,17 @@ def condition(results: Results) -> Measured:
     "Our use of it: the spectrum gives the rate better than one simulated random perturbation",
     paper="-",
     protocol="Relative errors of the rate: from a spectrum, the worst of all grids (worst eigenvector), and from one "
-    "random perturbation, the best and the median of the seeds.",
-    reproduced=above("best_single", "worst_eigenvector"),
-    refuted=at_most("median_single", "worst_eigenvector"),
+    "random perturbation, the best, the median and the geometric mean (single) of the seeds.",
+    reproduced=above("best_single", "worst_eigenvector") & above("single", "worst_eigenvector"),
+    refuted=at_most("median_single", "worst_eigenvector") & at_most("single", "worst_eigenvector"),
+    over_seeds=["single"],
 )
 def baseline(results: Results) -> Measured:
     worst, singles = max(case.error for case in results.opened), list(results.singles.values())
     words = f"spectrum off by {worst:.1e}, single runs by {min(singles):.2g} to {max(singles):.2g}"
-    numbers = {"worst_eigenvector": worst, "best_single": min(singles), "median_single": np.median(singles)}
-    return Measured(words, numbers)
+    single, interval = bootstrap_over_seeds(gmean, singles, positive=True)
+    medians = {"best_single": min(singles), "median_single": np.median(singles), "single": single}
+    return Measured(words, {"worst_eigenvector": worst, **medians}, intervals={"single": interval})
 
 
 # --- the report --------------------------------------------------------------------------------------------------

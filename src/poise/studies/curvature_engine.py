@@ -48,7 +48,7 @@ OPTIMIZERS: Mapping[str, Callable[[Any], Optimizer]] = {
 class Plan:
     """What a budget buys."""
 
-    starts: int = 200  # eigenvalue problems of each kind, over all seeds
+    starts: int = 400  # eigenvalue problems of each kind, over all seeds: 368 are the fewest that can show 0.99
     gd_steps: int = 1200  # of gradient descent
     adam_steps: int = 1500  # of Adam
     measure_every: int = 20  # steps between two measurements of the sharpness
@@ -257,26 +257,34 @@ def _late(runs: Sequence[Run]) -> Measured:
     protocol="Fraction of problems all of whose bounds hold, the worst kind (clusters and copies by the block method).",
     reproduced=at_least("least_share", 0.99, "fraction"),
     refuted=below("least_share", 0.95, "fraction"),
+    over_seeds=["least_share"],
+    unit="problems",
 )
 def bounds(results: Results) -> Measured:
     shares = {kind: statistics.mean(case.held for case in group) for kind, group in results.cases.items()}
     worst = min(shares, key=lambda kind: shares[kind])
     words = f"bounds hold in {shares[worst]:.1%} of {len(results.cases[worst])} problems ({worst}, the worst kind)"
-    return Measured(words, {"least_share": shares[worst]})
+    held = [case.held for case in results.cases[worst]]
+    return Measured(words, {"least_share": shares[worst]}, {"least_share": held})
 
 
 @claim(
     "cold-starts",
     "The engine: a cold start misses no eigenvalue",
     paper="plain Lanczos: 12 % error among 60 starts",
-    protocol="Wrong: problems with a value off by more than the tolerance of 1e-3; starts: all problems.",
-    reproduced=equal_to("wrong", 0),
-    refuted=above("wrong", "starts", times=0.01),
+    protocol="Wrong: problems with a value off by more than the tolerance of 1e-3, of all problems; right: those "
+    "without.",
+    reproduced=equal_to("wrong", 0) & at_least("right", 0.99),
+    refuted=below("right", 0.99),
+    over_seeds=["right"],
+    unit="problems",
 )
 def cold_starts(results: Results) -> Measured:
     cases = [case for group in results.cases.values() for case in group]
-    wrong = sum(case.wrong for case in cases)
-    return Measured(f"{wrong} of {len(cases)} cold starts are wrong", {"wrong": wrong, "starts": len(cases)})
+    right = [not case.wrong for case in cases]
+    wrong = right.count(False)
+    numbers = {"wrong": wrong, "starts": len(cases), "right": statistics.mean(right)}
+    return Measured(f"{wrong} of {len(cases)} cold starts are wrong", numbers, {"right": right})
 
 
 @claim(
@@ -357,7 +365,7 @@ STUDY = Study(
         2021,
         "2103.00065",
     ),
-    seeds={"tiny": 1, "default": 3, "full": 5},
+    seeds={"tiny": 1, "default": 5, "full": 10},
     experiment=experiment,
     claims=(edge_of_gradient_descent, edge_of_adam, bounds, cold_starts, tracking, speed),
     present=present,

@@ -194,6 +194,7 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     paper="BF = 1.71e17",
     reproduced=within("log10_bf", 0.01, math.log10(1.71e17), "log10 BF"),
     refuted=below("log10_bf", 2, "log10 BF"),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def pooled(results: Results) -> Measured:
     factor = results.coins.pooled.bf
@@ -206,6 +207,7 @@ def pooled(results: Results) -> Measured:
     paper="BF = 2359",
     reproduced=within("bf", 0.1, 2359, "BF", relative=True),
     refuted=below("bf", 100, "BF"),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def same_side(results: Results) -> Measured:
     factor = results.coins.tests.inclusion_bf_["effect"].value
@@ -218,6 +220,7 @@ def same_side(results: Results) -> Measured:
     paper="BF = 0.182 for a preference",
     reproduced=between("bf", 0.14, 0.22, "BF"),
     refuted=above("bf", 1, "BF"),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def heads(results: Results) -> Measured:
     factor = results.coins.tests.inclusion_bf_["bias"].value
@@ -230,6 +233,7 @@ def heads(results: Results) -> Measured:
     paper="BF = 3.10e24",
     reproduced=within("log10_bf", 0.1, 24.49, "log10 BF"),
     refuted=below("log10_bf", 1, "log10 BF"),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def people(results: Results) -> Measured:
     factor = results.coins.tests.inclusion_bf_["spread"]
@@ -245,6 +249,7 @@ def people(results: Results) -> Measured:
     & within("high", 0.0003, 0.5147)
     & within("heterogeneity", 0.0005, 0.0156),
     refuted=at_most("low", 0.5) & at_least("high", 0.5),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def estimate(results: Results) -> Measured:
     theta, heterogeneity = (results.coins.estimates.estimate_[name] for name in ("effect", "heterogeneity"))
@@ -259,6 +264,7 @@ def estimate(results: Results) -> Measured:
     paper="BF = 786.8 without them",
     reproduced=within("bf", 0.1, 786.8, "BF", relative=True),
     refuted=below("bf", 100, "BF"),
+    without_seeds="no seeds enter: the data are the paper's.",
 )
 def outliers(results: Results) -> Measured:
     without = results.coins.without_four
@@ -285,6 +291,7 @@ def coins_differ(results: Results) -> Measured:
     # calibrated Bayes factor allows.
     reproduced=at_most("worst_share", 0.02, "fraction") & at_most("upper_end", 0.05),
     refuted=above("lower_end", 0.1),
+    without_seeds="the ends of the exact interval over comparisons are judged.",
 )
 def recipes(results: Results) -> Measured:
     alarms = {"equal": results.alarms[EQUAL], "varied": results.alarms[VARIED]}

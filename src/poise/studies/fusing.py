@@ -25,6 +25,7 @@ from poise.optim import FuseInfo, ModelAverager, fuse, loss_barrier
 from poise.report import Figure, Table, Text, bar_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import cross_entropies
+from poise.studies.kit.bootstrap import bootstrap_over_seeds
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
 from poise.studies.kit.rules import above, all_or_none, at_least, at_most
@@ -334,12 +335,14 @@ def fused_start(results: Results) -> Measured:
     "mean over seeds.",
     reproduced=above("ratio", 3),
     refuted=at_most("ratio", 1),
+    over_seeds=["ratio"],
 )
 def less_dependent(results: Results) -> Measured:
-    single = float(results.over_sources(np.std).mean())
-    fused = float(np.std([results.plain[name] for name in LEFT_OUT], axis=0).mean())
-    words = f"standard deviation {single:.2f} points over sources, {fused:.2f} over the source left out"
-    return Measured(words, {"ratio": single / fused})
+    single = results.over_sources(np.std)
+    fused = np.std([results.plain[name] for name in LEFT_OUT], axis=0)
+    ratio, interval = bootstrap_over_seeds(lambda a, b: a.mean() / b.mean(), single, fused, positive=True)
+    words = f"standard deviation {single.mean():.2f} points over sources, {fused.mean():.2f} over the source left out"
+    return Measured(words, {"ratio": ratio}, intervals={"ratio": interval})
 
 
 @claim(

@@ -248,24 +248,26 @@ def orthograd(results: Results) -> Measured:
     "Float absorption sets the gradients of well-fitted samples to exactly zero; more precision delays it.",
     paper="figures only",
     protocol="Largest fraction of collapsed samples over 2000 epochs, modulo 31: the smallest of all seeds in float32, "
-    "the largest in float64 (float32 and float64: the means); and the largest test accuracy.",
+    "the largest in float64 (float32 and float64: the means); and the largest test accuracy (test: the mean over seeds "
+    "of the larger of both).",
     reproduced=at_least("float32_min", 0.5)
     & below("float64_max", 0.05)
     & at_most("test_max", 0.05)
     & at_least("float32", 0.5)
-    & below("float64", 0.05),
+    & below("float64", 0.05)
+    & at_most("test", 0.05),
     refuted=below("float32", 0.05) | at_least("float64", "float32"),
-    over_seeds=["float32", "float64"],
+    over_seeds=["float32", "float64", "test"],
 )
 def softmax_collapse(results: Results) -> Measured:
     narrow, wide = ([run.collapse.max() for run in results.collapse[name]] for name in COLLAPSE_ARMS)
-    test = [run.test[-1] for runs in results.collapse.values() for run in runs]
+    tests = np.array([[run.test[-1] for run in runs] for runs in results.collapse.values()])
     words = (
         f"at most {_percent(narrow)} of samples collapsed in float32, {_percent(wide)} in float64; test accuracy "
-        f"{_percent(test)}"
+        f"{_percent(tests.ravel())}"
     )
-    numbers = {"float32_min": min(narrow), "float64_max": max(wide), "test_max": max(test)}
-    return Measured(words, numbers, {"float32": narrow, "float64": wide})
+    numbers = {"float32_min": min(narrow), "float64_max": max(wide), "test_max": tests.max()}
+    return Measured(words, numbers, {"float32": narrow, "float64": wide, "test": tests.max(0)})
 
 
 @claim(

@@ -33,6 +33,7 @@ from poise.nn.mlp import mlp
 from poise.report import Figure, Table, Text, line_chart, scatter_chart
 from poise.studies.kit import Budget, ClaimResult, Measured, Paper, Presentation, Progress, Study, claim
 from poise.studies.kit.batches import batch_indices, cross_entropies
+from poise.studies.kit.bootstrap import bootstrap_over_seeds
 from poise.studies.kit.digits import digits
 from poise.studies.kit.grid import part_of, run_each
 from poise.studies.kit.rules import all_or_none, at_least, at_most, below
@@ -314,13 +315,15 @@ def warm_up(results: Results) -> Measured:
     paper="normalised networks begin at a low curvature (figures)",
     protocol="Geometric means over seeds: how many times lower the sharpness of fresh networks is, and how many times "
     "higher the largest learning rate.",
-    rule=all_or_none(at_least("flatter", 20), at_least("faster", 10)),
+    rule=all_or_none(at_least("flatter", 20), at_least("faster", 10), over_seeds=["flatter", "faster"]),
 )
 def layer_norm(results: Results) -> Measured:
     plain, normed = results.runs[PLAIN], results.runs[NORMED]
-    flatter, faster = float(gmean(plain.fresh / normed.fresh)), float(gmean(_over(normed.lr_max, plain.lr_max)))
-    words = f"sharpness {flatter:.3g} times lower, largest learning rate {faster:.3g} times higher"
-    return Measured(words, {"flatter": flatter, "faster": faster})
+    ratios = {"flatter": plain.fresh / normed.fresh, "faster": _over(normed.lr_max, plain.lr_max)}
+    found = {name: bootstrap_over_seeds(gmean, own, positive=True) for name, own in ratios.items()}
+    numbers = {name: value for name, (value, _) in found.items()}
+    words = "sharpness {flatter:.3g} times lower, largest learning rate {faster:.3g} times higher".format(**numbers)
+    return Measured(words, numbers, intervals={name: interval for name, (_, interval) in found.items()})
 
 
 @claim(
@@ -330,14 +333,15 @@ def layer_norm(results: Results) -> Measured:
     protocol="Over all runs of the four strategies: area under the ROC curve of sharpness over limit at step 20.",
     reproduced=at_least("auc", 0.85, "area"),
     refuted=below("auc", 0.7, "area"),
+    over_seeds=["auc"],
 )
 def prediction(results: Results) -> Measured:
     judged = [results.runs[name] for name in JUDGED]
     ratio, trained = (np.concatenate([getattr(runs, key).ravel() for runs in judged]) for key in ("ratio", "trained"))
     if trained.all() or not trained.any():
         return Measured(f"all {len(trained)} runs ended alike, so nothing can be predicted")
-    # Ranks, since sharpness is infinite where a run has diverged already.
-    auc = float(roc_auc_score(~trained, rankdata(ratio)))
+    by_seed = [np.concatenate([getattr(runs, key) for runs in judged]).T for key in ("ratio", "trained")]
+    auc, interval = bootstrap_over_seeds(_area, *by_seed)
     rates = np.concatenate([np.repeat(runs.lrs, runs.loss.shape[1]) for runs in judged])
     by_rate = float(roc_auc_score(~trained, rates))
     right = float(((ratio < LIMIT) == trained).mean())
@@ -345,7 +349,15 @@ def prediction(results: Results) -> Measured:
         f"area {auc:.3f} ({by_rate:.3f} by the learning rate alone); below {LIMIT} is right about {100 * right:.0f} % "
         f"of {len(trained)} runs, of which {int(trained.sum())} trained"
     )
-    return Measured(words, {"auc": auc, "auc_of_rate": by_rate, "right": right})
+    return Measured(words, {"auc": auc, "auc_of_rate": by_rate, "right": right}, intervals={"auc": interval})
+
+
+def _area(ratio: NDArray[np.float64], trained: NDArray[np.bool_]) -> float:
+    """Return the area under the curve of a ratio that says which runs fail; NaN where all ended alike."""
+    if trained.all() or not trained.any():
+        return math.nan
+    # Ranks, since sharpness is infinite where a run has diverged already.
+    return float(roc_auc_score(~trained.ravel(), rankdata(ratio)))
 
 
 @claim(

@@ -43,9 +43,9 @@ class SharpnessTracker:
     """Measures the top of the Hessian's spectrum again and again, each time from the eigenvectors of the last.
 
     A cold start (Lanczos) finds one eigenvalue more than wanted. Until the next one, a quarter of the gap to it,
-    relative to the last wanted value, is taken to stay free of eigenvalues, and error bounds rest on that; it makes one
-    to three products an update enough. An eigenvalue that crosses three quarters of the gap between two cold starts is
-    seen late, at the next one.
+    relative to the last wanted value, is taken to stay free of eigenvalues, and error bounds rest on that; it makes
+    about three products an update enough (2.5 to 3.5 on average in ten runs of the study ``curvature-engine``). An
+    eigenvalue that crosses three quarters of the gap between two cold starts is seen late, at the next one.
 
     Args:
         k: number of eigenvalues.

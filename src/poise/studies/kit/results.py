@@ -71,7 +71,7 @@ def entry_of_both(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any
     common = set(first["provenance"]["seeds"]) & set(other["provenance"]["seeds"])
     if common:
         raise ValueError(f"first and other must have no seed in common, got {sorted(common)} in both")
-    measured = ("id", "ours", "verdict", "numbers", "by_seed")
+    measured = ("id", "ours", "verdict", "numbers", "by_seed", "intervals")
     claims = [{key: claim[key] for key in measured if key in claim} for claim in other["claims"]]
     rest = {key: other[key] for key in ("verdict", "summary", "provenance")}
     both = {**first, "other_seeds": {**rest, "claims": claims}}

@@ -114,7 +114,7 @@ def between(name: str, low: float, high: float, label: str = "") -> Condition:
     return Condition(words, decide, {name: (low, high)})
 
 
-def holds_in(condition: Condition, fraction: float) -> Condition:
+def holds_in(condition: Condition, fraction: float, unit: str = "seeds") -> Condition:
     """Return the condition that another one holds in a fraction of all seeds, of which those run are a sample.
 
     It is judged on the exact 95 % interval of the fraction, so few seeds decide nothing: with 5 seeds or fewer not even
@@ -123,6 +123,7 @@ def holds_in(condition: Condition, fraction: float) -> Condition:
     Args:
         condition: of one seed; it reads ``Measured.by_seed`` as if these were the numbers.
         fraction: of seeds that is needed, above 0 and below 1: no number of seeds shows that something holds in all.
+        unit: what the outcomes are of, if not of seeds: runs or problems, each with random numbers of its own.
 
     Raises:
         ValueError: if ``fraction`` is outside (0, 1).
@@ -140,9 +141,9 @@ def holds_in(condition: Condition, fraction: float) -> Condition:
         return True if low >= fraction else False if high < fraction else None
 
     def note(by_seed: BySeed) -> str:
-        return f"{condition.words} in {_fraction_words(outcomes(by_seed), fraction)}"
+        return f"{condition.words} in {_fraction_words(outcomes(by_seed), fraction, unit)}"
 
-    words = f"in at least {100 * fraction:.3g} % of seeds (exact 95 % interval) {condition.words}"
+    words = f"in at least {100 * fraction:.3g} % of {unit} (exact 95 % interval) {condition.words}"
     return Condition(words, decide, condition.bounds, notes=(note,))
 
 
@@ -171,14 +172,16 @@ class Rule:
         reproduced: when the claim is reproduced.
         refuted: when it is refuted, also if ``reproduced`` holds; whenever it is not reproduced by default.
         words: the rule for a reader; made of the conditions' words by default.
-        over_seeds: names of numbers that are judged on the 95 % interval of the mean of their values by seed:
-            *reproduced* and *refuted* then need their condition to hold across the interval.
+        over_seeds: names of numbers that are judged on their 95 % interval over seeds, that of the mean of their values
+            by seed where no other is given: *reproduced* and *refuted* then need their condition to hold across it.
+        unit: what the interval is over, if not seeds: runs or problems, each with random numbers of its own.
     """
 
     reproduced: Condition
     refuted: Condition | None = None
     words: str = field(default="")
     over_seeds: tuple[str, ...] = ()
+    unit: str = "seeds"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.over_seeds) - set(self.bounds))
@@ -190,39 +193,65 @@ class Rule:
             words = f"Reproduced if {self.reproduced.words}; refuted {refuted}."
         if self.over_seeds:
             names = ", ".join(_label(name) for name in self.over_seeds)
-            words += f" A verdict must hold across 95 % intervals over seeds of: {names}; partly if it does not."
+            words += f" A verdict must hold across 95 % intervals over {self.unit} of: {names}; partly if it does not."
         object.__setattr__(self, "words", words)
 
-    def verdict(self, numbers: Mapping[str, float], by_seed: BySeed | None = None) -> ClaimVerdict:
+    @property
+    def judges_over_seeds(self) -> bool:
+        """Whether an interval over seeds, or over another unit, decides."""
+        conditions = [self.reproduced, *([] if self.refuted is None else [self.refuted])]
+        return bool(self.over_seeds) or any(condition.notes for condition in conditions)
+
+    def verdict(
+        self,
+        numbers: Mapping[str, float],
+        by_seed: BySeed | None = None,
+        intervals: Mapping[str, Interval] | None = None,
+    ) -> ClaimVerdict:
         """Return the verdict.
 
         Args:
             numbers: measured numbers by name.
             by_seed: values of single seeds by name, for the numbers and conditions that are judged over seeds.
+            intervals: intervals by name, for the numbers judged over seeds that are no means of values by seed.
         """
         by_seed = by_seed or {}
-        return self._verdict({**numbers, **self.intervals(by_seed)}, by_seed)
+        return self._verdict({**numbers, **self.intervals(by_seed, intervals)}, by_seed)
 
-    def intervals(self, by_seed: BySeed) -> dict[str, Interval]:
+    def intervals(self, by_seed: BySeed, given: Mapping[str, Interval] | None = None) -> dict[str, Interval]:
         """Return the intervals of the numbers that are judged over seeds.
 
+        Args:
+            by_seed: values of single seeds by name.
+            given: intervals by name that do not come from these values.
+
         Raises:
-            ValueError: if the values of one of them are missing.
+            ValueError: if one of them has neither an interval nor values.
         """
-        missing = [name for name in self.over_seeds if not len(by_seed.get(name, ()))]
+        given = given or {}
+        missing = [name for name in self.over_seeds if name not in given and not len(by_seed.get(name, ()))]
         if missing:
             raise ValueError(f"by_seed must hold the values of {list(self.over_seeds)}, those of {missing} are missing")
-        return {name: seed_interval(by_seed[name]) for name in self.over_seeds}
+        return {name: given[name] if name in given else seed_interval(by_seed[name]) for name in self.over_seeds}
 
-    def note(self, by_seed: BySeed) -> str:
-        """Return in words the intervals on which the claim is judged; empty if none is judged over seeds."""
+    def note(self, by_seed: BySeed, given: Mapping[str, Interval] | None = None) -> str:
+        """Return in words the intervals on which the claim is judged; empty if none is judged over seeds.
+
+        Args:
+            by_seed: as for :meth:`intervals`.
+            given: as for :meth:`intervals`.
+        """
         parts = []
-        for name, (low, high) in self.intervals(by_seed).items():
+        for name, (low, high) in self.intervals(by_seed, given).items():
+            if given and name in given:
+                parts.append(f"{_label(name)} {low:.3g} to {high:.3g} (95 % interval, bootstrap over {self.unit})")
+                continue
             values = by_seed[name]
             if all(isinstance(value, bool) for value in values):
-                parts.append(f"{_label(name)} in {_fraction_words(values, max(self.bounds[name], default=0.0))}")
+                wanted = max(self.bounds[name], default=0.0)
+                parts.append(f"{_label(name)} in {_fraction_words(values, wanted, self.unit)}")
             else:
-                count = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+                count = f"{len(values)} {self.unit if len(values) > 1 else self.unit.removesuffix('s')}"
                 parts.append(f"{_label(name)} {low:.3g} to {high:.3g} (95 % interval of the mean of {count})")
         conditions = [self.reproduced, *([] if self.refuted is None else [self.refuted])]
         parts += dict.fromkeys(note(by_seed) for condition in conditions for note in condition.notes)
@@ -242,12 +271,13 @@ class Rule:
         return _merge(self.reproduced.bounds, {} if self.refuted is None else self.refuted.bounds)
 
 
-def all_or_none(*conditions: Condition, over_seeds: Sequence[str] = ()) -> Rule:
+def all_or_none(*conditions: Condition, over_seeds: Sequence[str] = (), unit: str = "seeds") -> Rule:
     """Return the rule that a claim is reproduced if all conditions hold, and refuted if none does.
 
     Args:
         *conditions: the conditions.
         over_seeds: names of numbers that are judged over seeds; see :class:`Rule`.
+        unit: what their intervals are over; see :class:`Rule`.
     """
     every = conditions[0]
     for condition in conditions[1:]:
@@ -259,7 +289,7 @@ def all_or_none(*conditions: Condition, over_seeds: Sequence[str] = ()) -> Rule:
     listed = "; ".join(f"({i}) {condition.words}" for i, condition in enumerate(conditions, 1))
     how = {1: "this holds, refuted if not", 2: "both hold, refuted if neither does"}
     words = f"Reproduced if {how.get(len(conditions), 'all of these hold, refuted if none does')}: {listed}."
-    return Rule(every, Condition("none holds", none_holds, every.bounds), words, tuple(over_seeds))
+    return Rule(every, Condition("none holds", none_holds, every.bounds), words, tuple(over_seeds), unit)
 
 
 def _compare(
@@ -305,12 +335,12 @@ def _distance(
     return Condition(f"{_label(name, label)} {relation} {size} of {_figure(target)}", decide, {name: ends})
 
 
-def _fraction_words(outcomes: Sequence[float], wanted: float) -> str:
-    """Say how many seeds had a yes, in which interval the fraction lies, and whether so few could show ``wanted``."""
+def _fraction_words(outcomes: Sequence[float], wanted: float, unit: str) -> str:
+    """Say how many units had a yes, in which interval the fraction lies, and whether so few could show ``wanted``."""
     low, high = fraction_interval(outcomes)
-    words = f"{sum(map(bool, outcomes))} of {len(outcomes)} seeds (exact 95 % interval {low:.2f} to {high:.2f}"
+    words = f"{sum(map(bool, outcomes))} of {len(outcomes)} {unit} (exact 95 % interval {low:.2f} to {high:.2f}"
     few = fraction_interval([True] * len(outcomes))[0] < wanted
-    return f"{words}; so few seeds cannot show {100 * wanted:.3g} %)" if few else f"{words})"
+    return f"{words}; so few {unit} cannot show {100 * wanted:.3g} %)" if few else f"{words})"
 
 
 def _ends(value: float | Interval) -> Interval:

@@ -232,7 +232,6 @@ def losses() -> None:
         arms[name] = run
 
     loss_arm("F.cross_entropy", F.cross_entropy)
-    loss_arm("masked_fill, then F.cross_entropy", lambda z, y: F.cross_entropy(z.masked_fill(mask, -torch.inf), y))
     bars = {}
     for scope, value in (("current", -torch.inf), ("current", -2.0), ("own", -torch.inf), ("seen", -torch.inf)):
         loss_fn = MaskedCrossEntropyLoss([c // 100 for c in range(1000)], scope, value)
@@ -240,6 +239,7 @@ def losses() -> None:
         loss_arm(name, lambda z, y, loss_fn=loss_fn: loss_fn(z, y, is_memory=memory))
         bars[name] = 1.15
     loss_arm("SoftTargetLoss", SoftTargetLoss(1000, range(900)))
+    loss_arm("masked_fill, then F.cross_entropy", lambda z, y: F.cross_entropy(z.masked_fill(mask, -torch.inf), y))
     ratios("Loss of 256 samples, 1000 classes", arms, "F.cross_entropy", bars | {"SoftTargetLoss": 1.3}, rounds=201)
 
 

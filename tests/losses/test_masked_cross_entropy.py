@@ -169,6 +169,9 @@ def test_bad_input_is_named():
         MaskedCrossEntropyLoss(TASKS)(z[:, :3], y)
     with pytest.raises(KeyError, match=r"got \[3\]"):
         MaskedCrossEntropyLoss([0, 0, 1], "seen")(z, torch.tensor([0, 1, 3]))
+    for target in (4, -1):
+        with pytest.raises(KeyError, match=rf"got \[{target}\]"):
+            MaskedCrossEntropyLoss(TASKS, "seen")(z, torch.tensor([0, 1, target]))
     for scope in ("current", "old"):
         with pytest.raises(ValueError, match="is_memory must say"):
             MaskedCrossEntropyLoss(TASKS, scope)(z, y)

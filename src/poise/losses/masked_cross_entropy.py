@@ -177,9 +177,12 @@ class MaskedCrossEntropyLoss(nn.Module):
             )
         wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
         known = self._patterns(wide, self._current if task is None else task)
+        try:
+            row = known.tasks.index_select(0, target)
+        except IndexError as error:
+            raise self._unknown(target, known.tasks) from error
         if not torch.compiler.is_compiling():
-            self._check_targets(target, known, is_memory)
-        row = known.tasks.index_select(0, target)
+            self._check_targets(target, row, known, is_memory)
         if is_memory is not None and self.scope != "own":
             row = row.masked_fill_(is_memory, known.replayed)
         loss: Tensor = _MaskedNLL.apply(wide, target, known.biases, row, known.dummies)
@@ -212,30 +215,25 @@ class MaskedCrossEntropyLoss(nn.Module):
             self._kept = key, _Patterns(tasks, biases, dummies, len(table) - 1, whole, current, int(tasks.max()))
         return self._kept[1]
 
-    def _check_targets(self, target: Tensor, known: _Patterns, is_memory: Tensor | None) -> None:
-        if not len(target):
-            return
-        tasks, classes = known.tasks, len(known.tasks)
-        low, high = target.aminmax()
-        if int(low) < 0 or int(high) >= classes or (not known.whole and int(tasks[target].min()) < 0):
-            unknown = [c for c in target.unique().tolist() if not 0 <= c < classes or int(tasks[c]) < 0]
-            raise KeyError(f"every target must be a class with a task, got {unknown[:5]}; introduce it with add_task()")
-        if self.scope in ("current", "old") and is_memory is None and bool((tasks[target] != known.current).any()):
+    def _check_targets(self, target: Tensor, task: Tensor, known: _Patterns, is_memory: Tensor | None) -> None:
+        if not known.whole and len(target) and int(task.min()) < 0:
+            raise self._unknown(target, known.tasks)
+        if self.scope in ("current", "old") and is_memory is None and bool((task != known.current).any()):
             raise ValueError(
                 f"is_memory must say which samples are replayed with the scope {self.scope!r}: there are targets of "
                 "other tasks than the current one"
             )
-        if self.scope in ("own", "current", "seen") and known.latest <= known.current:
+        if self.scope != "old" and known.latest <= known.current:
             return  # a class competes within its own task, and all tasks are introduced
-        row = (
-            tasks[target]
-            if is_memory is None or self.scope == "own"
-            else tasks[target].masked_fill(is_memory, known.replayed)
-        )
+        row = task if is_memory is None or self.scope == "own" else task.masked_fill(is_memory, known.replayed)
         blocked = known.biases[row, target] != 0
         if bool(blocked.any()):
             b = int(blocked.nonzero()[0])
             raise ValueError(f"the target of a sample must not be masked, got class {int(target[b])} in row {b}")
+
+    def _unknown(self, target: Tensor, tasks: Tensor) -> KeyError:
+        unknown = [c for c in target.unique().tolist() if not 0 <= c < len(tasks) or int(tasks[c]) < 0]
+        return KeyError(f"every target must be a class with a task, got {unknown[:5]}; introduce it with add_task()")
 
     def _register(self, classes: list[int], task: int) -> None:
         known = self.class_task

@@ -291,13 +291,28 @@ def lead(results: Results) -> Measured:
     refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
 )
 def baselines(results: Results) -> Measured:
-    best = max((known for known, _ in results.baselines.values()), key=lambda s: s.top1)
+    return _ahead(results, {name: known for name, (known, _) in results.baselines.items()})
+
+
+@claim(
+    "baselines-elsewhere",
+    "It is far ahead of them on scripts that they were not fitted on.",
+    paper="not asked for; the doctor was fitted on none of the scripts",
+    protocol="As above, but each classifier is fitted without all runs that were made from the same healthy script. (Of "
+    "the same script with another seed, loss and gradient norm look alike enough to recognise it.)",
+    reproduced=at_least("lower_end", 0.3),
+    refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
+)
+def baselines_elsewhere(results: Results) -> Measured:
+    return _ahead(results, {name: new for name, (_, new) in results.baselines.items()})
+
+
+def _ahead(results: Results, others: Mapping[str, Score]) -> Measured:
+    """Return by how much more of the faults the doctor is right than the best of some others, run by run."""
+    best = max(others.values(), key=lambda s: s.top1)
     ahead = np.array(results.doctor.first, float) - np.array(best.first, float)
     low, high = seed_interval(list(ahead))
-    parts = [
-        f"{name} {known.top1:.1%} ({new.top1:.1%} on scripts not seen)"
-        for name, (known, new) in results.baselines.items()
-    ]
+    parts = [f"{name} {other.top1:.1%}" for name, other in others.items()]
     words = f"doctor {results.doctor.top1:.1%}, {', '.join(parts)}: ahead by {low:.1%} to {high:.1%}"
     return Measured(words, {"ahead": float(ahead.mean()), "lower_end": low, "upper_end": high})
 
@@ -475,6 +490,18 @@ STUDY = Study(
     paper=Paper("Targets of the training doctor, written down before the run", "poise", 2026),
     seeds={"tiny": 1, "default": 4, "full": 6},
     experiment=experiment,
-    claims=(first, among_three, precision, healthy, per_step, lead, baselines, calibrated, overhead, peers),
+    claims=(
+        first,
+        among_three,
+        precision,
+        healthy,
+        per_step,
+        lead,
+        baselines,
+        baselines_elsewhere,
+        calibrated,
+        overhead,
+        peers,
+    ),
     present=present,
 )

@@ -298,8 +298,8 @@ def baselines(results: Results) -> Measured:
     "baselines-elsewhere",
     "It is far ahead of them on scripts that they were not fitted on.",
     paper="not asked for; the doctor was fitted on none of the scripts",
-    protocol="As above, but each classifier is fitted without all runs that were made from the same healthy script. (Of "
-    "the same script with another seed, loss and gradient norm look alike enough to recognise it.)",
+    protocol="As above, but each classifier is fitted without all runs that were made from the same healthy script: "
+    "with another seed a script's loss and gradient norm look alike enough to recognise it.",
     reproduced=at_least("lower_end", 0.3),
     refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
 )

@@ -197,6 +197,7 @@ def interpolation(results: Results) -> Measured:
     "seeds; calibration error: the largest with up to 20 % of the labels changed.",
     reproduced=at_most("excess", 0),
     refuted=above("excess", 3),
+    without_seeds="the standard error over seeds is the unit.",
 )
 def bound(results: Results) -> Measured:
     excess, where = -np.inf, ARMS[0]
@@ -218,6 +219,7 @@ def bound(results: Results) -> Measured:
     "arms with an unshifted error above 0.005.",
     reproduced=at_most("ratio", 1.2),
     refuted=at_least("ratio", 2),
+    without_seeds="the largest ratio of several classifiers, each of some fits, is judged.",
 )
 def miscalibration(results: Results) -> Measured:
     ratios = {

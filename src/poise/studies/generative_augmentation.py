@@ -162,6 +162,7 @@ def experiment(budget: Budget, seeds: Sequence[int], progress: Progress) -> Resu
     "errors over repetitions. The repetitions are the sample; no other seeds enter.",
     reproduced=at_most("distance", 3.5),
     refuted=above("distance", 6),
+    without_seeds="the standard error over repetitions is the unit.",
 )
 def closed_form(results: Results) -> Measured:
     distances = {}
@@ -181,6 +182,7 @@ def closed_form(results: Results) -> Measured:
     protocol="Mean |gap| with gamma 50 over that with gamma 0, for (d, m) = (50, 10): high; for (1, 40): low.",
     reproduced=at_most("high", 0.35) & at_least("low", 0.8) & at_most("low", 1.25),
     refuted=above("high", 0.7),
+    without_seeds="means of hundreds of repetitions are judged.",
 )
 def gap_falls(results: Results) -> Measured:
     sizes = {s: [np.abs(results.gap(s, g)).mean() for g in (GAMMAS[0], GAMMAS[-1])] for s in (HIGH, LOW)}
@@ -196,6 +198,7 @@ def gap_falls(results: Results) -> Measured:
     protocol="Test loss with gamma 20 less that with gamma 0, in standard errors of the paired difference, (50, 10).",
     reproduced=at_most("change", -2),
     refuted=above("change", -1),
+    without_seeds="the standard error over repetitions is the unit.",
 )
 def better_model(results: Results) -> Measured:
     change = results.mixtures[HIGH, 20.0][:, 1] - results.mixtures[HIGH, 0.0][:, 1]

@@ -140,6 +140,7 @@ def _compared(base: NDArray[np.float64], other: NDArray[np.float64], task: NextI
     paper="not reported",
     protocol="Smallest top-10 Jaccard similarity of any list of any seed. No seeds enter the judgement.",
     reproduced=equal_to("smallest", 1),
+    without_seeds="an identity, which holds for every seed: the smallest similarity of all is judged.",
 )
 def control(results: Results) -> Measured:
     smallest = min(outcome.similarity.jaccard.min() for outcome in results.arms[SAME])
@@ -219,6 +220,7 @@ def unequal(results: Results) -> Measured:
     paper="MRR and recall hardly change",
     protocol="Largest relative change of recall@10 after a deletion, mean over seeds for each arm.",
     reproduced=below("change", 0.1),
+    without_seeds="the largest change of several arms, each a mean over seeds, is judged.",
 )
 def accuracy(results: Results) -> Measured:
     changes = {}

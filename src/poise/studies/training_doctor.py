@@ -195,6 +195,7 @@ def fraction(outcomes: Sequence[bool]) -> str:
     "causes that were fixed before; ends of its exact 95 % interval over runs.",
     reproduced=at_least("top1", 0.85) & at_least("lower_end", 0.75),
     refuted=below("upper_end", 0.85),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def first(results: Results) -> Measured:
     before = score(map(answer, results.development)).first
@@ -208,6 +209,7 @@ def first(results: Results) -> Measured:
     protocol="As above, of the first three errors and warnings.",
     reproduced=at_least("top3", 0.95) & at_least("lower_end", 0.85),
     refuted=below("upper_end", 0.95),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def among_three(results: Results) -> Measured:
     before = score(map(answer, results.development)).among_three
@@ -221,6 +223,7 @@ def among_three(results: Results) -> Measured:
     protocol="Fraction of all held-out runs with an alarm, faulty or healthy, whose first alarm is right.",
     reproduced=at_least("precision", 0.85) & at_least("lower_end", 0.75),
     refuted=below("upper_end", 0.85),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def precision(results: Results) -> Measured:
     return _measured("precision", results.doctor.precise)
@@ -233,6 +236,7 @@ def precision(results: Results) -> Measured:
     protocol="Fraction of held-out runs of healthy scripts with an error or a warning; its interval.",
     reproduced=at_most("alarmed", 0.04) & at_most("upper_end", 0.2),
     refuted=above("lower_end", 0.04),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def healthy(results: Results) -> Measured:
     names = sorted({run.case for run in results.healthy if run.alarms})
@@ -254,6 +258,7 @@ def _measured(name: str, outcomes: Sequence[bool], more: str = "") -> Measured:
     paper="at most 1 in 1000 healthy steps",
     protocol="Errors and warnings of held-out runs of healthy scripts, for 1000 steps.",
     reproduced=at_most("rate", 1, "false alarms per 1000 steps"),
+    without_seeds="a rate over all runs is judged.",
 )
 def per_step(results: Results) -> Measured:
     alarms, steps = sum(len(run.alarms) for run in results.healthy), sum(run.steps for run in results.healthy)
@@ -270,6 +275,7 @@ def per_step(results: Results) -> Measured:
     "an event. Median of both halves of the seeds.",
     reproduced=at_least("median", 5, "median lead"),
     refuted=below("median", 0, "median lead"),
+    without_seeds="the median over all runs is judged.",
 )
 def lead(results: Results) -> Measured:
     ahead = leads([*results.development, *results.held_out])
@@ -289,6 +295,7 @@ def lead(results: Results) -> Measured:
     "95 % interval of the difference, run by run.",
     reproduced=at_least("lower_end", 0.3),
     refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def baselines(results: Results) -> Measured:
     return _ahead(results, {name: known for name, (known, _) in results.baselines.items()})
@@ -302,6 +309,7 @@ def baselines(results: Results) -> Measured:
     "with another seed a script's loss and gradient norm look alike enough to recognise it.",
     reproduced=at_least("lower_end", 0.3),
     refuted=below("upper_end", 0.3) | at_most("ahead", 0.05),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def baselines_elsewhere(results: Results) -> Measured:
     return _ahead(results, {name: new for name, (_, new) in results.baselines.items()})
@@ -325,6 +333,7 @@ def _ahead(results: Results, others: Mapping[str, Score]) -> Measured:
     "an alarm; ends of its 95 % interval.",
     reproduced=at_most("overconfidence", 0.1) & at_least("overconfidence", -0.1),
     refuted=above("lower_end", 0.1) | below("upper_end", -0.1),
+    without_seeds="the ends of the interval over runs are judged.",
 )
 def calibrated(results: Results) -> Measured:
     said = confidences(results.held_out)

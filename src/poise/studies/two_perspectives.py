@@ -177,6 +177,7 @@ def joint(results: Results) -> Measured:
     "mean.",
     reproduced=below("fired", 0.02) & below("change", 0.02),
     refuted=at_least("fired", 0.1),
+    without_seeds="fractions over all updates are judged.",
 )
 def agem(results: Results) -> Measured:
     fired, gain = np.mean([run.fired for run in results.runs[WITH_AGEM]]), results.gain(WITH_AGEM)
@@ -209,6 +210,7 @@ def gem(results: Results) -> Measured:
     protocol=f"Weight of new data times {LESS:g}. Fraction: its gain in minimum accuracy over that of GEM, of means.",
     reproduced=at_least("fraction", 0.9),
     refuted=below("fraction", 0.5),
+    without_seeds="a ratio of means over seeds is judged.",
 )
 def control(results: Results) -> Measured:
     own, projected = results.gain(CONTROL).mean(), results.gain(WITH_GEM).mean()

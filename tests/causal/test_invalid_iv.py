@@ -83,7 +83,11 @@ def test_confounding_is_the_same_with_and_without_the_instrument():
     np.testing.assert_allclose((covariance[:, 1] - covariance[:, 0]) / d, BETA, atol=1e-12)
 
 
-@pytest.mark.parametrize("right", [set(c) for k in range(6) for c in itertools.combinations(NAMES, k)], ids=str)
+@pytest.mark.parametrize(
+    "right",
+    [set(c) for k in range(6) for c in itertools.combinations(NAMES, k)],
+    ids=lambda names: "-".join(sorted(names)),
+)
 def test_the_mean_is_right_for_the_sufficient_sets_and_for_no_other(right):
     enough = any(chosen <= right for chosen in SUFFICIENT_SETS)
     assert (abs(mean_influence(right) - TRUTH) < 1e-10) == enough

@@ -8,6 +8,7 @@ __version__: str  # found on first use, among all installed packages
 # `poise.watch` and the rooms load on first use, so that `poise --help` and the launcher start fast.
 _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
 _ROOMS = (
+    "control",
     "curvature",
     "data",
     "doctor",

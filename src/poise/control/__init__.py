@@ -12,16 +12,26 @@ if TYPE_CHECKING:
     from poise.control.riccati.dare import solve_dare
     from poise.control.riccati.lqr import dlqr, lqr
     from poise.control.riccati.modes import NotStabilizable
+    from poise.control.sdre.birotor import Birotor
+    from poise.control.sdre.sdc_model import SDCModel
+    from poise.control.sdre.sdre_controller import SDREController
+    from poise.control.sdre.tracking import Tracking, rk4_step, simulate_tracking
 
 __all__ = [
+    "Birotor",
     "LinearLoop",
     "Margins",
     "NotStabilizable",
+    "SDCModel",
+    "SDREController",
+    "Tracking",
     "dlqr",
     "largest_stable",
     "lqr",
     "margins",
+    "rk4_step",
     "sampling_margin",
+    "simulate_tracking",
     "solve_care",
     "solve_dare",
 ]

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from poise.control.linear.largest_stable import largest_stable, sampling_margin
     from poise.control.linear.loop import LinearLoop
     from poise.control.linear.margins import Margins, margins
+    from poise.control.region.attracted_region import AttractedRegion, attracted_region
+    from poise.control.region.state_difference import state_difference
     from poise.control.riccati.care import solve_care
     from poise.control.riccati.dare import solve_dare
     from poise.control.riccati.lqr import dlqr, lqr
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from poise.control.sdre.tracking import Tracking, rk4_step, simulate_tracking
 
 __all__ = [
+    "AttractedRegion",
     "Birotor",
     "LinearLoop",
     "Margins",
@@ -25,6 +28,7 @@ __all__ = [
     "SDCModel",
     "SDREController",
     "Tracking",
+    "attracted_region",
     "dlqr",
     "largest_stable",
     "lqr",
@@ -34,6 +38,7 @@ __all__ = [
     "simulate_tracking",
     "solve_care",
     "solve_dare",
+    "state_difference",
 ]
 
 lazy_front(__name__)

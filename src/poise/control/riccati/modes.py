@@ -33,7 +33,7 @@ def unreachable_mode(
     References:
         Hautus (1969). Controllability and observability conditions of linear autonomous systems.
     """
-    sizes = np.linalg.norm(A), np.linalg.norm(B)
+    sizes = float(np.linalg.norm(A)), float(np.linalg.norm(B))
     scaled = B * (sizes[0] / sizes[1]) if min(sizes) > 0 else B
     bound = _RELATIVE * max(float(np.linalg.norm(np.hstack([A, scaled]), 2)), np.finfo(float).tiny)
     for value in _lasting(np.linalg.eigvals(A), sampled):

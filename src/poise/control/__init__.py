@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from poise.tools.lazy_front import lazy_front
 
 if TYPE_CHECKING:
+    from poise.control.closed_loop_audit import audit_closed_loop
     from poise.control.linear.largest_stable import largest_stable, sampling_margin
     from poise.control.linear.loop import LinearLoop
     from poise.control.linear.margins import Margins, margins
@@ -29,6 +30,7 @@ __all__ = [
     "SDREController",
     "Tracking",
     "attracted_region",
+    "audit_closed_loop",
     "dlqr",
     "largest_stable",
     "lqr",

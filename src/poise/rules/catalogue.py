@@ -21,6 +21,7 @@ RULE_SETS = (
     "poise.preflight.init_audit.rules:RULES",
     "poise.preflight.perturbation_audit.rules:RULES",
     "poise.dynamics.training_audit.rules:RULES",
+    "poise.control.closed_loop_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 

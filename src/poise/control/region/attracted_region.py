@@ -238,11 +238,10 @@ def _largest_level(
             best, by = _around(search, height, search.edge(failing[order]), generator), "failing start"
         if not best > 0:
             return None, by, 0
-        fresh = search.uniform(40 * len(states), generator)
-        fresh = fresh[height(fresh) < best][: len(states)]
-        # Also from the rim, where a failing start is most likely.
-        rim = _on_level(search, height, fresh, best)
-        tried = torch.cat([fresh, rim])
+        # Half of them from the rim, where a failing start is most likely.
+        rim = _on_level(search, height, search.uniform(len(states), generator), best)
+        inner = search.goal + torch.rand(len(rim), 1, generator=generator, dtype=torch.float64) * (rim - search.goal)
+        tried = torch.cat([inner, rim])
         good = search.attracts(tried)
         checked, failing = len(tried), tried[~good]
         if not len(failing):

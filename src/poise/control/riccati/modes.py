@@ -34,7 +34,7 @@ def unreachable_mode(
         Hautus (1969). Controllability and observability conditions of linear autonomous systems.
     """
     sizes = float(np.linalg.norm(A)), float(np.linalg.norm(B))
-    scaled = B * (sizes[0] / sizes[1]) if min(sizes) > 0 else B
+    scaled = B * (sizes[0] / sizes[1]) if sizes[0] > 0 and sizes[1] > 0 else B
     bound = _RELATIVE * max(float(np.linalg.norm(np.hstack([A, scaled]), 2)), np.finfo(float).tiny)
     for value in _lasting(np.linalg.eigvals(A), sampled):
         left, singular, _ = np.linalg.svd(np.hstack([A - value * np.eye(len(A)), scaled]))
@@ -58,7 +58,9 @@ def unseen_boundary_mode(
     scale = max(float(np.abs(values).max()), 1.0)
     for value, vector in zip(values, vectors.T, strict=True):
         distance = abs(abs(value) - 1.0) if sampled else abs(value.real)
-        if distance <= _NEAR_BOUNDARY * scale and np.linalg.norm(Q @ vector) <= 1e-8 * max(np.linalg.norm(Q), 1e-300):
+        if distance <= _NEAR_BOUNDARY * scale and float(np.linalg.norm(Q @ vector)) <= 1e-8 * max(
+            float(np.linalg.norm(Q)), 1e-300
+        ):
             direction = vector.real if np.abs(vector.real).max() > 1e-8 else vector.imag
             return complex(value), direction / np.linalg.norm(direction)
     return None

@@ -12,6 +12,7 @@ from poise.tools.nearest_name import did_you_mean
 STUDIES: dict[str, str] = {
     "adamp": "Do tangential steps stop momentum from growing the norm of scale-invariant weights?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
+    "control-structure": "Does a learned factorisation keep a tracking controller stable with 100 samples?",
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "disciplined-hyperparameters": "Do a range test and one cycle take the place of a grid of hyper-parameters?",
     "fair-coins": "Do fair coins land on the side they started from?",

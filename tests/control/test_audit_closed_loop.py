@@ -133,7 +133,24 @@ def test_numpy_functions_and_batches_give_the_same_numbers():
     for other in (slow, together):
         assert other.growth == pytest.approx(base.growth, rel=1e-6)
         np.testing.assert_allclose(other.paths, base.paths, rtol=1e-9, atol=1e-12)
-    assert any("one state at a time" in text for text in slow.not_checked)
+    assert any("take one state at a time" in text for text in slow.not_checked)
+
+
+def test_the_sampling_period_that_is_too_long():
+    """x' = u with u = -4 x, held: the sampled loop 1 - 4 dt is stable up to a period of 0.5."""
+    found = facts(lambda x, u: u, lambda x: -4.0 * x, x0=[0.0], box=([-1.0], [1.0]), dt=0.1, n_samples=5, horizon=5.0)
+    assert found.period_factor == pytest.approx(5.0, rel=1e-6)
+    assert found.margins[0].gain == pytest.approx(5.0, rel=1e-6)
+
+
+def test_an_interrupted_audit_reports_what_is_there(monkeypatch):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("poise.control.closed_loop_audit.measure.attracted_region", interrupted)
+    report = audit()
+    assert report.verdict == "stable at the goal"
+    assert "the sampling was interrupted" in report.to_html()
 
 
 def test_an_environment():

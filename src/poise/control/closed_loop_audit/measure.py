@@ -14,10 +14,10 @@ from torch import Tensor
 from poise.control.closed_loop_audit.facts import ClosedLoopFacts, HullFacts, ModelFacts
 from poise.control.closed_loop_audit.hull import Hull
 from poise.control.closed_loop_audit.plant import Batched, ClosedLoop, in_batches
-from poise.control.linear.largest_stable import largest_stable, sampling_margin
-from poise.control.linear.loop import LinearLoop
+from poise.control.linear.largest_stable import largest_stable
+from poise.control.linear.loop import LinearLoop, held_input
 from poise.control.linear.margins import Margins, margins
-from poise.control.region.attracted_region import AttractedRegion, attracted_region, checked_box
+from poise.control.region.attracted_region import AttractedRegion, Level, attracted_region, checked_box
 from poise.control.region.state_difference import state_difference
 from poise.control.sdre.tracking import rk4_step
 from poise.dynamics import (
@@ -86,11 +86,12 @@ def measure(
     with fraction_bar(f"{n_samples} starts of {steps} periods", progress) as advance:
         try:
             advance(0.0, "region")
-            level = _level(local, at, half, angles) if loop.vectorised else None
+            level = _level(loop, local, at, half, angles)
             if not loop.vectorised:
-                missing.append(
-                    "The sampled level set: plant and controller take one state at a time (try batched=True)."
-                )
+                level = None
+                missing.append("The sampled level set: plant and controller take one state at a time; see batched.")
+            elif level is None:
+                missing.append("The sampled level set: the linearised loop is not stable, so its cost is not finite.")
             region = attracted_region(
                 loop, at, (low, high), steps=steps, level=level, n_samples=n_samples, angles=angles, seed=seed
             )
@@ -214,14 +215,10 @@ def _period_factor(
     velocity = loop.velocity
     A = _jacobian(lambda x: velocity(x, u_at[None].expand(len(x), -1)), at)
     B = _jacobian(lambda u: velocity(at[None].expand(len(u), -1), u), u_at)
-    try:
-        return sampling_margin(A, B, K, high=1e3 * dt) / dt
-    except ValueError:
-        pass  # sampled it is stable, continuous it is not: start from the period as it is
 
     def closed(period: float) -> np.ndarray:
-        whole = scipy.linalg.expm(np.block([[A, B], [np.zeros((loop.m, len(A) + loop.m))]]) * period)
-        return np.asarray(whole[: len(A), : len(A)] - whole[: len(A), len(A) :] @ K)
+        Ad, Bd = held_input(A, B, period)
+        return np.asarray(Ad - Bd @ K)
 
     try:
         return largest_stable(closed, dt, 1e3 * dt, kind="map") / dt
@@ -238,14 +235,13 @@ def _steps(local: Stability | None, dt: float, horizon: float | None) -> int:
     return int(min(max(math.ceil(_TIME_CONSTANTS / local.rate), _FEWEST_STEPS), _MOST_STEPS))
 
 
-def _level(local: Stability | None, at: Tensor, half: Tensor, angles: tuple[int, ...]) -> Any:
+def _level(
+    loop: ClosedLoop, local: Stability | None, at: Tensor, half: Tensor, angles: tuple[int, ...]
+) -> Level | None:
     """Return the quadratic form that falls along the linearised loop; ``None`` where that is not stable."""
     if local is None or local.verdict != "stable":
         return None
-    values, vectors = local.eigenvalues, local.leading_vectors
-    if vectors.shape[0] != vectors.shape[1]:
-        return None
-    jacobian = np.real(vectors @ np.diag(values) @ np.linalg.pinv(vectors))
+    jacobian = np.asarray(_map(loop, at, half, angles).jacobian(torch.zeros_like(at)))
     P = torch.as_tensor(scipy.linalg.solve_discrete_lyapunov(jacobian.T, np.eye(len(at))))
 
     def level(x: Tensor) -> Tensor:

@@ -74,16 +74,16 @@ def care_solution(problem: QuadraticProblem) -> Float64[Tensor, "*batch n n"]:
     top, bottom = torch.cat([shifted, -unit * G], -1), torch.cat([-weight / unit, -shifted.mT], -1)
     first = stable_subspace_solution(torch.cat([top, bottom], -2))
     P, found = unit * first.P, first.found
-    scale = _scale(P, shifted, G, weight)
+    scale, residual = _scale(P, shifted, G, weight), _residual(P, shifted, G, weight)
     for _ in range(_REFINEMENTS):
-        residual = _residual(P, shifted, G, weight)
         if bool((_size(residual) <= _GOOD * scale)[found].all()):
             break
         better = P + _correction(residual, shifted - G @ P, first.vectors)
-        lower = found & (_size(_residual(better, shifted, G, weight)) < _size(residual))
-        P = torch.where(lower[..., None, None], better, P)
+        left = _residual(better, shifted, G, weight)
+        lower = (found & (_size(left) < _size(residual)))[..., None, None]
+        P, residual = torch.where(lower, better, P), torch.where(lower, left, residual)
     closed = torch.linalg.eigvals(torch.where(found[..., None, None], shifted - G @ P, -torch.eye(A.shape[-1]).to(A)))
-    good = found & (_size(_residual(P, shifted, G, weight)) <= _RESIDUAL * scale) & (closed.real < 0).all(-1)
+    good = found & (_size(residual) <= _RESIDUAL * scale) & (closed.real < 0).all(-1)
     if bool(good.all()):
         return P
     return _one_by_one(problem, P, good)

@@ -10,6 +10,7 @@ _FRONT_DOORS = {"watch": "poise.doctor", "Report": "poise.report"}
 _ROOMS = (
     "causal",
     "continual",
+    "control",
     "curvature",
     "data",
     "doctor",

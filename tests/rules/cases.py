@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from poise.causal import AverageEffect
 from poise.causal.effect_audit.facts import ConstantComparison, EffectFacts, Flip, Overlap
 from poise.continual import AccuracyHistory
 from poise.continual.update_audit.facts import UNTREATED, Conflict, UpdateFacts, UpdateRun
-from poise.dynamics import EdgeDistance, critical_lr, sgd_stability
+from poise.control import AttractedRegion, Margins
+from poise.control.closed_loop_audit.facts import ClosedLoopFacts, HullFacts, ModelFacts
+from poise.dynamics import EdgeDistance, Map, critical_lr, sgd_stability, stability
 from poise.dynamics.edge_of_stability.local_point import LocalPoint
 from poise.dynamics.training_audit.facts import TrainingFacts
 from poise.dynamics.training_audit.sharpness import AuditedSharpness
@@ -522,6 +524,74 @@ EVALUATION = {
     ),
 }
 
+# --- closed loops
+
+
+def closed_loop(**changed):
+    """A loop in which all is well, but for what is given."""
+    facts = ClosedLoopFacts(
+        n=2,
+        m=1,
+        dt=0.1,
+        steps=100,
+        offset=0.0,
+        local=local(0.5),
+        measured_rate=None,
+        margins=(Margins(3.0, 1.0, 0.2, 1.0, 60.0, 1.0, 0.5, 1.0),),
+        period_factor=4.0,
+        region=attracted(1.0),
+        saturated=0.0,
+        saturated_failing=math.nan,
+        model=ModelFacts(0.999, 0.01, -1.0, 1.0, 0.0),
+        hull=HullFacts(24, 0.0, 0.0, math.nan, math.nan),
+        paths=np.zeros((0, 0, 2)),
+        not_checked=(),
+        seed=0,
+    )
+    return replace(facts, **changed)
+
+
+def local(multiplier, coupling=0.0):
+    """The stability of a linear map with two equal multipliers."""
+    matrix = torch.tensor([[multiplier, coupling], [0.0, 0.9 * multiplier]], dtype=torch.float64)
+    return stability(Map(lambda x: matrix @ x), torch.zeros(2, dtype=torch.float64))
+
+
+def attracted(fraction):
+    good = torch.arange(100) < 100 * fraction
+    nearest = None if fraction == 1 else torch.tensor([0.5, 0.2], dtype=torch.float64)
+    distance = math.inf if fraction == 1 else 0.6
+    states = torch.zeros(100, 2, dtype=torch.float64)
+    interval = (max(0.0, fraction - 0.1), min(1.0, fraction + 0.1))
+    return AttractedRegion(states, good, fraction, interval, nearest, distance, None, None, 0)
+
+
+CLOSED_LOOP = {
+    "unstable_at_goal": Case(closed_loop(local=local(1.2)), closed_loop(local=local(0.99)), "error"),
+    "goal_not_an_equilibrium": Case(closed_loop(offset=0.1), closed_loop(offset=0.0), "warning"),
+    "small_margin": Case(closed_loop(period_factor=1.5), closed_loop(period_factor=2.5), "warning"),
+    "transient_growth": Case(closed_loop(local=local(0.9, 20.0)), closed_loop(local=local(0.9, 1.0)), "warning"),
+    "box_not_attracted": Case(closed_loop(region=attracted(0.9)), closed_loop(region=attracted(1.0)), "warning"),
+    "input_saturation": Case(
+        closed_loop(saturated=0.3, saturated_failing=0.9), closed_loop(saturated=0.05, saturated_failing=0.9), "warning"
+    ),
+    "model_stable_plant_not": Case(
+        closed_loop(local=local(1.2)),
+        closed_loop(local=local(1.2), model=ModelFacts(0.99, 0.0, 1.0, 0.0, 0.0)),
+        "error",
+    ),
+    "derivative_error": Case(
+        closed_loop(model=ModelFacts(0.9995, 0.5, -1.0, 1.0, 0.0)),
+        closed_loop(model=ModelFacts(0.9, 0.5, -1.0, 1.0, 0.0)),
+        "warning",
+    ),
+    "left_training_hull": Case(
+        closed_loop(hull=HullFacts(24, 0.1, 0.3, 0.5, 0.2)),
+        closed_loop(hull=HullFacts(24, 0.02, 0.03, 0.5, 0.2)),
+        "warning",
+    ),
+}
+
 CASES = {
     "init audit": INIT,
     "training audit": TRAINING,
@@ -534,5 +604,6 @@ CASES = {
     "deployment audit": DEPLOYMENT,
     "update audit": UPDATE,
     "continual evaluation": EVALUATION,
+    "closed-loop audit": CLOSED_LOOP,
 }
 """By name of the rule set, then by id."""

@@ -9,7 +9,7 @@ import pytest
 import poise
 from poise.tools.lazy_front import lazy_front
 
-LAZY = ("curvature", "data", "dynamics", "evidence", "losses", "nn", "optim", "preflight", "studies")
+LAZY = ("control", "curvature", "data", "dynamics", "evidence", "losses", "nn", "optim", "preflight", "studies")
 
 
 @pytest.mark.parametrize("room", poise._ROOMS)

@@ -29,6 +29,7 @@ RULE_SETS = (
     "poise.shift.deployment_audit.rules:RULES",
     "poise.continual.update_audit.rules:RULES",
     "poise.continual.evaluation.rules:RULES",
+    "poise.control.closed_loop_audit.rules:RULES",
 )
 """Where the rooms keep their rules."""
 

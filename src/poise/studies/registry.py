@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "bagging-stability": "Does averaging over bags keep predictions stable when a row is left out?",
     "catalysis": "Are steady states of a catalytic pore attracting, and how fast?",
     "causal-minimax": "Is a predictor safer in new environments if it drops some of its stable inputs?",
+    "control-structure": "Does a learned factorisation keep a tracking controller stable with 100 samples?",
     "curvature-engine": "Do gradient descent and Adam train at the edge of stability, and is the ruler right?",
     "data-feedback-loops": "Does a classifier that is trained on its own labels amplify a bias?",
     "disciplined-hyperparameters": "Do a range test and one cycle take the place of a grid of hyper-parameters?",

@@ -1,0 +1,1 @@
+"""Linear loops: their margins, and how far one parameter can go."""

@@ -1,0 +1,1 @@
+"""What a closed loop attracts, by sampling."""

@@ -1,0 +1,1 @@
+"""Riccati equations and the gains that they give."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from poise.continual import ContinualEvaluator, Task, gradient_parts, windowed_forgetting
+from poise.continual import ContinualEvaluator, Task, evaluation_report, gradient_parts, windowed_forgetting
 
 
 def blobs(seed, classes, n=60):
@@ -169,7 +169,7 @@ def test_any_metric_and_several_models(tasks):
 
 def test_the_report_has_the_curves_and_every_metric(tasks):
     history = run(network(), tasks, ContinualEvaluator(tasks, subset=None))
-    report = history.report()
+    report = evaluation_report(history)
     assert "minimum accuracy" in str(report.to_dict())
     assert "evaluations took" in str(report.to_dict())
     assert len(history.frame()) == 6 + 10 + 15

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from poise.continual.evaluation.averaging_lag import averaging_lag
     from poise.continual.evaluation.evaluator import ContinualEvaluator
     from poise.continual.evaluation.gradient_parts import GradientParts, gradient_parts
-    from poise.continual.evaluation.history import AccuracyHistory, gap_figure
+    from poise.continual.evaluation.history import AccuracyHistory
     from poise.continual.evaluation.metrics import (
         average_accuracy,
         average_anytime_accuracy,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         worst_case_accuracy,
     )
     from poise.continual.evaluation.normalized_gap import Gaps, continual_gaps, normalized_gap
+    from poise.continual.evaluation.report import evaluation_report, gap_figure
     from poise.continual.heads.class_mean_init import class_mean_init_
     from poise.continual.heads.find_head import find_head, head_inputs
     from poise.continual.heads.grow_head import grow_head
@@ -59,6 +60,7 @@ __all__ = [
     "class_mean_init_",
     "continual_gaps",
     "domain_incremental",
+    "evaluation_report",
     "find_head",
     "forgetting",
     "gap_depth",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from poise.continual.evaluation import metrics
-from poise.continual.evaluation.rules import RULES
-from poise.report import Figure, Report, Table, Text, line_chart
-from poise.rules import findings_of
-from poise.tools.number import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,90 +105,3 @@ class AccuracyHistory:
             if not math.isnan(self.accuracy[n, i])
         ]
         return pd.DataFrame(rows, columns=["step", "trained_task", "eval_task", "value", "n"])
-
-    def report(self) -> Report:
-        """Return what the rules find, the curves, a row for each task with its minimum, and all metrics."""
-        tasks, found = self._task_table(), self.summary()
-        lost = found["minimum accuracy"]
-        summary = (
-            "One task only: nothing can be forgotten yet."
-            if math.isnan(lost)
-            else f"While other tasks were trained, tasks fell to {number(lost, 3)} on average; at the end they are at "
-            f"{number(found['average accuracy (mean over tasks)'], 3)} ({self.metric}, mean over tasks)."
-        )
-        rows = [[name, value] for name, value in found.items()]
-        caption = (
-            "Old tasks are those that were trained before the last one; NaN: there is none. "
-            "Windows are counted in evaluations."
-        )
-        every = int(np.median(np.diff(self.steps))) if len(self.steps) > 1 else 1
-        sample = "all held-out samples" if self.exact else "a fixed random subset of the held-out samples"
-        notes = (
-            f"Evaluated every {every} update{'s' if every > 1 else ''} on {sample}; {len(self.steps)} evaluations took "
-            f"{number(self.seconds, 3)} s."
-        )
-        return Report(
-            "Continual evaluation",
-            summary,
-            findings_of(RULES, self),
-            blocks=[
-                gap_figure({"": self}),
-                tasks,
-                Table("Metrics", ["Metric", "Value"], rows, caption),
-                Text(notes, "What was measured"),
-            ],
-        )
-
-    def _task_table(self) -> Table:
-        minima = metrics.task_minima(self.accuracy, self.trained)
-        rows = []
-        for i in (int(t) for t in dict.fromkeys(self.trained[self.trained >= 0].tolist())):
-            end = self.accuracy[metrics.first_end(self.trained, i), i]
-            lowest = minima.get(i, math.nan)
-            low, high = self._ends(lowest, i)
-            back = metrics.recovery_time(self.accuracy, self.trained, i)
-            rows.append(
-                [self.names[i], self.sizes[i], end, lowest, low, high, end - lowest, back, self.accuracy[-1, i]]
-            )
-        columns = [
-            "Task",
-            "Samples",
-            "When its training ended",
-            "Minimum since",
-            "Interval, low",
-            "Interval, high",
-            "Depth",
-            "Evaluations to recover",
-            "At the end",
-        ]
-        caption = "Intervals: 95 %, from the number of samples; a minimum of many noisy values is biased downwards."
-        return Table("Tasks", columns, rows, caption)
-
-    def _ends(self, value: float, task: int) -> tuple[float, float]:
-        known = self.metric == "accuracy" and 0 <= value <= 1
-        return self.interval(value, task) if known else (math.nan, math.nan)
-
-
-def gap_figure(histories: Mapping[str, AccuracyHistory], title: str = "Scores while training") -> Figure:
-    """Return the curves of every task, with a line where the trained task changes.
-
-    Args:
-        histories: by name, such as ``{"trained weights": ..., "served average": ...}``.
-        title: of the figure.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not histories:
-        raise ValueError("histories must hold at least one, got none")
-    series, markers = {}, {}
-    for prefix, history in histories.items():
-        for i, name in enumerate(history.names):
-            known = ~np.isnan(history.accuracy[:, i])
-            if known.any():
-                series[f"{prefix} {name}".strip()] = (history.steps[known], history.accuracy[known, i])
-        for row in np.flatnonzero(np.diff(history.trained) != 0):
-            if history.trained[row] >= 0:
-                markers[f"{history.names[history.trained[row + 1]]} starts"] = float(history.steps[row])
-    metric = next(iter(histories.values())).metric
-    return line_chart(title, series, "update", metric, markers=markers)

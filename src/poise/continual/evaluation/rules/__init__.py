@@ -6,7 +6,7 @@ from poise.rules.rule_set import RuleSet
 RULES = RuleSet(
     "continual evaluation",
     "continual",
-    "`AccuracyHistory.report` of `poise.continual`",
+    "`poise.continual.evaluation_report`",
     (label_offset.RULE, loss_of_plasticity.RULE, hidden_drop.RULE),
 )
 

@@ -446,6 +446,19 @@ def test_weights_that_break_lose_purity_as_well():
     assert find("label_problem", run) == []
 
 
+def test_labels_that_change_explain_the_gradients_that_jump():
+    run = healthy()
+    run.change("loss", 100, lambda t: run.noisy(t, 9.0, 0.02))
+    run.change("grad_norm", 100, lambda t: run.noisy(t, 40.0, 0.02))
+    run.change("update_ratio", 0, 1e-3)
+    run.change("label_agreement", 100, 0.02)
+    run.change("label_purity", 100, 0.9)
+    run.burst(100)
+    found = diagnose(run.record())
+    assert {"label_problem", "exploding_gradients"} <= {f.cause for f in found}
+    assert [f.cause for f in found if f.severity != "info"] == ["label_problem"]
+
+
 @pytest.mark.parametrize(("share", "severity"), [(0.97, "warning"), (1.0, "error")])
 def test_ignored_targets(share, severity):
     run = healthy()
@@ -654,6 +667,21 @@ def test_a_collapsed_softmax_whose_samples_are_wrong_still_learns():
     run = healthy()
     run.change("softmax_collapse", 50, 1.0)  # sure of the wrong class: the loss is large, and so is its gradient
     assert find("softmax_collapse", run) == []
+
+
+@pytest.mark.parametrize(("rest", "severity"), [(0.02, "info"), (0.5, "warning")])
+def test_a_collapsed_softmax_is_harmless_where_nothing_is_left_to_fit(rest, severity):
+    run = healthy()
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, rest + 2.3 * np.exp(-run.all_steps / 10)))
+    FAULTS["softmax_collapse"](run, 120, 0.5)
+    assert only("softmax_collapse", run).severity == severity
+
+
+def test_a_loss_that_large_logits_began_far_above_a_guess_is_not_small_for_that():
+    run = healthy()
+    run.put("loss", run.all_steps, run.noisy(run.all_steps, 2.0 + 300.0 * np.exp(-run.all_steps / 10)))
+    FAULTS["softmax_collapse"](run, 120, 0.5)
+    assert only("softmax_collapse", run).severity == "warning"
 
 
 def test_an_effective_rate_that_falls_with_the_schedule_is_as_it_should_be():

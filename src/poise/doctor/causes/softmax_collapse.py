@@ -12,8 +12,8 @@ denominator shrinks with the gradients, so a rare sample that does have one may 
 ## How it is detected
 `softmax_collapse` (fraction of rows whose sum of exponentials is exactly 1) and `zero_losses` (fraction of samples
 whose loss is exactly 0) are both at least one half in three consecutive samples. Labels that are ignored do not count.
-It is a warning while something is left to fit: the loss is above 5 % of where it started, or of the entropy of the
-targets where that is smaller and known. A network that has fitted its training set loses no more of it: *info*.
+It is a warning while something is left to fit: the loss is above 5 % of the entropy of the targets, or of where it
+started where that is not known. A network that has fitted its training set loses no more of it: *info*.
 
 ## What cures it
 Train on StableMax, in which no term is absorbed; remove from the gradients the direction that only scales the logits
@@ -77,9 +77,9 @@ def _is_unfitted(record: Record, step: int) -> bool:
     i = int(np.searchsorted(curve.steps, step, side="right")) - 1
     if i < 0:
         return True
-    # Logits that are large from the start begin at a loss far above that of a guess.
-    scale = np.fmin(np.abs(curve.start[i]), loss_of_a_guess(record)[i])
-    return bool(curve.level[i] > UNFITTED * scale)
+    # Logits that are large from the start begin far above a guess; a second-order method is far below it at once.
+    guess = loss_of_a_guess(record)[i]
+    return bool(curve.level[i] > UNFITTED * (guess if np.isfinite(guess) else abs(curve.start[i])))
 
 
 CAUSE = Cause(

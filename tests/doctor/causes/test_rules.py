@@ -24,7 +24,7 @@ from poise.doctor.events import LossEvent
 from poise.report.finding import Finding
 from poise.store import Event, Record, Series
 
-from .synthetic import ATTENTION, FAULTS, WEIGHTS, Run, diverge, healthy, make_low_precision, sick
+from .synthetic import ATTENTION, FAULTS, WEIGHTS, Run, diverge, healthy, make_low_precision, set_optimizer, sick
 
 
 def find(cause: str, run: Run | Record) -> list[Finding]:
@@ -457,6 +457,15 @@ def test_labels_that_change_explain_the_gradients_that_jump():
     found = diagnose(run.record())
     assert {"label_problem", "exploding_gradients"} <= {f.cause for f in found}
     assert [f.cause for f in found if f.severity != "info"] == ["label_problem"]
+
+
+@pytest.mark.parametrize(("peak", "found"), [(3e-3, 1), (3e-4, 0)])
+def test_weights_are_forgotten_by_the_mean_of_a_schedule_that_begins_near_zero(peak, found):
+    run = healthy(300)
+    FAULTS["weight_decay_too_strong"](run, 0, 0.5)
+    set_optimizer(run, "AdamW", weight_decay=10.0)
+    run.put("lr", run.all_steps, peak * np.minimum(1, (run.all_steps + 1) / 60))
+    assert len(find("weight_decay_too_strong", run)) == found
 
 
 @pytest.mark.parametrize(("share", "severity"), [(0.97, "warning"), (1.0, "error")])

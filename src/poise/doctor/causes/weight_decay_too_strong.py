@@ -13,7 +13,8 @@ The loss is at its trivial value (97 % of the entropy of the targets, else four 
 and the decay outweighs the gradient. Where the optimizer adds it to the gradient: in the first sample `weight_decay *
 ||weight||` is more than twice the norm of the gradient, for the median of the weight matrices. Where it is decoupled
 (AdamW): `lr * weight_decay` has been above 0.01 a step in the mean, so that weights are forgotten within a hundred
-steps (usual: ten thousand). Not if the weights, measured later, still have half of their first norm.
+steps (usual: ten thousand), with a decay above the usual 0.1. Not if the weights, measured later, still have half of
+their first norm.
 
 ## What cures it
 A weight decay ten to a thousand times smaller; 1e-4 to 5e-4 is usual for SGD, 0.01 to 0.1 for AdamW.
@@ -39,6 +40,7 @@ from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 OUTWEIGHS, FORGETS = 2.0, 0.01
+USUAL = 0.1  # of AdamW, at most
 STEPS, SHRUNK = 100, 0.5
 WORSE = 1.3  # a loss above that is no longer one of weights that vanish
 
@@ -95,8 +97,9 @@ def _forgets(record: Record, decays: dict[str, float], names: list[str], idle: M
     first = int(lr.steps[0])
     sums = np.cumsum(align(lr, np.arange(first, max(int(steps[-1]), first) + 1)))
     so_far = np.maximum(steps - first, 0)
-    rates = sums[so_far] / (so_far + 1) * float(np.median([decays[name] for name in names]))
-    idle = idle & (rates > FORGETS)
+    decay = float(np.median([decays[name] for name in names]))
+    rates = sums[so_far] / (so_far + 1) * decay
+    idle = idle & (rates > FORGETS) & (decay > USUAL)  # else it is the learning rate that is too high
     return idle, Evidence("lr * weight_decay", float(rates[np.argmax(idle)]), FORGETS, None, first)
 
 

@@ -56,7 +56,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
     found = _search_graph(loss)
     statement = next(filter(None, map(first_bad_statement, _user_frames())), None)
     if statement is not None and variable is not None and statement["source"] == variable["source"]:
-        return {**NO_ORIGIN, **variable, "where": "loss"}
+        return {**NO_ORIGIN, **variable, "statement": statement["statement"], "where": "loss"}
     if statement is not None:
         op = (
             found["op"]

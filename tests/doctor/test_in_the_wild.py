@@ -54,8 +54,8 @@ def test_the_statement_that_made_a_nan_outside_the_model_is_named(rows, tmp_path
     if rows > 1:
         assert found == []
     else:
-        assert found[0].cause == "forward_nonfinite"
-        assert "`scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-08)`" in found[0].summary
+        assert found[0].cause == "deviation_of_one_value"
+        assert found[0].summary.startswith("std for scaled (test_in_the_wild.py:")
 
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-4])

@@ -35,7 +35,7 @@ KNOWN = Catalogue((NUMBERS, RuleSet("others", "geometry", "`look`", (SMALL,), ("
 def test_findings_come_worst_first_with_the_rules_id_and_remedies():
     first, second = findings_of(NUMBERS, -1.0)
     assert (first.cause, first.remedies) == ("negative", ("absolute",))
-    assert (second.cause, second.remedies) == ("small", ("double", "absolute"))
+    assert (second.cause, second.remedies) == ("small", ("double=2", "absolute"))
     assert findings_of(NUMBERS, 5.0) == []
 
 

@@ -96,6 +96,11 @@ def softmax_over_batch(broken):
     train(mlp(4, 8, 5), lambda m: F.nll_loss(F.log_softmax(m(table()), dim=0 if broken else 1), y))
 
 
+def softmax_over_batch_distilled(broken):
+    soft = torch.randn(16, 5).softmax(1)
+    train(mlp(4, 8, 5), lambda m: F.kl_div(F.log_softmax(m(table()), dim=0 if broken else 1), soft))
+
+
 def nll_input(broken):
     y = torch.randint(5, (16,))
     train(mlp(4, 8, 5), lambda m: F.nll_loss(m(table()) if broken else m(table()).log_softmax(1), y))
@@ -138,6 +143,16 @@ def target_out_of_range_masked(broken):  # -1 stands for "not known"
         if broken:
             return F.binary_cross_entropy_with_logits(m(table()), y)
         return F.binary_cross_entropy_with_logits(m(table()), y, weight=(y >= 0).float())
+
+    train(mlp(4, 8, 1), loss)
+
+
+def target_out_of_range_unreduced(broken):  # pixels that were not divided by 16, or are but with some marked by -1
+    y = torch.randint(17, (16, 1)).float()
+    y = y if broken else (y / 16).where(y < 12, torch.tensor(-1.0))
+
+    def loss(m):
+        return (F.binary_cross_entropy_with_logits(m(table()), y, reduction="none") * (y >= 0)).mean()
 
     train(mlp(4, 8, 1), loss)
 
@@ -562,6 +577,16 @@ def deviation_of_one_value(broken):
         return (a * m(table(len(a)))[:, 0]).mean()
 
     train(mlp(4, 8, 1), loss)
+
+
+def deviation_of_one_value_of_inputs(broken):
+    model = mlp(4, 8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in table(33).split(4):
+        x = (batch - batch.mean(0)) / (batch.std(0, correction=1 if broken else 0) + 1e-8)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
 
 
 def unmixed_batches(broken):

@@ -250,6 +250,20 @@ def test_passes_without_gradients_that_are_no_evaluation_in_training_mode(run, w
 # ---- the dimension of the batch
 
 
+def both_ways():
+    """Pairs of views: each is to find its partner among the rows, and among the columns."""
+
+    def loss(m):
+        likeness = m(table()) @ m(table()).T
+        return sum(F.kl_div(F.log_softmax(likeness, dim=dim), torch.eye(16)) for dim in (0, 1))
+
+    train(mlp(4, 8, 8), loss)
+
+
+def test_a_softmax_over_pairs_is_none_over_a_batch(watching):
+    assert found(watching, both_ways, "softmax_over_batch") == []
+
+
 class Mixture(nn.Module):
     """Weights of as many parts as there are examples, and columns of weights of length one."""
 

@@ -10,7 +10,8 @@ Predictions do not change any more, the loss does. Logits grow until the softmax
 
 ## How it is detected
 `loss_scaling_alignment`, the cosine of the last weight matrix and the negative gradient, is above 0.5 in five
-consecutive samples, while the cross-entropy is below 1 % of where it began: by then hardly a sample can be wrong.
+consecutive samples, while the cross-entropy is below 1 % of where it began: by then hardly a sample can be wrong. It is
+*info*: whether something was left to learn, other data than those of training would have to show.
 
 ## What cures it
 Remove that direction from the gradients (OrthoGrad), use weight decay against it, or train on StableMax, whose loss
@@ -53,7 +54,7 @@ def find(record: Record) -> list[Finding]:
     cosine, onset = float(np.median(series.values[run])), int(series.steps[run][0])
     return [
         CAUSE.finding(
-            "warning",
+            "info",
             confidence(cosine, ALIGNED),
             f"Since step {onset} the data are fitted (loss below 1 % of its start) and what still lowers it "
             f"is scaling {name} up (cosine of weight and step {number(cosine)}).",
@@ -83,6 +84,5 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="activations and logits",
-    leads_to=("softmax_collapse",),
     remedies=("ortho_grad", "weight_decay", "stablemax"),
 )

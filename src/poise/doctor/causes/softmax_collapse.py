@@ -12,6 +12,8 @@ denominator shrinks with the gradients, so a rare sample that does have one may 
 ## How it is detected
 `softmax_collapse` (fraction of rows whose sum of exponentials is exactly 1) and `zero_losses` (fraction of samples
 whose loss is exactly 0) are both at least one half in three consecutive samples. Labels that are ignored do not count.
+It is a warning while something is left to fit: the loss is above 5 % of the entropy of the targets, or of where it
+started where that is not known. A network that has fitted its training set loses no more of it: *info*.
 
 ## What cures it
 Train on StableMax, in which no term is absorbed; remove from the gradients the direction that only scales the logits
@@ -34,11 +36,13 @@ import numpy as np
 
 from poise.doctor.causes.cause import Cause
 from poise.doctor.causes.reading import align, confidence, evidence_at, first_run, number
+from poise.doctor.events import loss_curve, loss_of_a_guess
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 FRACTION = 0.5
 SAMPLES = 3
+UNFITTED = 0.05
 
 
 def find(record: Record) -> list[Finding]:
@@ -52,7 +56,7 @@ def find(record: Record) -> list[Finding]:
     fraction = float(np.median(zero[i - SAMPLES + 1 : i + 1]))
     return [
         CAUSE.finding(
-            "warning",
+            "warning" if _is_unfitted(record, detected) else "info",
             confidence(fraction, FRACTION),
             f"Since step {onset} the loss of {number(100 * fraction)} % of the samples is exactly zero: the softmax "
             "has absorbed the other classes, and nothing is learned from these samples.",
@@ -65,6 +69,17 @@ def find(record: Record) -> list[Finding]:
             ],
         )
     ]
+
+
+def _is_unfitted(record: Record, step: int) -> bool:
+    """Return whether the loss of a typical batch is not yet small at ``step``; true where no loss is known."""
+    curve = loss_curve(record)
+    i = int(np.searchsorted(curve.steps, step, side="right")) - 1
+    if i < 0:
+        return True
+    # Logits that are large from the start begin far above a guess; a second-order method is far below it at once.
+    guess = loss_of_a_guess(record)[i]
+    return bool(curve.level[i] > UNFITTED * (guess if np.isfinite(guess) else abs(curve.start[i])))
 
 
 CAUSE = Cause(

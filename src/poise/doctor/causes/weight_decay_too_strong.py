@@ -12,8 +12,9 @@ guess, and the gradients, which pass through the weights, vanish as well. No lea
 The loss is at its trivial value (97 % of the entropy of the targets, else four fifths of its start) after 100 steps,
 and the decay outweighs the gradient. Where the optimizer adds it to the gradient: in the first sample `weight_decay *
 ||weight||` is more than twice the norm of the gradient, for the median of the weight matrices. Where it is decoupled
-(AdamW): `lr * weight_decay` is above 0.01 a step, so that weights are forgotten within a hundred steps (usual: ten
-thousand). Not if the weights, measured later, still have half of their first norm.
+(AdamW): `lr * weight_decay` has been above 0.01 a step in the mean, so that weights are forgotten within a hundred
+steps (usual: ten thousand), with a decay above the usual 0.1. Not if the weights, measured later, still have half of
+their first norm.
 
 ## What cures it
 A weight decay ten to a thousand times smaller; 1e-4 to 5e-4 is usual for SGD, 0.01 to 0.1 for AdamW.
@@ -33,12 +34,13 @@ from __future__ import annotations
 import numpy as np
 
 from poise.doctor.causes.cause import Cause
-from poise.doctor.causes.reading import confidence, matrices, number, optimizer_class, value_at
+from poise.doctor.causes.reading import Mask, align, confidence, matrices, number, optimizer_class, value_at
 from poise.doctor.events import find_events, following, loss_curve, trivial_loss
 from poise.report.finding import Evidence, Finding
 from poise.store import Record
 
 OUTWEIGHS, FORGETS = 2.0, 0.01
+USUAL = 0.1  # of AdamW, at most
 STEPS, SHRUNK = 100, 0.5
 WORSE = 1.3  # a loss above that is no longer one of weights that vanish
 
@@ -47,9 +49,10 @@ def find(record: Record) -> list[Finding]:
     """Find weight decay that outweighs the gradient while nothing is learned."""
     curve, decays = loss_curve(record), _decays(record)
     layers = matrices({n: s for n, s in record.by_layer("param_norm").items() if decays.get(n, 0.0) > 0}, record)
-    evidence = _outweighs(record, decays, list(layers)) if layers else None
     guess = trivial_loss(record)
     idle = (np.arange(len(curve.steps)) >= STEPS) & (curve.level > guess) & (curve.level < WORSE * guess)
+    outweighs = _forgets if _is_decoupled(record) else _outweighs
+    idle, evidence = outweighs(record, decays, list(layers), idle) if layers else (idle, None)
     if evidence is None or not idle.any():
         return []
     i = int(np.argmax(idle))
@@ -79,11 +82,29 @@ def find(record: Record) -> list[Finding]:
     ]
 
 
-def _outweighs(record: Record, decays: dict[str, float], names: list[str]) -> Evidence | None:
-    if optimizer_class(record).endswith("AdamW") or "SGDW" in optimizer_class(record):
-        lr = record["lr"]
-        rate = float(lr.values[0]) * float(np.median([decays[name] for name in names])) if len(lr.steps) else 0.0
-        return Evidence("lr * weight_decay", rate, FORGETS, None, int(lr.steps[0])) if rate > FORGETS else None
+def _is_decoupled(record: Record) -> bool:
+    return optimizer_class(record).endswith("AdamW") or "SGDW" in optimizer_class(record)
+
+
+def _forgets(record: Record, decays: dict[str, float], names: list[str], idle: Mask) -> tuple[Mask, Evidence | None]:
+    """Return which of the idle steps come after so much decay that it has forgotten the weights, and how much it was.
+
+    It is the mean over all steps so far: a schedule may begin near 0.
+    """
+    lr, steps = record["lr"], loss_curve(record).steps
+    if not len(lr.steps) or not idle.any():
+        return idle, None
+    first = int(lr.steps[0])
+    sums = np.cumsum(align(lr, np.arange(first, max(int(steps[-1]), first) + 1)))
+    so_far = np.maximum(steps - first, 0)
+    decay = float(np.median([decays[name] for name in names]))
+    rates = sums[so_far] / (so_far + 1) * decay
+    idle = idle & (rates > FORGETS) & (decay > USUAL)  # else it is the learning rate that is too high
+    return idle, Evidence("lr * weight_decay", float(rates[np.argmax(idle)]), FORGETS, None, first)
+
+
+def _outweighs(record: Record, decays: dict[str, float], names: list[str], idle: Mask) -> tuple[Mask, Evidence | None]:
+    """Return the idle steps, and how much larger the decay was than the gradient at the start if it was much larger."""
     ratios = []
     for name in names:
         weight, gradient = record[f"param_norm[{name}]"], record[f"grad_norm[{name}]"]
@@ -91,8 +112,9 @@ def _outweighs(record: Record, decays: dict[str, float], names: list[str]) -> Ev
             ratios.append(decays[name] * float(weight.values[0]) / float(gradient.values[0]))
     ratio = float(np.median(ratios)) if ratios else 0.0
     step = int(record[f"param_norm[{names[0]}]"].steps[0])
-    signal = "weight_decay * param_norm / grad_norm"
-    return Evidence(signal, ratio, OUTWEIGHS, None, step) if np.isfinite(ratio) and ratio > OUTWEIGHS else None
+    if not (np.isfinite(ratio) and ratio > OUTWEIGHS):
+        return idle, None
+    return idle, Evidence("weight_decay * param_norm / grad_norm", ratio, OUTWEIGHS, None, step)
 
 
 def _how(evidence: Evidence) -> str:

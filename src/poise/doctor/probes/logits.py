@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ROWS = 256
 _CLASSES = 256  # beyond that the table of predictions against labels is not kept
-_MEMORY = 0.8  # fraction of the table that a further sampled step keeps
+_LABELS = 8  # for each class, that the table holds: fewer would make any prediction seem to determine the label
 
 
 class LogitProbe(Probe):
@@ -26,7 +26,7 @@ class LogitProbe(Probe):
     ``logits_are_probabilities``: 1 if every row lies in [0, 1] and sums to 1. ``label_entropy`` of the batch in nats,
     ``label_ignored`` (fraction), ``classes``; from a decaying table of predictions against labels ``label_agreement``
     (accuracy) and ``label_purity`` (how well a prediction determines the label, whichever it is): labels that were
-    permuted halfway keep their purity and lose their agreement.
+    permuted halfway keep their purity and lose their agreement. The table holds about eight labels for each class.
 
     ``softmax_collapse``: fraction of rows whose ``sum(exp(z - max(z)))`` is exactly 1 in the precision of the softmax,
     so that all classes but one were absorbed; ``zero_losses``: fraction of rows (those not ignored) whose loss is
@@ -77,7 +77,8 @@ class LogitProbe(Probe):
         table = self._table
         if table is None or table.shape[0] != classes or table.device != predicted.device:
             table = torch.zeros(classes, classes, device=predicted.device)
-        table.mul_(_MEMORY).view(-1).index_add_(0, predicted * classes + labels, weights)
+        kept = (1 - weights.sum() / (_LABELS * classes)).clamp_min(0)  # a large batch needs no others
+        table.mul_(kept).view(-1).index_add_(0, predicted * classes + labels, weights)
         self._table = table
         total = table.sum().clamp_min(1e-12)
         sink.observe("label_agreement", table.diagonal().sum() / total)

@@ -18,11 +18,10 @@ _STATISTICS = {"std", "var", "std_mean", "var_mean"}
 _FRAMES = 4
 
 
-def first_nan_variable(loss: Tensor) -> dict[str, Any] | None:
+def first_nan_variable() -> dict[str, Any] | None:
     """Return name, line, shape and statistic of the first NaN among the variables of the running functions.
 
-    Where they are gone, the graph of ``loss`` may still hold the NaN, and the user's file names the statistic. ``None``
-    if there is no NaN, or none of them was made by a standard deviation or variance.
+    ``None`` if there is no NaN, or none of them was made by a standard deviation or variance.
     """
     frame = user_frame()
     for _ in range(_FRAMES):
@@ -32,11 +31,14 @@ def first_nan_variable(loss: Tensor) -> dict[str, Any] | None:
         if found is not None:
             return found
         frame = frame.f_back
-    return _search_graph(loss)
+    return None
 
 
-def _search_graph(loss: Tensor) -> dict[str, Any] | None:
-    """Find a NaN constant that the loss was multiplied with, and the only statistic in the file."""
+def nan_constant(loss: Tensor) -> dict[str, Any] | None:
+    """Return a NaN constant that the loss was multiplied with, and the only statistic in the user's file.
+
+    The graph of ``loss`` may hold the NaN where the variables are gone.
+    """
     frame, node = user_frame(), loss.grad_fn
     shape = next((list(t.shape) for t in _kept(node) if _all_nan(t)), None)
     if frame is None or shape is None:

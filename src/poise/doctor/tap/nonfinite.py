@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from poise.doctor.tap.bad_statement import first_bad_statement
 from poise.doctor.tap.forward import ForwardHooks
 from poise.doctor.tap.masked_rows import masked_rows
-from poise.doctor.tap.nan_variables import first_nan_variable
+from poise.doctor.tap.nan_variables import first_nan_variable, nan_constant
 from poise.doctor.tap.shadow import RootCall, can_shadow, shadow
 from poise.doctor.tap.state import TapState
 from poise.doctor.tap.timeline import Timeline
@@ -37,6 +37,7 @@ _MASKING = {
     "log_softmax",
 }
 NO_ORIGIN = {"module": "", "op": "", "source": ""}
+_INPUT = "the input batch"
 
 
 def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tensor) -> dict[str, Any]:
@@ -48,10 +49,14 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
         found = _search_model(state, forward)
     except Exception as error:  # a forward pass that cannot be repeated
         return {**NO_ORIGIN, "where": "model", "error": str(error)}
+    variable = first_nan_variable()
     if found is not None:
-        return {**found, "where": "model"}
+        made = variable if found["op"] == _INPUT and variable is not None else {}
+        return {**found, **made, "where": "model"}
     found = _search_graph(loss)
     statement = next(filter(None, map(first_bad_statement, _user_frames())), None)
+    if statement is not None and variable is not None and statement["source"] == variable["source"]:
+        return {**NO_ORIGIN, **variable, "statement": statement["statement"], "where": "loss"}
     if statement is not None:
         op = (
             found["op"]
@@ -61,7 +66,7 @@ def explain_nonfinite_forward(state: TapState, forward: ForwardHooks, loss: Tens
         return {"module": "", "where": "loss", **statement, "op": op}
     if found is not None:
         return {**found, "module": "", "where": "loss", "source": _line_calling(found["op"])}
-    return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss", **(first_nan_variable(loss) or {})}
+    return {**NO_ORIGIN, "source": _line_calling("backward"), "where": "loss", **(variable or nan_constant(loss) or {})}
 
 
 def _nonfinite_weights(state: TapState) -> list[str]:
@@ -104,7 +109,7 @@ def _search_model(state: TapState, hooks: ForwardHooks) -> dict[str, Any] | None
         if not can_shadow(call):
             return None
         if any(not bool(torch.isfinite(t).all()) for t in _floats((call.args, call.kwargs))):
-            return {**NO_ORIGIN, "op": "the input batch"}
+            return {**NO_ORIGIN, "op": _INPUT}
         observer = _FirstNonFinite(state, hooks)
         with shadow(call) as forward, hooks.watching(), observer:
             output = forward()

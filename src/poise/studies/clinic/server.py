@@ -8,6 +8,7 @@ and the CPU seconds of the child.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -61,7 +62,8 @@ def run(order: dict[str, Any]) -> None:
 def main() -> None:
     """Answer orders until stdin is closed."""
     torch.set_num_threads(1)
-    typer.main.get_command(poise.cli.app.app)  # imports more
+    # By name, as `python -m poise` finds it: no module below the command line imports it. This imports more.
+    typer.main.get_command(importlib.import_module("poise.cli.app").app)
     gc.collect()
     gc.freeze()  # otherwise the collector of a child would touch, and so copy, every page
     for line in iter(sys.stdin.readline, ""):

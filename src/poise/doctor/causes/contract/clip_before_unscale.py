@@ -64,5 +64,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("label_problem",),
+    leads_to=("label_problem", "clip_saturated"),
 )

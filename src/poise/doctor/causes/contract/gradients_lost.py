@@ -43,9 +43,7 @@ def find(record: Record) -> list[Finding]:
             "error",
             EXACT,
             f"zero_grad(){at_line(event)} is called after backward() and before step(): no step finds a gradient. "
-            f"Call it "
-            "before backward().",
-            onset=0,
+            "Call it before backward().",
             detected=event.step,
             evidence=[Evidence("gradients_at_step", 0.0, None, None, event.step)],
         )

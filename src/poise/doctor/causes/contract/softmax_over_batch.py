@@ -43,7 +43,8 @@ def find(record: Record) -> list[Finding]:
     if "module" in event.payload:
         return [_in_model(event)]
     name = "log_softmax" if event.payload.get("made_by") == "logsoftmax" else "softmax"
-    cure = "Use dim=1" if event.payload.get("function") == "nll_loss" else "Leave it out: cross_entropy applies its own"
+    applies_its_own = event.payload.get("function") == "cross_entropy"
+    cure = "Leave it out: cross_entropy applies its own" if applies_its_own else "Use dim=1"
     return [
         CAUSE.finding(
             "error",

@@ -74,6 +74,9 @@ class LossInputProbe(Probe):
             self._tell(sink, "nll_input", call, made_by, given=given)
 
     def _kl(self, sink: Sink, call: LossCall) -> None:
+        node = origin(call.input)
+        if op_name(node) == "logsoftmax" and _is_over_batch(node, call.input) and _are_rows(call):
+            self._tell(sink, "softmax_over_batch", call, "logsoftmax")
         # The logarithm of a probability is not above 0, a probability not below it.
         log_target = bool(call.options.get("log_target"))
         wrong = []
@@ -122,6 +125,14 @@ def _sums_to_one(numbers: Tensor) -> bool:
 def _is_not_normalised(numbers: Tensor) -> bool:
     total = torch.logsumexp(numbers.detach().float(), _class_dim(numbers))
     return bool(total.isfinite().all()) and float(total.abs().median()) > _NORMALISED
+
+
+def _are_rows(call: LossCall) -> bool:
+    """Return whether the rows of a target are distributions and its columns are none."""
+    target = call.target.detach().float()
+    target = target.exp() if call.options.get("log_target") else target
+    rows, columns = ((target.sum(dim) - 1).abs() < 1e-3 for dim in (1, 0))
+    return target.dim() == 2 and bool(rows.all()) and not bool(columns.all())
 
 
 def _is_over_batch(node: Any, numbers: Tensor) -> bool:

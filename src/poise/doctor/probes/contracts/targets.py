@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from poise.doctor.tap.loss_call import LossCall
     from poise.doctor.tap.sink import Sink
 
+_MARKS = 2  # different numbers that may mark targets as left out
 _REGRESSION = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
 _RANGES = {
     "relu": (0.0, math.inf),
@@ -49,11 +50,10 @@ class TargetProbe(Probe):
             self._alignment(sink, call)
 
     def _probabilities(self, sink: Sink, call: LossCall) -> None:
-        # With a weight or without reduction a number outside may mark what is left out.
-        if call.options.get("weight") is not None or call.options.get("reduction") == "none":
-            return
         low, high = _range(call.target)
-        if low < 0 or high > 1:
+        # With a weight or without reduction a number outside may mark what is left out.
+        may_mark = call.options.get("weight") is not None or call.options.get("reduction") == "none"
+        if (low < 0 or high > 1) and not (may_mark and _outside(call.target).numel() <= _MARKS):
             self._tell(sink, "target_out_of_range", call, low=low, high=high, want=[0, 1])
 
     def _classes(self, sink: Sink, call: LossCall) -> None:
@@ -121,6 +121,12 @@ def reachable(node: Any) -> tuple[float, float]:
 def _range(numbers: Tensor) -> tuple[float, float]:
     low, high = torch.aminmax(numbers.detach())
     return float(low), float(high)
+
+
+def _outside(probabilities: Tensor) -> Tensor:
+    """Return the different numbers that are no probabilities."""
+    numbers = probabilities.detach()
+    return numbers[(numbers < 0) | (numbers > 1)].unique()
 
 
 def _json(bound: float) -> float | None:

@@ -327,7 +327,7 @@ FAULTS = (
         args=("--epochs", "500", "--lr", "3e-3", "--batch-size", "256"),
         onset=(10, 500),
         where=("head",),
-        severity=ANY,
+        severity=("info",),
         overhead=1.0,
     ),
     Fault(
@@ -381,5 +381,6 @@ FAULTS = (
         (("targets = torch.tensor(digits.target)", "targets = torch.tensor(digits.target)[torch.randperm(len(images))]"),),
         onset=(0, 120),
         severity=ANY,
+        also="undetermined",  # 1400 examples do not always suffice to show it; it is then named as likeliest
     ),
 )  # fmt: skip

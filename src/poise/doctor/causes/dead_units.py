@@ -10,7 +10,7 @@ is a constant.
 ## How it is detected
 `dead_units[layer]`, the fraction of units that were zero for each of the last 100 inputs seen, exceeds 0.5 in three
 consecutive samples. Some units are zero for most inputs in a healthy network, so up to 0.9 this is *info*, unless
-the loss stalled or diverged; above 0.9 it is a warning, and from 0.98 on an error.
+the loss stalled or diverged while more than 0.75 were dead; above 0.9 it is a warning, and from 0.98 on an error.
 
 ## What cures it
 A lower learning rate or a warm-up (most units die in a few steps that are too large), biases that start at 0, scaled
@@ -44,7 +44,7 @@ from poise.doctor.events import find_events, following
 from poise.report.finding import Evidence, Finding, Severity
 from poise.store import Record
 
-THRESHOLD, MANY, ALL = 0.5, 0.9, 0.98
+THRESHOLD, HARMFUL, MANY, ALL = 0.5, 0.75, 0.9, 0.98
 BORN, LARGE_UPDATE = 2, 0.02
 
 
@@ -83,7 +83,7 @@ def find(record: Record) -> list[Finding]:
             detected=hit.step,
             event=event,
             remedies=None if killed else (),
-            severity_with_event="error" if fraction >= ALL else "warning",
+            severity_with_event="error" if fraction >= ALL else "warning" if fraction > HARMFUL else "info",
             evidence=[Evidence(f"dead_units[{layer}]", value_at(layers[layer], hit.step), THRESHOLD, None, hit.step)],
         )
     ]

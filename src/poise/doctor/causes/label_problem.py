@@ -151,5 +151,5 @@ CAUSE = Cause(
     exact=False,
     doc=__doc__,
     family="data",
-    leads_to=("bad_batch", "exploding_gradients"),
+    leads_to=("bad_batch",),
 )

@@ -65,5 +65,5 @@ CAUSE = Cause(
     exact=True,
     doc=__doc__,
     family="contract",
-    leads_to=("label_problem", "forward_nonfinite", "bad_batch"),
+    leads_to=("label_problem",),  # and through it to a bad batch and to values that are not finite
 )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from poise.evidence.estimate import Estimate
     from poise.evidence.event_rates import RateComparison, compare_event_rates
     from poise.evidence.intervals import clopper_pearson
+    from poise.evidence.mean_interval import mean_interval
     from poise.evidence.overlap import Clipped, Overlap, clip_probabilities, effective_sample_size, overlap
     from poise.evidence.paired import PairedComparison, compare_paired
     from poise.evidence.pooled import PooledEvidence, PriorRobustness, bf_robustness, pooled_bf, sequential_bf
@@ -52,6 +53,7 @@ __all__ = [
     "compare_paired",
     "domain_weights",
     "effective_sample_size",
+    "mean_interval",
     "overlap",
     "paired_wins",
     "pooled_bf",

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from poise.evidence.estimate import Estimate
+from poise.evidence.mean_interval import mean_interval
 
 SYNTHETIC, JITTER, REPEATED = "synthetic rows", "real rows with noise", "real rows repeated"
 FEWEST_ROWS = 100  # with fewer, the standard error of an error rate may exceed five points
@@ -55,7 +56,7 @@ class AugmentationFacts:
             source: ``SYNTHETIC``, ``JITTER`` or ``REPEATED``.
             ratio: position in ``ratios``.
         """
-        return _mean(self.plain - self.error[source][ratio])
+        return mean_interval(self.plain - self.error[source][ratio])
 
     @property
     def best(self) -> int | None:
@@ -74,13 +75,3 @@ class AugmentationFacts:
         if ratio is None:
             return float((self.plain - self.plain_train).mean())
         return float((self.error[SYNTHETIC][ratio] - self.train[SYNTHETIC][ratio]).mean())
-
-
-def _mean(values: Float[np.ndarray, " splits"]) -> Estimate:
-    from scipy import stats
-
-    mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return Estimate(mean, float("-inf"), float("inf"))
-    half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - half, mean + half)

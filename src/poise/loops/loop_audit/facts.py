@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from poise.evidence.estimate import Estimate
+from poise.evidence.mean_interval import mean_interval
 
 LIKELIEST, DRAWN, TRUE, MORE_HUMAN = "likeliest label", "drawn label", "true label", "more human rows"
 
@@ -58,18 +59,8 @@ class LoopFacts:
     def amplification(self, loop: str) -> Estimate:
         """Return by how much the absolute bias grows from round 0 to the last, with its 95 % interval over seeds."""
         bias = np.abs(self.bias(loop))
-        return _mean(bias[:, -1] - bias[:, 0])
+        return mean_interval(bias[:, -1] - bias[:, 0])
 
     def drift(self, loop: str) -> Estimate:
         """Return by how much the statistic changes from round 0 to the last, with its 95 % interval over seeds."""
-        return _mean(self.values[loop][:, -1] - self.values[loop][:, 0])
-
-
-def _mean(values: Float[np.ndarray, " seeds"]) -> Estimate:
-    from scipy import stats
-
-    mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return Estimate(mean, float("-inf"), float("inf"))
-    half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
-    return Estimate(mean, mean - half, mean + half)
+        return mean_interval(self.values[loop][:, -1] - self.values[loop][:, 0])

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from poise.evidence.estimate import Estimate
+from poise.evidence.mean_interval import mean_interval
 from poise.sensitivity.churn import Churn
 
 SEED, ORDER, DATA = "seed", "row order", "rows left out"
@@ -57,14 +58,8 @@ class RetrainingFacts:
 
     def rate(self, cause: str) -> Estimate:
         """Return the fraction of decisions that flip, with its 95 % interval over retrainings."""
-        from scipy import stats
-
-        values = self.rates[cause]
-        mean, count = float(values.mean()), len(values)
-        if count < 2:
-            return Estimate(mean, 0.0, 1.0)
-        half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
-        return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+        found = mean_interval(self.rates[cause])
+        return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
     @property
     def worst(self) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from poise.evidence.estimate import Estimate
+from poise.evidence.intervals import clopper_pearson
 from poise.evidence.mean_interval import mean_interval
 from poise.sensitivity.churn import Churn
 
@@ -62,9 +63,7 @@ class RetrainingFacts:
         return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
     @property
-    def worst(self) -> str | None:
-        """The cause with the most flips above the noise floor; None if nothing flips."""
-        flips = {cause: churn.flip_rate for cause, churn in self.churn.items()}
-        if not flips or max(flips.values()) <= self.same_seed:
-            return None
-        return max(flips, key=lambda cause: flips[cause])
+    def floor(self) -> float:
+        """Upper end of the 95 % interval, over test rows, of what two trainings with the same seed differ by."""
+        differing = round(self.same_seed * self.test_rows)
+        return clopper_pearson(differing, self.test_rows)[1] if differing else 0.0

@@ -36,7 +36,7 @@ def find(facts: RetrainingFacts) -> list[Finding]:
     if "rows left out" not in facts.churn:
         return []
     rate = facts.rate("rows left out")
-    if rate.low <= max(_FLIPS, facts.same_seed):
+    if rate.low <= max(_FLIPS, facts.floor):
         return []
     ever = facts.churn["rows left out"].ambiguity
     summary = (

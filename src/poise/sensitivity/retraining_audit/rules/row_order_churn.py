@@ -36,7 +36,7 @@ def find(facts: RetrainingFacts) -> list[Finding]:
     if "row order" not in facts.churn:
         return []
     rate = facts.rate("row order")
-    if rate.low <= max(_FLIPS, facts.same_seed):
+    if rate.low <= max(_FLIPS, facts.floor):
         return []
     ever = facts.churn["row order"].ambiguity
     summary = (

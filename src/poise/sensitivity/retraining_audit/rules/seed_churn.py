@@ -36,7 +36,7 @@ def find(facts: RetrainingFacts) -> list[Finding]:
     if "seed" not in facts.churn:
         return []
     rate = facts.rate("seed")
-    if rate.low <= max(_FLIPS, facts.same_seed):
+    if rate.low <= max(_FLIPS, facts.floor):
         return []
     ever = facts.churn["seed"].ambiguity
     summary = (

@@ -8,8 +8,8 @@ Every deletion request and every correction of a record changes decisions about 
 
 ## How it is detected
 The model is trained without a small random fraction of the rows (1 % by default). The fraction of test decisions that
-differ from the base's exceeds 1 % and what two trainings with the same seed differ by, with its 95 % interval over
-retrainings. It is an error from 10 % on.
+differ from the base's exceeds 1 %, and the upper end of the interval of what two trainings with the same seed differ
+by, with its 95 % interval over retrainings. It is an error from 10 % on.
 
 ## What cures it
 An average over bags of the model, whose change by any one row is bounded; regularisation.

@@ -7,9 +7,9 @@ The same rows in another order give another model.
 An export that sorts its rows in another way changes decisions.
 
 ## How it is detected
-The model is trained on permuted rows. The fraction of test decisions that differ from
-the base's exceeds 1 % and what two trainings with the same seed differ by, with its 95 % interval over retrainings. It
-is an error from 10 % on.
+The model is trained on permuted rows. The fraction of test decisions that differ from the base's exceeds 1 %, and the
+upper end of the interval of what two trainings with the same seed differ by, with its 95 % interval over retrainings.
+It is an error from 10 % on.
 
 ## What cures it
 Sort the rows by a key before training; an average over bags.

@@ -7,9 +7,9 @@ The same model on the same rows with another seed decides otherwise about some p
 Whether someone is accepted depends on a number that nobody chose, and each retraining changes it.
 
 ## How it is detected
-The model is trained with other seeds. The fraction of test decisions that differ from
-the base's exceeds 1 % and what two trainings with the same seed differ by, with its 95 % interval over retrainings. It
-is an error from 10 % on.
+The model is trained with other seeds. The fraction of test decisions that differ from the base's exceeds 1 %, and the
+upper end of the interval of what two trainings with the same seed differ by, with its 95 % interval over retrainings.
+It is an error from 10 % on.
 
 ## What cures it
 An average over bags of the model, or over several seeds; a model without randomness.
